@@ -1,0 +1,1 @@
+"""Expunge: remove specific outputs from trained diffusion models, in nightly batches, with evidence."""

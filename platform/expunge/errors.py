@@ -1,0 +1,52 @@
+"""The one error hierarchy. A message says what was wrong and where; `mend` says what to do about it.
+
+Exit codes of every command: 0 all well, 1 unexpected failure, 2 bad input, 3 a verdict or gate did not pass,
+4 not found, 5 a service is unreachable, 6 storage failed.
+"""
+
+
+class ExpungeError(Exception):
+    """Base of everything a user can cause or mend."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, mend: str | None = None) -> None:
+        self.message = message
+        self.mend = mend
+        super().__init__(message if mend is None else f"{message}: {mend}")
+
+
+class InputError(ExpungeError):
+    """A request, a file, a setting or an argument is not acceptable."""
+
+    exit_code = 2
+
+
+class GateError(ExpungeError):
+    """The work is done, and its evidence does not pass."""
+
+    exit_code = 3
+
+
+class NotFoundError(ExpungeError):
+    """The named request, batch, model or version does not exist."""
+
+    exit_code = 4
+
+
+class UnavailableError(ExpungeError):
+    """Ray, the tracking server or the database does not answer."""
+
+    exit_code = 5
+
+
+class StorageError(ExpungeError):
+    """The blob store or the disk refuses; what was accepted before is untouched."""
+
+    exit_code = 6
+
+
+class TransitionError(ExpungeError):
+    """A request was asked to enter a state that its lifecycle does not allow from where it is."""
+
+    exit_code = 2

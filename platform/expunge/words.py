@@ -1,0 +1,174 @@
+"""The words of the platform: one frozen type each. They are the arrows between the rooms."""
+
+import hashlib
+from datetime import date, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from expunge.settings import Resolution, TrainingSettings
+
+BlobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+
+
+class Word(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of the content: equal content, equal fingerprint."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class EditSpec(Word):
+    """How to make a surrogate: the editor's name, an optional mask (white is edited), and the editor's options."""
+
+    editor: Identifier
+    mask: BlobId | None = None
+    options: dict[str, str] = Field(default_factory=dict)
+
+
+class RemovalRequest(Word):
+    """What must not be generated any more."""
+
+    id: Identifier
+    model: Identifier
+    images: tuple[BlobId, ...] = Field(min_length=1, max_length=64)
+    prompt: Text | None = None
+    surrogates: tuple[BlobId, ...] = Field((), description="one for each image, or none")
+    edit: EditSpec | None = None
+    external_id: ExternalId
+    reason: Text = ""
+    due: date | None = None
+    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+
+
+class RequestState(StrEnum):
+    ACCEPTED = "accepted"
+    BATCHED = "batched"
+    REMOVED = "removed"
+    FAILED = "failed"
+    WITHDRAWN = "withdrawn"
+
+
+class RemovalBatch(Word):
+    """The requests drained for one night; the id is the idempotency handle."""
+
+    id: Identifier
+    created: datetime
+    requests: tuple[RemovalRequest, ...]
+
+
+class UnlearnJob(Word):
+    """One base model, one resolution: its requests, new and already removed, and its training settings."""
+
+    model: Identifier
+    source: str
+    resolution: Resolution
+    requests: tuple[RemovalRequest, ...] = Field(description="new ones, to be decided tonight")
+    ledger: tuple[RemovalRequest, ...] = Field((), description="removed on earlier nights, removed again and re-verified")
+    warm_start: str | None = Field(None, description="the version whose weights training starts from")
+    training: TrainingSettings
+
+    @property
+    def id(self) -> str:
+        """Names the job's folder, run and version: equal content is the same job."""
+        return f"{self.model}-{self.fingerprint()}"
+
+    @property
+    def everything(self) -> tuple[RemovalRequest, ...]:
+        return (*self.ledger, *self.requests)
+
+
+class PreparedJob(Word):
+    """Sealed safetensors, named by their content."""
+
+    job: str
+    forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
+    retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
+    conditioning: BlobId = Field(description="one row a prompt")
+    surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
+    skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
+
+
+class Hotfix(Word):
+    """What is handed over: a LoRA adapter or full weights, in diffusers' own format."""
+
+    job: str
+    kind: Literal["lora", "full"]
+    path: Path
+    steps: int
+    digest: str = Field(description="SHA-256 of the weights")
+
+
+class Measured(Word):
+    """A number with its baseline and its noise floor."""
+
+    after: float
+    base: float
+    floor: float = Field(description="spread of the base model against itself over seeds")
+
+
+class RequestEvidence(Word):
+    """One request. Similarities are cosines of centred encoder features, mean over levels, seeds and images."""
+
+    request: str
+    verdict: Literal["passed", "failed", "skipped"]
+    why: str
+    shift: Measured | None = Field(None, description="re-generation: 0 is the target, 1 the surrogate")
+    target: Measured | None = Field(None, description="re-generation: similarity to the target")
+    surrogate: Measured | None = Field(None, description="re-generation: similarity to the surrogate")
+    nearest: Measured | None = Field(None, description="generation: highest similarity to the target over all samples")
+    levels: dict[str, Measured] = Field(default_factory=dict, description="noise level: similarity to the target")
+
+
+class IntegrityEvidence(Word):
+    """Unrelated outputs, same seeds, before and after. `unrelated` is the same figure for two different seeds."""
+
+    psnr: float
+    psnr_unrelated: float
+    ssim: float
+    ssim_unrelated: float
+    kid: float = Field(description="distribution distance of the hotfix's samples to the base's, same number of samples")
+    kid_floor: float = Field(description="the same between two independent halves of the base's samples")
+    passed: bool
+    why: str
+
+
+class Evidence(Word):
+    job: str
+    requests: tuple[RequestEvidence, ...]
+    integrity: IntegrityEvidence
+    pictures: dict[str, BlobId] = Field(default_factory=dict, description="sealed PNG grids: by request id, and 'unrelated'")
+
+    @property
+    def passed(self) -> frozenset[str]:
+        """The requests whose removal this hotfix proves."""
+        if not self.integrity.passed:
+            return frozenset()
+        return frozenset(r.request for r in self.requests if r.verdict == "passed")
+
+
+class ModelVersion(Word):
+    """The registered hotfix."""
+
+    name: str
+    version: str
+    run_id: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+class Ledger(Word):
+    """Every request that a registered version has had removed."""
+
+    model: Identifier
+    version: str | None
+    requests: tuple[str, ...]
