@@ -58,7 +58,6 @@ class EvaluationSettings(Section):
     generation_samples: int = Field(32, ge=1)
     integrity_samples: int = Field(32, ge=2)
     sampling_steps: int = Field(20, ge=1)
-    guidance: float = Field(3.0, ge=1, description="classifier-free guidance where the model has a prompt")
     encoder: str = "efficientnet-lite0"
 
 
@@ -76,9 +75,12 @@ class ModelSettings(Section):
     """One base model that requests may name."""
 
     source: str = Field(description="a diffusers pipeline: a path, a hub id, or testbed:NAME")
-    resolutions: tuple[Resolution, ...] = Field((), description="(height, width); default: the pipeline's own")
+    resolution: Resolution | None = Field(
+        None, description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own"
+    )
     retain_prompts: tuple[str, ...] = Field(("",), description="the retain set is generated for these")
     forget_prompts: tuple[str, ...] = Field(("",), description="conditions under which a target is removed, beside its own prompt")
+    guidance: float = Field(1.0, ge=1, description="classifier-free guidance of everything generated with this model")
     prompt_tokens: int = Field(256, ge=1, description="T5 tokens a prompt has; without a T5, zero tokens")
     editor: str = Field("blend", description="the editor where a request brings neither surrogate nor edit")
     training: dict[str, Any] = Field(default_factory=dict, description="overrides of [training]")
@@ -90,8 +92,9 @@ def _testbed_models() -> dict[str, ModelSettings]:
         "faces": ModelSettings(source="testbed:faces"),
         "flags": ModelSettings(
             source="testbed:flags",
-            resolutions=((32, 48),),
+            resolution=(32, 48),
             retain_prompts=("a flag", "the flag of Japan", "the flag of Brazil", "the flag of Sweden", "the flag of Kenya"),
+            guidance=2.0,
             prompt_tokens=1,
         ),
     }

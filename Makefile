@@ -1,0 +1,40 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# One thread a process: the tests start several workers, and results must not depend on how many cores there are.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+# DeepSpeed would otherwise try to compile CUDA extensions while it is installed.
+export DS_BUILD_OPS := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup test lint demo bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	touch $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+demo: $(STAMP)
+	$(BIN)/python jobs/demo.py
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.bench_surgery $(ARGS)
+
+# Build products and caches only: nobody's data lives in the checkout.
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(STAMP)
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name '*.egg-info' -type d -exec rm -rf {} +

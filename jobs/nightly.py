@@ -1,0 +1,40 @@
+"""Run a night on Ray: `ray job submit --working-dir jobs -- python nightly.py [--batch ID]`.
+
+Everything personal stays in the store: arguments and output carry ids only. Submitted again after a kill, it continues.
+"""
+
+import argparse
+import sys
+
+import ray
+
+from expunge.batch.driver import run_night
+from expunge.errors import ExpungeError
+from expunge.logs import configure
+from expunge.settings import load_settings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", help="the batch to run or continue (default: the open one, else a new one)")
+    parser.add_argument("--model", action="append", help="only requests of this model; may be repeated")
+    args = parser.parse_args()
+    try:
+        settings = load_settings()
+        configure(settings.log_level)
+        ray.init(log_to_driver=False)
+        night = run_night(settings, args.batch, args.model)
+    except ExpungeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if night is None:
+        print("nothing to do: no request waits")
+        return 0
+    for outcome in night.outcomes:
+        version = outcome.version.uri if outcome.version else "no version"
+        print(f"{outcome.job.id}: {outcome.error or version}, passed {len(outcome.passed)} of {len(outcome.job.everything)}")
+    return 1 if any(outcome.error for outcome in night.outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

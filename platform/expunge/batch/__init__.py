@@ -1,0 +1,1 @@
+"""Planning, and the Ray driver that walks a batch through the stages and resumes it."""

@@ -1,0 +1,63 @@
+"""How a night ends for each request: removed, back to the queue, or left to a person."""
+
+from collections.abc import Sequence
+
+from expunge.batch.plan import Plan
+from expunge.requests.store import RequestStore
+from expunge.settings import Settings
+from expunge.words import Evidence, ModelVersion, RemovalBatch, RequestState, UnlearnJob, Word
+
+
+class JobOutcome(Word):
+    """A job that went through (evidence, version, run_id) or did not (error)."""
+
+    job: UnlearnJob
+    evidence: Evidence | None = None
+    version: ModelVersion | None = None
+    run_id: str | None = None
+    error: str | None = None
+
+    @property
+    def promoted(self) -> bool:
+        return self.version is not None and "champion" in self.version.aliases
+
+    @property
+    def passed(self) -> frozenset[str]:
+        return self.evidence.passed if self.evidence else frozenset()
+
+
+def settle(store: RequestStore, settings: Settings, batch: RemovalBatch, planned: Plan, outcomes: Sequence[JobOutcome]) -> None:
+    """Write every request's fate to the store; those that an earlier, killed attempt has settled are left alone."""
+    fates: dict[str, tuple[RequestState, str, dict | None]] = {}
+    for request, why in planned.refused.items():
+        fates[request] = (RequestState.FAILED, why, None)
+    for outcome in outcomes:
+        for request in outcome.job.requests:
+            fates[request.id] = _fate(request.id, outcome, store.get(request.id).attempts, settings)
+    for request in batch.requests:
+        record = store.get(request.id)
+        if record.state is not RequestState.BATCHED or record.batch != batch.id:
+            continue
+        state, detail, evidence = fates[request.id]
+        store.transition(request.id, state, detail=detail, evidence=evidence, batch=batch.id)
+
+
+def _fate(request: str, outcome: JobOutcome, attempts: int, settings: Settings) -> tuple[RequestState, str, dict | None]:
+    again = RequestState.ACCEPTED
+    if attempts + 1 >= settings.gate_for(outcome.job.model).max_attempts:
+        again = RequestState.FAILED
+    if outcome.evidence is None:
+        return again, outcome.error or "the job left no evidence", None
+    mine = next(r for r in outcome.evidence.requests if r.request == request)
+    evidence = {"integrity": outcome.evidence.integrity.model_dump(), **mine.model_dump()}
+    if outcome.version:
+        evidence["version"] = outcome.version.uri
+    if mine.verdict == "skipped":
+        return RequestState.FAILED, mine.why, evidence
+    if mine.verdict == "failed":
+        return again, mine.why, evidence
+    if not outcome.evidence.integrity.passed:
+        return again, outcome.evidence.integrity.why, evidence
+    if not outcome.promoted:
+        return again, "an earlier removal resurfaced in this hotfix, so it was not promoted", evidence
+    return RequestState.REMOVED, mine.why, evidence

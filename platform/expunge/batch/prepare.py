@@ -1,0 +1,134 @@
+"""prepare: decode, make surrogates, encode latents and prompts, generate the retain set."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from expunge.errors import ExpungeError, InputError
+from expunge.families import load_model
+from expunge.families.base import DiffusionModel
+from expunge.requests.blobs import BlobStore
+from expunge.requests.imaging import normalise, to_array
+from expunge.settings import ModelSettings, Resolution, Settings
+from expunge.surrogates import make_editor
+from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
+from expunge.unlearning.retain import generate_latents, prompt_rows, unlike
+from expunge.words import BlobId, EditSpec, PreparedJob, RemovalRequest, UnlearnJob
+
+SURPLUS = 1.25
+"""So many more retain images are generated than asked for, as some may resemble a target and are dropped."""
+
+
+def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJob:
+    """A request that cannot be prepared is skipped with its reason; it never fails the job.
+
+    Raises InputError where the model cannot be loaded or no request is left.
+    """
+    options = settings.model(job.model)
+    model = load_model(options, job.resolution)
+    prompts = list(dict.fromkeys([*options.retain_prompts, *options.forget_prompts, *(r.prompt for r in job.everything if r.prompt)]))
+    retain = _retain(job, model, options, prompts, settings)
+    donors = to_pictures(model.decode(retain.x_0))
+
+    forget: list[ForgetSet] = []
+    surrogates: dict[str, tuple[BlobId, ...]] = {}
+    skipped: dict[str, str] = {}
+    for index, request in enumerate(job.everything):
+        try:
+            targets = [fit(to_array(blobs.get(blob)), job.resolution) for blob in request.images]
+            replacements = _surrogates(request, targets, donors, job, options, blobs)
+        except ExpungeError as error:
+            skipped[request.id] = str(error)
+            continue
+        x_f, x_s = (model.encode(to_tensor(pictures)) for pictures in (targets, replacements))
+        used = [prompts.index(prompt) for prompt in dict.fromkeys([*([request.prompt] if request.prompt else []), *options.forget_prompts])]
+        forget.append(
+            ForgetSet(
+                x_f.repeat_interleave(len(used), 0),
+                x_s.repeat_interleave(len(used), 0),
+                torch.tensor(used).repeat(len(x_f)),
+                torch.full((len(x_f) * len(used),), index),
+            )
+        )
+        surrogates[request.id] = tuple(blobs.put(to_png(picture)) for picture in replacements)
+    if not forget:
+        raise InputError(f"job {job.id}: no request could be prepared: {next(iter(skipped.values()))}")
+
+    everything = ForgetSet(*(torch.cat([getattr(part, name) for part in forget]) for name in ("x_f", "x_s", "prompt", "request")))
+    keep = unlike(retain.x_0, everything.x_f)
+    if not keep.any():
+        raise InputError(f"job {job.id}: every retain image resembles a target", mend="set other retain_prompts, or a retain_folder")
+    size = job.training.retain_size
+    return PreparedJob(
+        job=job.id,
+        forget=store_set(blobs, everything),
+        retain=store_set(blobs, RetainSet(retain.x_0[keep][:size], retain.prompt[keep][:size])),
+        conditioning=store_tensors(blobs, model.condition(prompts)),
+        surrogates=surrogates,
+        skipped=skipped,
+    )
+
+
+def _retain(job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: list[str], settings: Settings) -> RetainSet:
+    training = job.training
+    if training.retain_folder:
+        pictures = _folder(training.retain_folder, job.resolution, settings)
+        return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), options.retain_prompts))
+    prompt = prompt_rows(round(SURPLUS * training.retain_size), options.retain_prompts)
+    latents = generate_latents(
+        model,
+        model.condition(prompts),
+        prompt,  # the retain prompts stand first among the prompts
+        seed=training.seed,
+        steps=settings.evaluation.sampling_steps,
+        guidance=options.guidance,
+        empty=model.condition([""]),
+    )
+    return RetainSet(latents, prompt)
+
+
+def _folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np.ndarray]:
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise InputError(f"training.retain_folder: {folder} holds no image", mend="PNG, JPEG and WEBP files are read")
+    pngs = (normalise(file.read_bytes(), field=f"retain_folder/{file.name}", max_pixels=settings.max_pixels) for file in files)
+    return [fit(to_array(png), resolution) for png in pngs]
+
+
+def _surrogates(
+    request: RemovalRequest, targets: Sequence[np.ndarray], donors: np.ndarray, job: UnlearnJob, options: ModelSettings, blobs: BlobStore
+) -> list[np.ndarray]:
+    """The requester's own pictures, else edited ones; uint8 [h, w, 3] each."""
+    if request.surrogates:
+        return [fit(to_array(blobs.get(blob)), job.resolution) for blob in request.surrogates]
+    spec = request.edit or EditSpec(editor=options.editor)
+    mask = fit(to_array(blobs.get(spec.mask)), job.resolution).mean(2) > 127 if spec.mask else None
+    editor = make_editor(spec)
+    return [editor(target, mask=mask, donors=donors, seed=job.training.seed) for target in targets]
+
+
+def fit(picture: np.ndarray, resolution: Resolution) -> np.ndarray:
+    """uint8 [H, W, 3] scaled and centre-cropped to (height, width)."""
+    height, width = resolution
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.LANCZOS))
+
+
+def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [h, w, 3] each to float32 [B, 3, h, w] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(tensor: Tensor) -> np.ndarray:
+    """float32 [B, 3, h, w] in [-1, 1] to uint8 [B, h, w, 3]."""
+    return ((tensor.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def to_png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+"""Stage outputs on disk: a stage whose output is there is not run again."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+Output = TypeVar("Output", bound=BaseModel)
+
+
+def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Output:
+    """The output at `path`, computed and written first where it is not there yet.
+
+    The folder is named by the content of what goes in, so that equal input finds its output, and changed input does not.
+    """
+    if path.exists():
+        return kind.model_validate_json(path.read_text())
+    output = compute()
+    write_atomically(path, output.model_dump_json())
+    return output
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, also after a kill in the middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class Progress:
+    """Where a job is: one small JSON file that the waiting command reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "progress.json"
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        write_atomically(self._path, json.dumps({"stage": stage, "done": done, "total": total}))

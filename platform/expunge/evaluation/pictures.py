@@ -1,0 +1,129 @@
+"""Picture grids and curves as bytes, legible on a light and on a dark page (transparent ground, mid-grey text)."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GREY = (128, 128, 128, 255)
+COLOURS = ("#3b82c4", "#d9822b", "#4a9d6e", "#b65c9c", "#7d6cc9", "#a08a3c")
+GAP = 4
+FONT_SIZE = 13
+RUNNING_MEAN = 20  # points; shorter series are drawn as they are
+
+
+def grid(
+    images: Tensor,
+    columns: int,
+    *,
+    scale: int = 4,
+    column_labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+) -> bytes:
+    """PNG of `images`, float [R * columns, 3 or 1, H, W] in [-1, 1], row by row.
+
+    Each pixel becomes `scale` x `scale` pixels: small images stay honest, nothing is smoothed.
+    Raises ValueError where the images do not fill the rows, or a label is missing.
+    """
+    count, channels, height, width = images.shape
+    if columns < 1 or count == 0 or count % columns or channels not in (1, 3) or scale < 1:
+        raise ValueError(f"cannot lay {tuple(images.shape)} out in {columns} columns at scale {scale}")
+    rows = count // columns
+    if len(column_labels) not in (0, columns) or len(row_labels) not in (0, rows):
+        raise ValueError(
+            f"{len(column_labels)} column and {len(row_labels)} row labels do not fit {columns} columns, {rows} rows"
+        )
+    font = ImageFont.load_default(size=FONT_SIZE)
+    # A cell is as wide as its widest label, so that none is cut.
+    cell = max([width * scale, *(int(font.getlength(label)) + GAP for label in column_labels)])
+    left = max((int(font.getlength(label)) + 2 * GAP for label in row_labels), default=0)
+    top = FONT_SIZE + 2 * GAP if column_labels else 0
+    canvas = Image.new(
+        "RGBA", (left + columns * (cell + GAP) - GAP, top + rows * (height * scale + GAP) - GAP), (0, 0, 0, 0)
+    )
+    draw = ImageDraw.Draw(canvas)
+    for column, label in enumerate(column_labels):
+        draw.text((left + column * (cell + GAP) + cell / 2, top / 2), label, fill=GREY, font=font, anchor="mm")
+    for row, label in enumerate(row_labels):
+        middle = top + row * (height * scale + GAP) + height * scale / 2
+        draw.text((left - GAP, middle), label, fill=GREY, font=font, anchor="rm")
+    for index, picture in enumerate(_pictures(images)):
+        row, column = divmod(index, columns)
+        x = left + column * (cell + GAP) + (cell - width * scale) // 2
+        canvas.paste(
+            picture.resize((width * scale, height * scale), Image.Resampling.NEAREST),
+            (x, top + row * (height * scale + GAP)),
+        )
+    buffer = BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    title: str = "",
+    *,
+    x_label: str = "step",
+    size: tuple[float, float] = (3.6, 2.2),
+    kind: Literal["svg", "png"] = "svg",
+) -> bytes:
+    """One chart of (x, y) series, `size` in inches. Long series are drawn faintly, with their running mean on top."""
+    import matplotlib
+
+    # Not pyplot: it keeps every figure in global state.
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "expunge", "svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif"}
+    ):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for index, (name, points) in enumerate(series.items()):
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            colour = COLOURS[index % len(COLOURS)]
+            smooth = len(points) > RUNNING_MEAN
+            axes.plot(
+                xs,
+                ys,
+                color=colour,
+                alpha=0.3 if smooth else 1.0,
+                linewidth=0.8 if smooth else 1.4,
+                label=None if smooth else name,
+            )
+            if smooth:
+                axes.plot(xs, _running_mean(ys, max(5, len(ys) // 20)), color=colour, linewidth=1.4, label=name)
+        _plain(axes, title, x_label, legend=len(series) > 1)
+        buffer = BytesIO()
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {}
+        figure.savefig(buffer, format=kind, transparent=True, dpi=180, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _plain(axes: "Axes", title: str, x_label: str, *, legend: bool) -> None:
+    grey = "#808080"
+    axes.set_title(title, loc="left", color=grey, fontsize=8.5)
+    axes.set_xlabel(x_label, color=grey)
+    axes.tick_params(colors=grey, length=2)
+    axes.grid(visible=True, color=grey, alpha=0.18, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(grey)
+    axes.margins(x=0.01)
+    if legend:
+        axes.legend(frameon=False, labelcolor=grey)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Centred, over what there is of the window at the ends."""
+    half = window // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def _pictures(images: Tensor) -> list[Image.Image]:
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().numpy()]

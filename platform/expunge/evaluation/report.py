@@ -1,0 +1,167 @@
+"""One self-contained HTML document for a batch: what was asked, what was shown, and what it cost.
+
+It holds external ids and pictures of requests, so it is personal data: it is handed to the platform team and never
+logged to MLflow.
+"""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING
+
+from expunge.evaluation.pictures import curves
+from expunge.words import Evidence, Measured, ModelVersion, RemovalBatch, RemovalRequest, RequestEvidence, UnlearnJob
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+UNRELATED = "unrelated"
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """One job as the report shows it. `pictures` are PNG grids, by request id and 'unrelated'."""
+
+    job: UnlearnJob
+    evidence: Evidence
+    version: ModelVersion | None = None
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportBatch:
+    """A batch and its jobs. `failures` says why a request got no evidence: its job was lost, or none was planned."""
+
+    batch: RemovalBatch
+    jobs: tuple[ReportJob, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    generated: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the summary, and one section of its job."""
+
+    request: RemovalRequest
+    evidence: RequestEvidence
+    job: ReportJob
+    anchor: str
+    earlier: bool  # from the ledger: removed on an earlier night and verified again
+    removed: bool
+
+
+def render_report(report: ReportBatch) -> bytes:
+    """The HTML document in UTF-8: no script, no external resource, every picture inside."""
+    rows = [row for job in report.jobs for row in _rows(job)]
+    new = [row for row in rows if not row.earlier]
+    covered = {row.request.id for row in rows}
+    missing = [
+        (request, report.failures.get(request.id, "It was in no job of this batch."))
+        for request in report.batch.requests
+        if request.id not in covered
+    ]
+    return (
+        _template()
+        .render(
+            batch=report.batch,
+            jobs=[(job, [row for row in rows if row.job is job], _charts(job)) for job in report.jobs],
+            rows=rows,
+            missing=missing,
+            counts={
+                "removed": sum(row.removed for row in new),
+                "failed": sum(row.evidence.verdict != "skipped" and not row.removed for row in new),
+                "skipped": sum(row.evidence.verdict == "skipped" for row in new) + len(missing),
+                "earlier": sum(row.earlier for row in rows),
+                "resurfaced": sum(row.earlier and not row.removed for row in rows),
+            },
+            generated=report.generated,
+            unrelated=UNRELATED,
+        )
+        .encode()
+    )
+
+
+def _rows(job: ReportJob) -> list[Row]:
+    earlier = {request.id for request in job.job.ledger}
+    requests = {request.id: request for request in job.job.everything}
+    passed = job.evidence.passed
+    found = [evidence for evidence in job.evidence.requests if evidence.request in requests]
+    rows = [
+        Row(
+            request=requests[evidence.request],
+            evidence=evidence,
+            job=job,
+            anchor=f"{job.job.id}-{evidence.request}",
+            earlier=evidence.request in earlier,
+            removed=evidence.request in passed,
+        )
+        for evidence in found
+    ]
+    return sorted(rows, key=lambda row: row.earlier)
+
+
+def _charts(job: ReportJob) -> list[tuple[str, str]]:
+    """(name, data URI) of each training curve."""
+    return [
+        (name, _data_uri(curves({name: points}, name), "image/svg+xml"))
+        for name, points in job.curves.items()
+        if points
+    ]
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("expunge.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["png"] = lambda data: _data_uri(data, "image/png")
+    environment.filters["signed"] = lambda value: f"{value:+.2f}"
+    environment.globals["levels_chart"] = levels_chart
+    return environment.get_template("report.html.j2")
+
+
+@dataclass(frozen=True)
+class LevelMark:
+    """One noise level of a request's chart; every y is a percentage of the height, 0 at the top."""
+
+    level: str
+    x: float
+    base: float
+    after: float
+    floor_top: float
+    floor_bottom: float
+    measured: Measured
+
+
+def levels_chart(levels: Mapping[str, Measured]) -> list[LevelMark]:
+    """Where the marks of the similarity chart go: x is the level's place, y runs from 1 (0%) down to -0.5 (100%)."""
+
+    def height(value: float) -> float:
+        return round(100 * min(1.0, max(0.0, (1 - value) / 1.5)), 2)
+
+    ordered = sorted(levels.items(), key=lambda item: float(item[0]))
+    return [
+        LevelMark(
+            level=level,
+            x=round(100 * (index + 0.5) / len(ordered), 2),
+            base=height(measured.base),
+            after=height(measured.after),
+            floor_top=height(measured.base + measured.floor),
+            floor_bottom=height(measured.base - measured.floor),
+            measured=measured,
+        )
+        for index, (level, measured) in enumerate(ordered)
+    ]
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{b64encode(data).decode()}"

@@ -1,0 +1,77 @@
+"""The diffusion models behind one small protocol."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expunge.errors import InputError
+from expunge.settings import ModelSettings, Resolution
+
+if TYPE_CHECKING:
+    from expunge.families.base import DiffusionModel
+
+PIPELINES = {"DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "StableDiffusion3Pipeline": "sd3"}
+
+
+def resolve_source(source: str) -> str:
+    """`testbed:NAME` to the folder of the shipped model; a path or a hub id stays what it is."""
+    kind, _, name = source.partition(":")
+    if kind != "testbed":
+        return source
+    folder = Path(__file__).parents[1] / "testbed" / "models" / name
+    if not folder.is_dir():
+        raise InputError(f"source: there is no testbed model {name!r}", mend="use testbed:faces or testbed:flags")
+    return str(folder)
+
+
+def native_resolution(settings: ModelSettings) -> Resolution:
+    """(height, width) of the pipeline's own sample size, read from its config files alone."""
+    folder = Path(resolve_source(settings.source))
+    name = pipeline_family(folder, settings.source)
+    component = "unet" if name == "ddpm" else "transformer"
+    size = _config(folder / component / "config.json", settings.source)["sample_size"]
+    if name == "ddpm":
+        return (size, size) if isinstance(size, int) else tuple(size)
+    blocks = _config(folder / "vae" / "config.json", settings.source)["block_out_channels"]
+    return size * 2 ** (len(blocks) - 1), size * 2 ** (len(blocks) - 1)
+
+
+def pipeline_family(folder: Path, source: str) -> str:
+    """`ddpm` or `sd3`. Raises InputError where the pipeline is of another class."""
+    kind = _config(folder / "model_index.json", source)["_class_name"]
+    if kind not in PIPELINES:
+        raise InputError(f"model {source}: {kind} is not supported", mend=f"use one of {', '.join(sorted(PIPELINES))}")
+    return PIPELINES[kind]
+
+
+def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionModel":
+    """Load a base model in float32 for one resolution. Raises InputError where weights or files are missing."""
+    from expunge.families.base import load_pipeline  # diffusers costs seconds
+
+    source = resolve_source(settings.source)
+    try:
+        pipeline = load_pipeline(source)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {settings.source}: {str(error).splitlines()[0]}",
+            mend="source must be a complete diffusers pipeline: model_index.json and every component's weights",
+        ) from error
+    if type(pipeline).__name__ == "StableDiffusion3Pipeline":
+        from expunge.families.sd3 import SD3
+
+        model = SD3(pipeline, resolution, settings.prompt_tokens)
+    elif type(pipeline).__name__ in PIPELINES:
+        from expunge.families.ddpm import DDPM
+
+        model = DDPM(pipeline, resolution)
+    else:
+        raise InputError(f"model {settings.source}: {type(pipeline).__name__} is not supported", mend=f"use one of {', '.join(PIPELINES)}")
+    model.network.eval().requires_grad_(False)
+    return model
+
+
+def _config(path: Path, source: str) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"model {source}: {path.name} cannot be read ({type(error).__name__})", mend="source must be a complete diffusers pipeline") from error

@@ -1,0 +1,65 @@
+"""The Gaussian path x_t = a x_0 + b eps, and what a network on it predicts: all that tells the families apart.
+
+A network predicts `alpha eps + beta x_0` on the path (flow: 1, -1; epsilon: 1, 0; v: a, -b). The regression target that
+makes it point at a clean endpoint y from x_t = a x_f + b eps is then `c_eps eps + c_f x_f + c_s y`, which gives the
+ordinary target back for y = x_f. The noise level of a time is b / (a + b): sigma itself for a rectified flow.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["flow", "epsilon", "v_prediction"]
+
+MIN_B = 1e-3
+"""b (and sigma) are clamped to at least this: the coefficients grow as 1 / b."""
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """The path at one time per sample; all float32 [B]."""
+
+    a: Tensor
+    b: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    @property
+    def scales(self) -> Tensor:
+        """[B, 2]: (a, b)."""
+        return torch.stack([self.a, self.b], dim=1)
+
+    @property
+    def coefficients(self) -> Tensor:
+        """[B, 3]: (c_eps, c_f, c_s)."""
+        c_f = self.alpha * self.a / self.b
+        return torch.stack([self.alpha, c_f, self.beta - c_f], dim=1)
+
+    @property
+    def clean_scale(self) -> Tensor:
+        """[B]: |d x_0 / d prediction| at fixed x_t. An error in prediction space is this much larger or smaller in image space."""
+        return (self.b / (self.b * self.beta - self.a * self.alpha)).abs()
+
+    @property
+    def snr(self) -> Tensor:
+        return (self.a / self.b) ** 2
+
+    def clean(self, x_t: Tensor, prediction: Tensor) -> Tensor:
+        """The clean image that a prediction at x_t stands for; inverts x_t = a x_0 + b eps, p = alpha eps + beta x_0."""
+        a, b, alpha, beta = (v.view(-1, *[1] * (x_t.ndim - 1)) for v in (self.a, self.b, self.alpha, self.beta))
+        return (b * prediction - alpha * x_t) / (b * beta - a * alpha)
+
+
+def point(prediction: Prediction, a: Tensor, b: Tensor) -> PathPoint:
+    """`a`, `b` float32 [B]; b is clamped to MIN_B."""
+    b = b.clamp_min(MIN_B)
+    match prediction:
+        case "flow":
+            alpha, beta = torch.ones_like(a), -torch.ones_like(a)
+        case "epsilon":
+            alpha, beta = torch.ones_like(a), torch.zeros_like(a)
+        case "v_prediction":
+            alpha, beta = a, -b
+    return PathPoint(a, b, alpha, beta)

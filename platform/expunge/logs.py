@@ -1,0 +1,44 @@
+"""Logs go to stderr: readable on a terminal, else one JSON object a line. They carry ids, never what people sent."""
+
+import sys
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+# What a request says about people. Ids lead to it for those who hold the key.
+PRIVATE = frozenset(
+    {"image", "images", "surrogate", "surrogates", "mask", "prompt", "prompts", "reason", "external_id", "edit", "path"}
+)
+
+
+def configure(level: str = "info") -> None:
+    """Sets the level (debug, info, warning, error) for this process; calling it again is fine."""
+    terminal = sys.stderr.isatty()
+    last = structlog.dev.ConsoleRenderer(colors=True) if terminal else structlog.processors.JSONRenderer(sort_keys=True)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            structlog.processors.format_exc_info,
+            last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger whose lines carry `room=name`. A process that configured nothing logs from `info` on."""
+    if not structlog.is_configured():
+        configure()
+    return structlog.get_logger(room=name)
+
+
+def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """The last line of defence: a private key that slipped into a log call is blanked."""
+    return {key: "[private]" if key in PRIVATE else value for key, value in event.items()}

@@ -1,0 +1,233 @@
+"""MLflow runs: one experiment a model, one run a job. The only module that imports MLflow's client.
+
+What is logged is ids, numbers and files without personal data: never prompts, external ids or images of requests.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from expunge.errors import ExpungeError, InputError, NotFoundError, UnavailableError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+JOB_TAG = "expunge.job"
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+# MLflow waits for an absent server for minutes by default (7 retries of 120 s). An operator's own value stays.
+HTTP_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+PARAMS_PER_CALL = 100  # MLflow's own limit
+
+
+class Tracker:
+    """One tracking server, or the embedded SQLite one, whose folder it creates.
+
+    `uri` is `sqlite:///PATH` (artifacts then go to `artifacts/` beside the database) or `http(s)://HOST` (the
+    server's own artifact store). Raises InputError for any other scheme; every method raises
+    UnavailableError where nothing answers.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._artifacts: Path | None = None
+        scheme, _, rest = uri.partition("://")
+        match scheme:
+            case "sqlite" if rest.startswith("/") and rest.strip("/") not in ("", ":memory:"):
+                self._artifacts = _embedded_folder(Path(rest[1:])) / "artifacts"
+            case "http" | "https" if rest:
+                pass
+            case _:
+                raise InputError(
+                    f"tracking_uri: {uri!r} is not supported",
+                    mend="use sqlite:///PATH, or start `mlflow server` and use http://HOST:PORT",
+                )
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        for name, value in HTTP_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        with self.reaching():
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Around calls of the client: what MLflow raises becomes an ExpungeError in one line."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except MlflowException as error:
+            raise self._explained(error) from error
+        except SQLAlchemyError as error:
+            raise self._unavailable(error) from error
+
+    def ensure_run(self, model: str, job_id: str, *, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """The id of the job's run: found by its tag, or created; running again where it had ended.
+
+        Params that the run already has are left alone (MLflow refuses to change one).
+        """
+        from mlflow.entities import Param
+
+        client = self.client
+        with self.reaching():
+            experiment = self._experiment(f"expunge/{model}", model)
+            run_id = self._find(experiment, job_id) or self._create(experiment, job_id, tags)
+            run = client.get_run(run_id)
+            for key, value in tags.items():
+                if run.data.tags.get(key) != value:
+                    client.set_tag(run_id, key, value)
+            fresh = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
+            for start in range(0, len(fresh), PARAMS_PER_CALL):
+                client.log_batch(run_id, params=fresh[start : start + PARAMS_PER_CALL])
+            if run.info.status != "RUNNING":
+                client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def log_metrics(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
+        """All metrics of a step in one call."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        client = self.client
+        with self.reaching():
+            client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
+
+    def curves(self, run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of each metric that was logged, in order; a step logged again after a resume counts once."""
+        client = self.client
+        found: dict[str, list[tuple[int, float]]] = {}
+        with self.reaching():
+            for key in keys:
+                history = sorted(client.get_metric_history(run_id, key), key=lambda metric: metric.timestamp)
+                points = {metric.step: metric.value for metric in history}
+                if points:
+                    found[key] = sorted(points.items())
+        return found
+
+    def log_artifact_bytes(self, run_id: str, name: str, data: bytes) -> None:
+        """Store `data` as the run's artifact `name`, a relative path with forward slashes."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"an artifact's name is a relative path, not {name!r}")
+        client = self.client
+        with tempfile.TemporaryDirectory() as folder, self.reaching():
+            file = Path(folder) / path.name
+            file.write_bytes(data)
+            parent = str(path.parent)
+            client.log_artifact(run_id, str(file), None if parent == "." else parent)
+
+    def log_folder(self, run_id: str, name: str, folder: Path) -> str:
+        """Store the files of `folder` under the run's artifact folder `name`; returns that folder's URI."""
+        client = self.client
+        with self.reaching():
+            client.log_artifacts(run_id, str(folder), name)
+            return f"{client.get_run(run_id).info.artifact_uri}/{name}"
+
+    def fetch(self, uri: str, to: Path | None = None) -> Path:
+        """A local copy of the artifacts at `uri`; the stored files themselves where they are local and `to` is None."""
+        from mlflow.artifacts import download_artifacts
+
+        with self.reaching():
+            return Path(
+                download_artifacts(artifact_uri=uri, dst_path=None if to is None else str(to), tracking_uri=self.uri)
+            )
+
+    def finish(self, run_id: str, status: Status) -> None:
+        client = self.client
+        with self.reaching():
+            client.set_terminated(run_id, status)
+
+    def _experiment(self, name: str, model: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None if self._artifacts is None else (self._artifacts / model).as_uri()
+            try:
+                return self.client.create_experiment(name, artifact_location=location)
+            except self._exceptions as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = self.client.get_experiment_by_name(name)  # another process was faster
+            assert experiment is not None
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
+
+    def _find(self, experiment: str, job_id: str) -> str | None:
+        runs = self.client.search_runs(
+            [experiment],
+            f"tags.`{JOB_TAG}` = '{job_id}'",
+            max_results=1,
+            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+        )
+        return runs[0].info.run_id if runs else None
+
+    def _create(self, experiment: str, job_id: str, tags: Mapping[str, str]) -> str:
+        created = self.client.create_run(experiment, tags={**tags, JOB_TAG: job_id}, run_name=job_id).info.run_id
+        oldest = self._find(experiment, job_id)
+        if oldest is None or oldest == created:
+            return created
+        self.client.delete_run(created)  # two processes raced: both keep the older run
+        return oldest
+
+    @property
+    def _exceptions(self) -> "type[MlflowException]":
+        from mlflow.exceptions import MlflowException
+
+        return MlflowException
+
+    def _explained(self, error: "MlflowException") -> ExpungeError:
+        from mlflow.exceptions import RestException
+
+        answered = isinstance(error, RestException) or error.error_code not in (
+            "INTERNAL_ERROR",
+            "TEMPORARILY_UNAVAILABLE",
+        )
+        if not answered:
+            return self._unavailable(error)
+        first_line = str(error.message).strip().splitlines()[0]
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return NotFoundError(f"MLflow at {self.uri}: {first_line}")
+        if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+            return UnavailableError(
+                f"MLflow at {self.uri} refuses ({error.error_code})", mend="check MLFLOW_TRACKING_TOKEN"
+            )
+        return ExpungeError(f"MLflow at {self.uri}: {first_line}")
+
+    def _unavailable(self, error: Exception) -> UnavailableError:
+        if self._artifacts is None:
+            return UnavailableError(
+                f"MLflow at {self.uri} does not answer", mend="start it, or set EXPUNGE_TRACKING_URI"
+            )
+        reason = str(error).strip().splitlines()[0]
+        return UnavailableError(
+            f"MLflow's database {self.uri} cannot be used ({reason})", mend="check the file and its permissions"
+        )
+
+
+def _embedded_folder(database: Path) -> Path:
+    folder = database.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"tracking_uri: cannot create {folder} ({error.strerror})",
+            mend="set EXPUNGE_HOME or EXPUNGE_TRACKING_URI to a writable place",
+        ) from None
+    return folder

@@ -1,0 +1,227 @@
+"""Registered hotfixes: one model version a job, its ledger and evidence beside the weights, and two aliases.
+
+`candidate` is the newest version, `champion` the one that its evidence promoted. A version's artifact folder holds the
+hotfix in diffusers' own format, `expunge.json` (what it is and what it was made with), `ledger.json` (the ids of every
+request it removes) and `evidence.json` (numbers only).
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expunge.errors import InputError, NotFoundError, StorageError
+from expunge.registry.tracking import JOB_TAG, Tracker
+from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+BATCH_TAG, REQUESTS_TAG, PASSED_TAG = "expunge.batch", "expunge.requests", "expunge.passed"
+PREVIOUS_TAG = "expunge.previous_champion"
+FOLDER = "hotfix"
+# MLflow 3 takes 100,000 characters, servers of version 2 take 5,000. The full list is in ledger.json.
+TAG_LENGTH = 5_000
+
+
+def register(
+    tracker: Tracker,
+    *,
+    job: UnlearnJob,
+    hotfix: Hotfix,
+    evidence: Evidence,
+    run_id: str,
+    batch_id: str,
+    ledger: Ledger,
+) -> ModelVersion:
+    """The job's version: uploaded, created once and made the candidate.
+
+    Every step may be repeated: after a kill between any two of them a second call does what is missing. The version
+    appears only when all its files are there; a version that exists is not changed, and an older one does not take the
+    alias from a newer. Raises InputError where the hotfix has no weights.
+    """
+    found = _of_job(tracker, job)
+    if found is None:
+        source = _upload(tracker, job, hotfix, evidence, run_id, ledger)
+        tags = {
+            JOB_TAG: job.id,
+            BATCH_TAG: batch_id,
+            REQUESTS_TAG: joined(ledger.requests),
+            PASSED_TAG: joined(sorted(evidence.passed)),
+        }
+        _ensure_model(tracker, job.model)
+        with tracker.reaching():
+            found = tracker.client.create_model_version(job.model, source, run_id, tags=tags)
+    newest = _by_alias(tracker, job.model, CANDIDATE)
+    if newest is None or int(newest.version) < int(found.version):
+        _set_alias(tracker, job.model, CANDIDATE, found.version)
+    return _fresh(tracker, job.model, found.version)
+
+
+def promote(tracker: Tracker, version: ModelVersion) -> ModelVersion:
+    """Make `version` the champion, remembering the one before it. Repeating it changes nothing."""
+    before = _by_alias(tracker, version.name, CHAMPION)
+    if before is None or str(before.version) != version.version:
+        if before is not None:  # the tag first: after a kill in between, the alias is still where it was
+            with tracker.reaching():
+                tracker.client.set_model_version_tag(version.name, version.version, PREVIOUS_TAG, str(before.version))
+        _set_alias(tracker, version.name, CHAMPION, version.version)
+    return _fresh(tracker, version.name, version.version)
+
+
+def rollback(tracker: Tracker, model: str) -> ModelVersion:
+    """Make the champion's predecessor the champion again. Raises NotFoundError where there is none."""
+    current = _by_alias(tracker, model, CHAMPION)
+    if current is None:
+        raise NotFoundError(f"{model} has no champion", mend="promote a version first")
+    previous = current.tags.get(PREVIOUS_TAG)
+    if previous is None:
+        raise NotFoundError(f"{model}: version {current.version} is the first champion", mend="promote another version")
+    _set_alias(tracker, model, CHAMPION, previous)
+    return _fresh(tracker, model, previous)
+
+
+def champion(tracker: Tracker, model: str) -> ModelVersion | None:
+    found = _by_alias(tracker, model, CHAMPION)
+    return None if found is None else _word(found)
+
+
+def ledger(tracker: Tracker, model: str) -> Ledger:
+    """What the champion has had removed; empty where there is no champion."""
+    current = champion(tracker, model)
+    if current is None:
+        return Ledger(model=model, version=None, requests=())
+    stored = Ledger.model_validate_json((download(tracker, current.uri) / "ledger.json").read_bytes())
+    return stored.model_copy(update={"version": current.version})
+
+
+def resolve(tracker: Tracker, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises InputError or NotFoundError."""
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if uri.startswith("models:/") and name and at and alias and "/" not in name:
+        found = _by_alias(tracker, name, alias)
+        if found is None:
+            raise NotFoundError(
+                f"{name} has no version with the alias {alias!r}", mend="name a version instead, e.g. models:/NAME/1"
+            )
+        return _word(found)
+    name, _, version = uri.removeprefix("models:/").partition("/")
+    if not uri.startswith("models:/") or not name or not version.isdecimal():
+        raise InputError(f"{uri!r} does not name a version", mend="write models:/NAME@champion or models:/NAME/3")
+    return _fresh(tracker, name, version)
+
+
+def download(tracker: Tracker, uri: str, to: Path | None = None) -> Path:
+    """The version's folder, its files checked against their digests. Raises StorageError where one does not match.
+
+    Local artifacts are not copied unless `to` says where: do not write into what is returned.
+    """
+    version = resolve(tracker, uri)
+    with tracker.reaching():
+        source = tracker.client.get_model_version_download_uri(version.name, version.version)
+    folder = tracker.fetch(source, to)
+    try:
+        expected = json.loads((folder / "expunge.json").read_text())["files"]
+        actual = {name: _digest(folder / name) for name in expected}
+    except OSError as error:
+        raise StorageError(
+            f"{version.uri}: {error.filename} is missing", mend="restore the artifact store, or roll back"
+        ) from None
+    damaged = [name for name in expected if actual[name] != expected[name]]
+    if damaged:
+        raise StorageError(
+            f"{version.uri}: {damaged[0]} does not match its digest", mend="restore the artifact store, or roll back"
+        )
+    return folder
+
+
+def joined(ids: Iterable[str]) -> str:
+    """Comma-separated, cut at TAG_LENGTH with a count of what is left out."""
+    ids = tuple(ids)
+    text = ",".join(ids)
+    if len(text) <= TAG_LENGTH:
+        return text
+    kept, length = 0, 0
+    while length + len(ids[kept]) + 1 <= TAG_LENGTH - 24:
+        length += len(ids[kept]) + 1
+        kept += 1
+    return f"{','.join(ids[:kept])},... and {len(ids) - kept} more"
+
+
+def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidence, run_id: str, ledger: Ledger) -> str:
+    files = sorted(path for path in hotfix.path.rglob("*") if path.is_file())
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InputError(f"hotfix of {job.id}: no safetensors in its folder", mend="train the job again")
+    about = {
+        "model": job.model,
+        "source": job.source,
+        "kind": hotfix.kind,
+        "job": job.id,
+        "steps": hotfix.steps,
+        "digest": hotfix.digest,
+        "resolution": job.resolution,
+        "training": job.training.model_dump(mode="json"),
+        "files": {path.relative_to(hotfix.path).as_posix(): _digest(path) for path in files},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / FOLDER
+        shutil.copytree(hotfix.path, folder)
+        (folder / "expunge.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "ledger.json").write_text(ledger.model_dump_json(indent=2) + "\n")
+        (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude={"pictures"}) + "\n")
+        return tracker.log_folder(run_id, FOLDER, folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ensure_model(tracker: Tracker, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with tracker.reaching():
+        try:
+            tracker.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _of_job(tracker: Tracker, job: UnlearnJob) -> "MlflowVersion | None":
+    with tracker.reaching():
+        found = tracker.client.search_model_versions(f"name = '{job.model}' and tags.`{JOB_TAG}` = '{job.id}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _by_alias(tracker: Tracker, name: str, alias: str) -> "MlflowVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    with tracker.reaching():
+        try:
+            return tracker.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            # An absent model gives the first, an absent alias either of the two, depending on the store.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def _set_alias(tracker: Tracker, name: str, alias: str, version: int | str) -> None:
+    with tracker.reaching():
+        tracker.client.set_registered_model_alias(name, alias, str(version))
+
+
+def _fresh(tracker: Tracker, name: str, version: int | str) -> ModelVersion:
+    with tracker.reaching():
+        return _word(tracker.client.get_model_version(name, str(version)))
+
+
+def _word(found: "MlflowVersion") -> ModelVersion:
+    return ModelVersion(
+        name=found.name, version=str(found.version), run_id=found.run_id or "", aliases=tuple(sorted(found.aliases))
+    )

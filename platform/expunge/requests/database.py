@@ -1,0 +1,161 @@
+"""The connection: SQLite or PostgreSQL, migrated at open, its failures in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+
+from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError
+
+HEAD = "0001"
+"""The newest migration. Known without importing Alembic, so that opening a current database stays fast."""
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_MIGRATION_LOCK = 0x45585055  # an arbitrary key for PostgreSQL's advisory lock
+_DISK = ("readonly", "read-only", "full", "disk i/o", "no space", "could not extend")
+_DAMAGED = ("not a database", "malformed")
+
+
+class Database:
+    """Transactions on one URL. Every failure of the driver leaves `read` and `write` as an ExpungeError.
+
+    Raises InputError for a URL that is malformed, in memory, or whose driver is not installed.
+    """
+
+    def __init__(self, url: str, *, busy_seconds: float = 15.0) -> None:
+        self._engine = _engine(url, busy_seconds)
+        self.name = self._engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with _translated(self.name), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction; IntegrityError passes through, because it tells of a race that the caller can settle."""
+        with _translated(self.name), self._engine.connect() as connection:
+            connection = connection.execution_options(expunge_write=True)
+            with connection.begin():
+                yield connection
+
+    def migrate(self) -> None:
+        """Brings the schema to HEAD; costs one query if it is there. Safe if several processes open at once."""
+        with self.read() as connection:
+            if _version(connection) == HEAD:
+                return
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            if _version(connection) != HEAD:
+                _upgrade(connection, self.name)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _engine(url: str, busy_seconds: float) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return create_engine(parsed, pool_pre_ping=True)
+        _check_sqlite(parsed)
+        # No pool: a file opens in a millisecond, and no handle is carried across a fork.
+        engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": busy_seconds})
+    except (NoSuchModuleError, ImportError) as error:
+        raise InputError(
+            f"database_url: {error}", mend="install the database driver, e.g. pip install 'psycopg[binary]'"
+        ) from None
+    except ArgumentError:
+        raise InputError(
+            "database_url: not a SQLAlchemy URL", mend="write e.g. postgresql+psycopg://user@host/expunge"
+        ) from None
+
+    @event.listens_for(engine, "connect")
+    def pragmas(connection: object, entry: ConnectionPoolEntry) -> None:
+        # The driver would begin late and deferred; `begin` below says when, and how.
+        connection.isolation_level = None  # pyright: ignore[reportAttributeAccessIssue]
+        for pragma in (f"busy_timeout = {int(busy_seconds * 1000)}", "foreign_keys = ON", "journal_mode = WAL"):
+            connection.execute(f"PRAGMA {pragma}").close()  # pyright: ignore[reportAttributeAccessIssue]
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that reads, then writes, fails at once when another wrote in between: lock first.
+        write = connection.get_execution_options().get("expunge_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _check_sqlite(url: URL) -> None:
+    path = url.database
+    if path in (None, "", ":memory:") or "mode=memory" in url.render_as_string():
+        raise InputError(
+            "database_url: a database in memory forgets every request",
+            mend="name a file, e.g. sqlite:////var/lib/expunge.db",
+        )
+    if path.startswith("file:"):
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(
+            f"{Path(path).parent} cannot be made ({error.strerror})", mend="check EXPUNGE_HOME"
+        ) from None
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except DatabaseError as error:
+        known = _known(error, name)
+        if known is None:
+            raise
+        raise known from None
+
+
+def _known(error: DatabaseError, name: str) -> ExpungeError | None:
+    """What the operator can mend; None for what is a mistake in this program."""
+    reason = " ".join(str(error.orig).split())
+    if any(word in reason.lower() for word in _DISK):
+        return StorageError(
+            f"database {name} cannot be written ({reason})", mend="free space or check its permissions, then repeat"
+        )
+    if any(word in reason.lower() for word in _DAMAGED):
+        return StorageError(f"database {name} is damaged ({reason})", mend="restore it from a backup")
+    if "locked" in reason:
+        return UnavailableError(f"database {name} is locked by another process", mend="wait for it, then repeat")
+    if isinstance(error, OperationalError):
+        return UnavailableError(
+            f"database {name} does not answer ({reason})", mend="check EXPUNGE_DATABASE_URL and that it runs"
+        )
+    return None
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection, name: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise StorageError(
+            f"database {name} was made by another version of expunge ({error})", mend="upgrade expunge"
+        ) from None

@@ -1,0 +1,30 @@
+"""Where a request may go from where it is."""
+
+from expunge.errors import TransitionError
+from expunge.words import RequestState
+
+ALLOWED: dict[RequestState, frozenset[RequestState]] = {
+    RequestState.ACCEPTED: frozenset({RequestState.BATCHED, RequestState.WITHDRAWN}),
+    RequestState.BATCHED: frozenset({RequestState.REMOVED, RequestState.ACCEPTED, RequestState.FAILED}),
+    RequestState.REMOVED: frozenset({RequestState.ACCEPTED}),  # it resurfaced in a later evaluation
+    RequestState.FAILED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN}),
+    RequestState.WITHDRAWN: frozenset(),
+}
+
+
+def check(request: str, here: RequestState, to: RequestState) -> None:
+    """Raises TransitionError naming both states and what is allowed."""
+    if to in ALLOWED[here]:
+        return
+    allowed = ", ".join(sorted(ALLOWED[here]))
+    mend = (
+        f"from {here} it may become {allowed}"
+        if allowed
+        else f"{here} is final: submit it again with a new external_id"
+    )
+    raise TransitionError(f"request {request} is {here} and cannot become {to}", mend=mend)
+
+
+def is_attempt(here: RequestState, to: RequestState) -> bool:
+    """A night that did not remove it."""
+    return here is RequestState.BATCHED and to in (RequestState.ACCEPTED, RequestState.FAILED)

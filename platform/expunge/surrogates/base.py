@@ -1,0 +1,106 @@
+"""What an editor is, and how one is found by its name."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Protocol, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from expunge.errors import InputError
+from expunge.words import EditSpec
+
+
+class Editor(Protocol):
+    def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
+        """Return the surrogate, uint8 [H, W, 3]; the arguments are left as they were.
+
+        target: uint8 RGB [H, W, 3]. mask: bool [H, W], true where it may change; None: the editor's default.
+        donors: uint8 RGB [M, H, W, 3], pictures of the retain set. Same seed and arguments, same picture.
+        Raises InputError where no surrogate can be made.
+        """
+        ...
+
+
+Factory = Callable[[dict[str, str]], Editor]
+_factories: dict[str, Factory] = {}
+
+
+def register(name: str) -> Callable[[Factory], Factory]:
+    """Make a factory known by its editor's name, which is also the name of the module that holds it."""
+
+    def add(factory: Factory) -> Factory:
+        _factories[name] = factory
+        return factory
+
+    return add
+
+
+def editor_names() -> list[str]:
+    """Every editor there is, without importing it: their packages are large."""
+    return sorted(module.name for module in iter_modules([str(Path(__file__).parent)]) if module.name != "base")
+
+
+def make_editor(spec: EditSpec) -> Editor:
+    """Raises InputError naming an unknown editor or option."""
+    if spec.editor not in editor_names():
+        raise InputError(f"edit.editor: {spec.editor!r} is unknown", mend=f"use one of {', '.join(editor_names())}")
+    import_module(f"expunge.surrogates.{spec.editor}")
+    return _factories[spec.editor](spec.options)
+
+
+class Options(BaseModel):
+    """Base of an editor's options, which arrive as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def read_options(kind: type[OptionsT], options: dict[str, str]) -> OptionsT:
+    """Raises InputError naming the first option that is unknown, missing or wrong."""
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "options"
+        field = kind.model_fields.get(name)
+        mend = f"{name} is {field.description}" if field else f"known are {', '.join(kind.model_fields)}"
+        raise InputError(f"edit.options.{name}: {first['msg']}", mend=mend) from None
+
+
+def _split(value: object) -> object:
+    return value.split("/") if isinstance(value, str) else value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Ellipse = Annotated[tuple[Share, Share, Share, Share], BeforeValidator(_split)]
+"""`cx/cy/rx/ry`: centre and half axes, as shares of the width and the height."""
+
+
+def ellipse_mask(height: int, width: int, ellipse: Ellipse) -> np.ndarray:
+    """bool [H, W], true inside."""
+    cx, cy, rx, ry = ellipse
+    y, x = np.mgrid[:height, :width]
+    return ((x + 0.5) / width - cx) ** 2 * ry**2 + ((y + 0.5) / height - cy) ** 2 * rx**2 <= (rx * ry) ** 2
+
+
+def region(target: np.ndarray, mask: np.ndarray | None, ellipse: Ellipse) -> np.ndarray:
+    """The mask in force, bool [H, W]: the given one, else the ellipse.
+
+    Raises InputError where it does not fit the image or marks nothing.
+    """
+    height, width = target.shape[:2]
+    if mask is None:
+        mask = ellipse_mask(height, width, ellipse)
+    if mask.shape != (height, width):
+        raise InputError(
+            f"edit.mask: {mask.shape[1]}x{mask.shape[0]} pixels, the image has {width}x{height}",
+            mend="give a mask of the image's size",
+        )
+    if not mask.any():
+        raise InputError("edit.mask: nothing is marked", mend="white is what may change")
+    return mask

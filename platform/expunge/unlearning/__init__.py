@@ -1,0 +1,1 @@
+"""The method: objective, weighting, surgery, the sharded engine and the training loop (arXiv 2603.10445)."""

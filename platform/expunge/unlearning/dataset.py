@@ -1,0 +1,58 @@
+"""The prepared tensors of a job as sealed safetensors: written by the prepare stage, read by every worker."""
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from expunge.families.base import Conditioning
+from expunge.requests.blobs import BlobStore
+from expunge.words import BlobId, PreparedJob
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """N rows: every target image of every request, once per prompt it is removed under."""
+
+    x_f: Tensor
+    """float32 [N, C, H, W]: target latents."""
+    x_s: Tensor
+    """float32 [N, C, H, W]: surrogate latents."""
+    prompt: Tensor
+    """int64 [N]: row of the conditioning."""
+    request: Tensor
+    """int64 [N]: index into the job's requests."""
+
+
+@dataclass(frozen=True)
+class RetainSet:
+    """M rows of what must stay."""
+
+    x_0: Tensor
+    """float32 [M, C, H, W]."""
+    prompt: Tensor
+    """int64 [M]."""
+
+
+Set = TypeVar("Set", ForgetSet, RetainSet)
+
+
+def store_set(blobs: BlobStore, data: ForgetSet | RetainSet) -> BlobId:
+    return store_tensors(blobs, {field.name: getattr(data, field.name) for field in fields(data)})
+
+
+def store_tensors(blobs: BlobStore, tensors: Conditioning) -> BlobId:
+    return blobs.put(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def load_set(blobs: BlobStore, blob: BlobId, kind: type[Set]) -> Set:
+    return kind(**load(blobs.get(blob)))
+
+
+def load_job(blobs: BlobStore, prepared: PreparedJob) -> tuple[ForgetSet, RetainSet, Conditioning]:
+    return (
+        load_set(blobs, prepared.forget, ForgetSet),
+        load_set(blobs, prepared.retain, RetainSet),
+        load(blobs.get(prepared.conditioning)),
+    )

@@ -1,0 +1,125 @@
+"""The training loop that runs in every Ray Train worker."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from expunge.errors import ExpungeError
+from expunge.families import load_model
+from expunge.requests.blobs import open_blobs
+from expunge.settings import load_settings
+from expunge.unlearning.adapter import attach, export
+from expunge.unlearning.dataset import load_job
+from expunge.unlearning.objective import Objective
+from expunge.unlearning.sampling import Draw, Stream, draw
+from expunge.words import PreparedJob, UnlearnJob
+
+if TYPE_CHECKING:
+    from expunge.unlearning.engine import ShardedEngine
+
+LOG_EVERY = 5
+
+Record = Callable[[int, dict[str, float]], None]
+"""Called on rank 0 with the steps done and their figures; it is pickled to the worker."""
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """All that a worker needs; tensors come sealed from the blob store, never through Ray."""
+
+    job: UnlearnJob
+    prepared: PreparedJob
+    folder: Path
+    warm_start: Path | None
+    record: Record
+
+
+def train_loop(task: TrainTask) -> None:
+    """Train, report checkpoints, and leave `hotfix/` and `hotfix.json` in the task's folder."""
+    # Here and not above: on the driver, importing DeepSpeed would initialise its accelerator.
+    from expunge.unlearning.engine import ShardedEngine
+
+    settings, training = load_settings(), task.job.training
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(training.seed)  # the same initial adapter on every rank
+
+    forget, retain, conditioning = load_job(open_blobs(settings), task.prepared)
+    model = load_model(settings.model(task.job.model), task.job.resolution)
+    frozen = attach(model, training, task.warm_start)
+    objective = Objective(model, frozen, training, conditioning)
+    drift = _Drift(model.network)
+    engine = ShardedEngine(model.network, training)
+
+    def sample(stream: Stream, step: int, size: int, batch: int) -> Draw:
+        return draw(model, training, stream, step, size=size, batch=batch, rank=rank, world=world)
+
+    for step in range(_resume(engine), training.steps):
+        forget_draw = sample("forget", step, len(forget.x_f), training.forget_batch)
+        retain_draw = sample("retain", step, len(retain.x_0), training.retain_batch)
+        losses, surgery = engine.step(
+            [
+                lambda draw=forget_draw: objective.forget(forget, draw),
+                lambda draw=retain_draw: objective.retain(retain, draw),
+            ]
+        )
+        mean = _mean_over_ranks(losses)
+        if not torch.isfinite(mean).all():
+            raise ExpungeError(
+                f"job {task.job.id}: the loss is not finite at step {step}", mend="lower training.learning_rate, or look at its requests"
+            )
+        done = step + 1
+        if rank == 0 and (done % LOG_EVERY == 0 or done == training.steps):
+            figures = {"loss/forget": mean[0].item(), "loss/retain": mean[1].item(), "drift": drift()}
+            figures |= {"surgery/cosine": surgery.cosine, "surgery/conflict": surgery.conflict, "surgery/norm": surgery.norm}
+            task.record(done, figures)
+        if done % training.checkpoint_every == 0 and done < training.steps:
+            _checkpoint(engine, done)
+
+    if rank == 0:
+        hotfix = export(model, training, task.folder / "hotfix", task.job.id)
+        (task.folder / "hotfix.json").write_text(hotfix.model_dump_json())
+    ray.train.report({"step": training.steps})
+
+
+class _Drift:
+    """Distance of the trained weights from where they started, relative to their norm there (to 1 where that is 0)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._weights = [p for p in network.parameters() if p.requires_grad]
+        self._start = [p.detach().clone() for p in self._weights]
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        moved = sum(((p - s).square().sum().item() for p, s in zip(self._weights, self._start, strict=True)), 0.0)
+        start = sum((s.square().sum().item() for s in self._start), 0.0)
+        return (moved / (start or 1.0)) ** 0.5
+
+
+def _mean_over_ranks(losses: list[float]) -> Tensor:
+    mean = torch.tensor(losses, dtype=torch.float64) / dist.get_world_size()
+    dist.all_reduce(mean)
+    return mean
+
+
+def _resume(engine: "ShardedEngine") -> int:
+    """Steps already done, from the newest checkpoint that Ray Train knows."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return engine.load(Path(folder))
+
+
+def _checkpoint(engine: "ShardedEngine", step: int) -> None:
+    # Every rank reports a folder with its own part; Ray merges them.
+    with tempfile.TemporaryDirectory() as folder:
+        engine.save(Path(folder), step)
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -1,0 +1,72 @@
+"""The two losses of a step: point the model at the surrogate from the target, and leave the rest where it is."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expunge.families.base import Conditioning, DiffusionModel, rows
+from expunge.settings import TrainingSettings
+from expunge.unlearning.dataset import ForgetSet, RetainSet
+from expunge.unlearning.sampling import Draw
+from expunge.unlearning.weighting import WEIGHTINGS
+from unlearn_kernels import noise_and_target, weighted_loss
+
+Frozen = Callable[[], AbstractContextManager[object]]
+"""Inside it, `model.predict` answers as the base model does."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    model: DiffusionModel
+    frozen: Frozen
+    training: TrainingSettings
+    conditioning: Conditioning
+
+    def forget(self, data: ForgetSet, draw: Draw) -> Tensor:
+        """Scalar: x_t is noised from the TARGET, the regression points to the SURROGATE."""
+        x_f, x_s = data.x_f[draw.rows], data.x_s[draw.rows]
+        cond = rows(self.conditioning, data.prompt[draw.rows])
+        point = self.model.at(draw.time)
+        x_t, _ = noise_and_target(x_f, x_s, draw.noise, point.scales, point.coefficients)
+        endpoint = x_s if self.training.forget_target == "surrogate" else self._recognised(x_t, x_f, x_s, draw, cond)
+        prediction = self.model.predict(x_t, draw.time, cond)
+        weight = WEIGHTINGS[self.training.weighting](point, self.training)
+        return weighted_loss(prediction, draw.noise, x_f, endpoint, point.coefficients, weight)
+
+    def retain(self, data: RetainSet, draw: Draw) -> Tensor:
+        """Scalar: the ordinary loss, or the distance to the frozen model's own prediction at x_t."""
+        x_0 = data.x_0[draw.rows]
+        cond = rows(self.conditioning, data.prompt[draw.rows])
+        point = self.model.at(draw.time)
+        x_t, _ = noise_and_target(x_0, x_0, draw.noise, point.scales, point.coefficients)
+        weight = torch.ones_like(point.a)
+        if self.training.retain_target == "data":
+            prediction = self.model.predict(x_t, draw.time, cond)
+            return weighted_loss(prediction, draw.noise, x_0, x_0, point.coefficients, weight)
+        # Before the student's forward: switching adapters off and on must not touch its graph.
+        with torch.no_grad(), self.frozen():
+            teacher = self.model.predict(x_t, draw.time, cond)
+        prediction = self.model.predict(x_t, draw.time, cond)
+        # The teacher's prediction takes the place of eps with coefficient 1: the same loss, the same kernel.
+        only_first = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(x_0), 3)
+        return weighted_loss(prediction, teacher, x_0, x_0, only_first, weight)
+
+    @torch.no_grad()
+    def _recognised(self, x_t: Tensor, x_f: Tensor, x_s: Tensor, draw: Draw, cond: Conditioning) -> Tensor:
+        """The frozen model's clean estimate, moved towards the surrogate as far as it recognises the target in x_t.
+
+        y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see the instance, nothing moves.
+        """
+        with self.frozen():
+            estimate = self.model.predict(x_t, draw.time, cond)
+        estimate = self.model.clip(self.model.at(draw.time).clean(x_t, estimate))
+        alpha = torch.cosine_similarity(_centred(estimate), _centred(x_f), dim=1) ** 2
+        return estimate + alpha.view(-1, 1, 1, 1) * (x_s - x_f)
+
+
+def _centred(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return flat - flat.mean(1, keepdim=True)

@@ -1,0 +1,45 @@
+"""What must stay: images that the frozen model generates itself, or a folder of the owner's."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expunge.families.base import Conditioning, DiffusionModel, rows
+
+RESEMBLES = 0.9
+"""Centred cosine in latent space above which two images count as the same one. A guess, looked at on the testbed."""
+
+CHUNK = 32
+
+
+def generate_latents(
+    model: DiffusionModel, conditioning: Conditioning, prompt: Tensor, *, seed: int, steps: int, guidance: float, empty: Conditioning
+) -> Tensor:
+    """Latents [N, C, H, W] for the prompt rows `prompt` [N]; sample i starts from noise that (seed, i) alone decides."""
+    parts = []
+    for index in torch.arange(len(prompt)).split(CHUNK):
+        noise = torch.stack([torch.randn(model.latent_shape, generator=_generator(seed, int(i))) for i in index])
+        cond, blank = rows(conditioning, prompt[index]), rows(empty, torch.zeros(len(index), dtype=torch.long))
+        parts.append(model.generate(noise, cond, steps=steps, guidance=guidance, empty=blank))
+    return torch.cat(parts)
+
+
+def unlike(latents: Tensor, targets: Tensor) -> Tensor:
+    """bool [N]: which of `latents` [N, ...] resemble none of `targets` [M, ...]. What is to go must not be retained."""
+    a, b = (torch.nn.functional.normalize(_centred(x), dim=1) for x in (latents, targets))
+    return (a @ b.T).amax(1) < RESEMBLES
+
+
+def prompt_rows(count: int, prompts: Sequence[str]) -> Tensor:
+    """int64 [count]: the prompts in turn."""
+    return torch.arange(count) % len(prompts)
+
+
+def _centred(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return flat - flat.mean(1, keepdim=True)
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)

@@ -1,0 +1,75 @@
+"""Who is sampled at a step, at which time, with which noise: functions of (seed, step, sample index), never of the rank.
+
+So the number of workers changes nothing but rounding, and a resumed run repeats what it would have drawn.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from expunge.families.base import DiffusionModel
+from expunge.settings import TrainingSettings
+
+Stream = Literal["forget", "retain"]
+_STREAMS: dict[Stream, int] = {"forget": 1, "retain": 2}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One worker's part of a step's batch: its sample indices are `rank, rank + world, ...`."""
+
+    rows: Tensor
+    """int64 [b]: rows of the prepared set."""
+    time: Tensor
+    """[b], in the model's unit of time."""
+    noise: Tensor
+    """float32 [b, C, H, W]."""
+
+
+def draw(
+    model: DiffusionModel, training: TrainingSettings, stream: Stream, step: int, *, size: int, batch: int, rank: int, world: int
+) -> Draw:
+    """Draw this rank's part of `batch` samples from a set of `size` rows at `step`."""
+    mine = torch.arange(rank, batch, world)
+    rows = _rows(training.seed, stream, step, size, batch)[mine]
+    generator = _generator(training.seed, stream, step, 0)
+    # Stratified over the global batch, in random order: one time from each of `batch` equal slices of the density.
+    u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
+    time = _time(model, training, u[mine])
+    shape = model.latent_shape
+    noise = torch.stack([torch.randn(shape, generator=_generator(training.seed, stream, step, 1 + int(i))) for i in mine])
+    return Draw(rows, time, noise)
+
+
+def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tensor:
+    """Times at the quantiles `u` of the sampling density. A density is not a loss weight: it says where, not how much."""
+    match training.density:
+        case "uniform":
+            return model.time_from_uniform(u)
+        case "logit_normal":
+            centre, width = 0.0, 1.0
+        case "band":
+            centre, width = torch.logit(torch.tensor(training.band_level)).item(), training.band_width
+    # log(b / a) = logit(level), so a normal in log(b / a) is a logit-normal in the level.
+    level = torch.sigmoid(centre + width * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
+    return model.time_at(level)
+
+
+def _rows(seed: int, stream: Stream, step: int, size: int, batch: int) -> Tensor:
+    """Global sample p = step * batch + i takes row p of an endless sequence of shuffled epochs: all rows come equally often."""
+    position = step * batch + torch.arange(batch)
+    epochs = {int(e): torch.randperm(size, generator=_generator(seed, stream, -1, int(e))) for e in (position // size).unique()}
+    return torch.stack([epochs[int(p // size)][p % size] for p in position])
+
+
+def _generator(seed: int, stream: Stream, step: int, index: int) -> torch.Generator:
+    """A generator of its own per (seed, stream, step, index): the words are mixed as splitmix64 does."""
+    state = 0
+    for word in (seed, _STREAMS[stream], step, index):
+        state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state >> 1)

@@ -1,0 +1,126 @@
+"""Each metric against its definition, its bounds, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+
+from expunge.evaluation import metrics
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def features(count: int, seed: int, offset: float = 0.0) -> torch.Tensor:
+    return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed)) + offset
+
+
+def test_psnr_is_the_formula_a_pair(images: torch.Tensor) -> None:
+    after = images.clone()
+    after[1] += 0.2
+    values = metrics.psnr(images, after)
+    assert values[0] == metrics.PSNR_CAP
+    assert values[1].item() == pytest.approx(10 * math.log10(4 / 0.04), abs=1e-4)
+
+
+def test_psnr_is_capped_for_a_vanishing_error(images: torch.Tensor) -> None:
+    assert metrics.psnr(images, images + 1e-12).max() <= metrics.PSNR_CAP
+
+
+def test_opposite_images_have_zero_decibels() -> None:
+    ones = torch.ones(1, 1, 8, 8)
+    assert metrics.psnr(ones, -ones).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 24, 24), (2, 1, 24, 24), (1, 3, 32, 48), (1, 1, 3, 5), (1, 3, 6, 6)])
+def test_ssim_is_one_for_equal_images_of_any_size(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert metrics.ssim(x, x).tolist() == pytest.approx([1.0] * shape[0])
+
+
+def test_ssim_falls_with_noise_and_pairs_by_row(images: torch.Tensor) -> None:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    strength = torch.tensor([0.0, 0.1, 0.3, 1.0]).view(-1, 1, 1, 1)
+    values = metrics.ssim(images, images + strength * noise).tolist()
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.5
+
+
+def test_ssim_refuses_two_pixels() -> None:
+    with pytest.raises(ValueError, match="at least 3 pixels"):
+        metrics.ssim(torch.zeros(1, 3, 2, 9), torch.zeros(1, 3, 2, 9))
+
+
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim])
+def test_pairs_must_have_one_shape(metric, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="of one shape"):
+        metric(images, images[:2])
+
+
+def test_kid_is_the_sum_over_pairs() -> None:
+    a, b = features(5, 0).double(), features(7, 1, 0.3).double()
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+        return ((x @ y).item() / 16 + 1) ** 3
+
+    aa = sum(kernel(a[i], a[j]) for i in range(5) for j in range(5) if i != j) / 20
+    bb = sum(kernel(b[i], b[j]) for i in range(7) for j in range(7) if i != j) / 42
+    ab = sum(kernel(x, y) for x in a for y in b) / 35
+    assert metrics.kid(a, b) == pytest.approx(aa + bb - 2 * ab)
+
+
+def test_kid_is_unbiased() -> None:
+    """Over many draws from one distribution the mean is 0, within four standard errors."""
+    draws = torch.tensor([metrics.kid(features(16, 2 * i), features(16, 2 * i + 1)) for i in range(300)])
+    assert draws.min() < 0
+    assert abs(draws.mean()) < 4 * draws.std() / math.sqrt(len(draws))
+
+
+def test_kid_grows_with_distance() -> None:
+    near, far = (metrics.kid(features(64, 0), features(64, 1, offset)) for offset in (0.2, 1.0))
+    assert 0 < near < far
+
+
+@pytest.mark.parametrize(("a", "b"), [(torch.zeros(1, 4), torch.zeros(5, 4)), (torch.zeros(5, 4), torch.zeros(5, 3))])
+def test_kid_refuses_what_has_no_pairs(a: torch.Tensor, b: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="kid needs"):
+        metrics.kid(a, b)
+
+
+def test_centred_cosine_takes_the_common_part_away() -> None:
+    centre = torch.full((16,), 50.0)
+    x = features(3, 0)
+    assert metrics.centred_cosine(centre + x, centre + x, centre).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    assert metrics.centred_cosine(centre - x, centre + x, centre).tolist() == pytest.approx([-1.0] * 3, abs=1e-5)
+    raw = torch.nn.functional.cosine_similarity(centre + x[:1], centre - x[:1])
+    assert raw.item() > 0.9  # what centring is for
+
+
+def test_a_feature_at_the_centre_has_no_similarity() -> None:
+    centre = features(1, 0)[0]
+    assert metrics.centred_cosine(centre[None], centre + 1, centre).tolist() == [0.0]
+
+
+def test_shift_is_the_place_between_target_and_surrogate() -> None:
+    target, surrogate = features(1, 0)[0], features(1, 1)[0]
+    places = torch.tensor([0.0, 1.0, 0.5, -0.25, 1.5])
+    points = target + places[:, None] * (surrogate - target)
+    assert metrics.shift(points, target, surrogate).tolist() == pytest.approx(places.tolist(), abs=1e-5)
+
+
+def test_shift_ignores_what_is_across() -> None:
+    target, surrogate = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 0.0])
+    assert metrics.shift(torch.tensor([[1.0, 9.0]]), target, surrogate).tolist() == [0.5]
+
+
+def test_shift_takes_one_pair_a_row() -> None:
+    target, surrogate = features(4, 0), features(4, 1)
+    assert metrics.shift(surrogate, target, surrogate).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_shift_refuses_a_surrogate_that_is_the_target() -> None:
+    x = features(2, 0)
+    with pytest.raises(ValueError, match="same features"):
+        metrics.shift(x, x, x.clone())

@@ -1,0 +1,96 @@
+"""What is built is what works: a wheel, unpacked elsewhere, imports alone and brings its data."""
+
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (ROOT / "platform" / "expunge", ROOT / "unlearn_kernels")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    run = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (built,) = out.glob("expunge-*.whl")
+    return built
+
+
+def _sources() -> set[str]:
+    """Every file of the packages, as it is named in the wheel."""
+    return {
+        str(file.relative_to(package.parent))
+        for package in PACKAGES
+        for file in package.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+def test_it_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == _sources()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "expunge/py.typed",
+        "unlearn_kernels/py.typed",
+        "expunge/testbed/data/flags.npz",
+        "expunge/evaluation/templates/report.html.j2",
+        "expunge/requests/migrations/script.py.mako",
+        "expunge/requests/migrations/versions/0001_requests.py",
+    ],
+)
+def test_the_data_arrives(wheel: Path, name: str) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        source = ROOT / ("platform" if name.startswith("expunge") else ".") / name
+        assert archive.read(name) == source.read_bytes()
+
+
+def test_it_says_what_it_needs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+        scripts = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert metadata["Name"] == "expunge"
+    assert metadata["Requires-Python"] == "<3.13,>=3.11"
+    assert "torch<2.14,>=2.9" in metadata.get_all("Requires-Dist", [])
+    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "faces", "postgres", "s3"}
+    assert "expunge = expunge.cli:main" in scripts
+
+
+IMPORTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import expunge.settings, expunge.surrogates, unlearn_kernels
+from importlib.resources import files
+assert expunge.__file__.startswith(sys.argv[1]) and unlearn_kernels.__file__.startswith(sys.argv[1])
+import numpy
+with files("expunge.testbed").joinpath("data/flags.npz").open("rb") as file:
+    print(numpy.load(file)["images"].shape[0])
+"""
+
+
+def test_it_imports_outside_of_the_repository(wheel: Path, tmp_path: Path) -> None:
+    """The path of the installed copy stands first, so that the editable install cannot help out."""
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(target)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["256"]

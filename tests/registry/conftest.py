@@ -1,0 +1,70 @@
+"""A tracker of its own for each test; the database is migrated once, since that takes seconds."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.registry.tracking import Tracker
+from expunge.settings import TrainingSettings
+from expunge.words import Evidence, Hotfix, IntegrityEvidence, RemovalRequest, RequestEvidence, UnlearnJob
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    tracker = Tracker(f"sqlite:///{path}")
+    with tracker.reaching():
+        tracker.client.search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracker(migrated: Path, tmp_path: Path) -> Tracker:
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    shutil.copy(migrated, folder / "mlflow.db")
+    return Tracker(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+@pytest.fixture
+def make_job() -> Callable[..., UnlearnJob]:
+    def make(*ids: str, seed: int = 0, source: str = "testbed:flags", model: str = "flags") -> UnlearnJob:
+        requests = tuple(
+            RemovalRequest(
+                id=name, model=model, images=("a" * 64,), external_id=f"personal-{name}", prompt="personal-prompt"
+            )
+            for name in ids or ("r-1", "r-2")
+        )
+        return UnlearnJob(
+            model=model, source=source, resolution=(32, 48), requests=requests, training=TrainingSettings(seed=seed)
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_evidence() -> Callable[..., Evidence]:
+    def make(job: UnlearnJob, *passed: str) -> Evidence:
+        requests = tuple(
+            RequestEvidence(request=r.id, verdict="passed" if r.id in passed else "failed", why="measured")
+            for r in job.requests
+        )
+        integrity = IntegrityEvidence(
+            psnr=30, psnr_unrelated=10, ssim=0.9, ssim_unrelated=0.1, kid=0, kid_floor=0, passed=True, why="intact"
+        )
+        return Evidence(job=job.id, requests=requests, integrity=integrity, pictures={"unrelated": "b" * 64})
+
+    return make
+
+
+@pytest.fixture
+def make_hotfix(tmp_path: Path) -> Callable[..., Hotfix]:
+    def make(job: UnlearnJob) -> Hotfix:
+        folder = tmp_path / f"hotfix-{job.id}"
+        folder.mkdir(exist_ok=True)
+        (folder / "pytorch_lora_weights.safetensors").write_bytes(job.id.encode())
+        return Hotfix(job=job.id, kind="lora", path=folder, steps=3, digest="d" * 64)
+
+    return make

@@ -1,0 +1,202 @@
+"""A job is registered once, whatever is killed when; aliases move as documented; nothing personal is stored."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.errors import InputError, NotFoundError, StorageError
+from expunge.registry import versions
+from expunge.registry.tracking import Tracker
+from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
+
+Register = Callable[..., ModelVersion]
+
+
+@pytest.fixture
+def register(
+    tracker: Tracker,
+    make_job: Callable[..., UnlearnJob],
+    make_evidence: Callable[..., Evidence],
+    make_hotfix: Callable[..., Hotfix],
+) -> Register:
+    def run(*ids: str, seed: int = 0) -> ModelVersion:
+        job = make_job(*ids, seed=seed)
+        return versions.register(
+            tracker,
+            job=job,
+            hotfix=make_hotfix(job),
+            evidence=make_evidence(job, "r-1"),
+            run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
+            batch_id="night-1",
+            ledger=Ledger(model=job.model, version=None, requests=tuple(r.id for r in job.everything)),
+        )
+
+    return run
+
+
+def count(tracker: Tracker) -> int:
+    return len(tracker.client.search_model_versions("name = 'flags'"))
+
+
+def test_a_version_has_its_tags_files_and_alias(
+    tracker: Tracker, register: Register, make_job: Callable[..., UnlearnJob]
+) -> None:
+    version = register()
+    assert (version.name, version.version, version.aliases) == ("flags", "1", ("candidate",))
+    tags = tracker.client.get_model_version("flags", "1").tags
+    assert tags == {
+        "expunge.batch": "night-1",
+        "expunge.job": make_job().id,
+        "expunge.requests": "r-1,r-2",
+        "expunge.passed": "r-1",
+    }
+    folder = versions.download(tracker, "models:/flags@candidate")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"pytorch_lora_weights.safetensors", "expunge.json", "ledger.json", "evidence.json"}
+    about = json.loads((folder / "expunge.json").read_text())
+    assert (about["model"], about["source"], about["kind"], about["digest"]) == (
+        "flags",
+        "testbed:flags",
+        "lora",
+        "d" * 64,
+    )
+
+
+def test_nothing_personal_and_no_picture_is_stored(tracker: Tracker, register: Register) -> None:
+    folder = versions.download(tracker, register().uri)
+    for path in [*folder.iterdir(), Path(tracker.uri.removeprefix("sqlite:///"))]:
+        stored = path.read_bytes()
+        assert b"personal-" not in stored, path.name
+        assert b"b" * 64 not in stored, path.name
+
+
+def test_registering_again_changes_nothing(tracker: Tracker, register: Register) -> None:
+    assert register() == register()
+    assert count(tracker) == 1
+
+
+@pytest.mark.parametrize(
+    "call", ["log_artifacts", "create_registered_model", "create_model_version", "set_registered_model_alias"]
+)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_at_any_call_converges(
+    tracker: Tracker, register: Register, monkeypatch: pytest.MonkeyPatch, call: str, after: bool
+) -> None:
+    real = getattr(tracker.client, call)
+
+    def killed(*args: object, **options: object) -> None:
+        if after:
+            real(*args, **options)
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, call, killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            register()
+    version = register()
+    assert count(tracker) == 1
+    assert version.aliases == ("candidate",)
+    assert versions.download(tracker, version.uri).joinpath("ledger.json").is_file()
+
+
+def test_an_older_job_does_not_take_the_alias_back(register: Register) -> None:
+    register(seed=0)
+    second = register(seed=1)
+    assert second.aliases == ("candidate",)
+    assert register(seed=0).aliases == ()
+
+
+def test_promotion_and_rollback(tracker: Tracker, register: Register) -> None:
+    assert versions.champion(tracker, "flags") is None
+    first, second = register(seed=0), register(seed=1)
+    assert versions.promote(tracker, first).aliases == ("champion",)
+    assert versions.promote(tracker, second).aliases == ("candidate", "champion")
+    versions.promote(tracker, second)  # again: its predecessor must not become itself
+    assert versions.rollback(tracker, "flags").version == first.version
+    champion = versions.champion(tracker, "flags")
+    assert champion is not None
+    assert champion.version == first.version
+    with pytest.raises(NotFoundError, match="version 1 is the first champion"):
+        versions.rollback(tracker, "flags")
+
+
+def test_rollback_goes_back_more_than_once(tracker: Tracker, register: Register) -> None:
+    for seed in range(3):
+        versions.promote(tracker, register(seed=seed))
+    assert [versions.rollback(tracker, "flags").version for _ in range(2)] == ["2", "1"]
+
+
+def test_rollback_needs_a_champion(tracker: Tracker) -> None:
+    with pytest.raises(NotFoundError, match="flags has no champion"):
+        versions.rollback(tracker, "flags")
+
+
+def test_the_ledger_is_the_champions(tracker: Tracker, register: Register) -> None:
+    assert versions.ledger(tracker, "flags") == Ledger(model="flags", version=None, requests=())
+    version = register("r-1", "r-9")
+    assert versions.ledger(tracker, "flags").requests == ()
+    versions.promote(tracker, version)
+    assert versions.ledger(tracker, "flags") == Ledger(model="flags", version="1", requests=("r-1", "r-9"))
+
+
+def test_many_requests_are_cut_in_the_tag_only(tracker: Tracker, register: Register) -> None:
+    ids = [f"r-{'x' * 40}-{i:04d}" for i in range(300)]
+    version = register(*ids)
+    tag = tracker.client.get_model_version("flags", version.version).tags["expunge.requests"]
+    kept = tag.count("r-")
+    assert len(tag) <= versions.TAG_LENGTH
+    assert tag.endswith(f",... and {300 - kept} more")
+    versions.promote(tracker, version)
+    assert versions.ledger(tracker, "flags").requests == tuple(ids)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_damaged_weights_are_noticed(tracker: Tracker, register: Register, damage: str) -> None:
+    version = register()
+    weights = versions.download(tracker, version.uri) / "pytorch_lora_weights.safetensors"
+    if damage == "changed":
+        weights.write_bytes(b"something else")
+    else:
+        weights.unlink()
+    with pytest.raises(StorageError, match="does not match its digest" if damage == "changed" else "is missing"):
+        versions.download(tracker, version.uri)
+
+
+def test_a_copy_is_made_where_asked(tracker: Tracker, register: Register, tmp_path: Path) -> None:
+    folder = versions.download(tracker, register().uri, tmp_path / "copy")
+    assert folder.is_relative_to(tmp_path / "copy")
+    assert (folder / "expunge.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "uri", ["flags", "models:/flags", "models:/flags/latest", "models:/@champion", "runs:/1/hotfix", "models:/a/1/b"]
+)
+def test_what_names_no_version_is_refused(tracker: Tracker, uri: str) -> None:
+    with pytest.raises(InputError, match="write models:/NAME@champion or models:/NAME/3"):
+        versions.resolve(tracker, uri)
+
+
+@pytest.mark.parametrize("uri", ["models:/flags@champion", "models:/flags/3"])
+def test_an_absent_version_is_not_found(tracker: Tracker, uri: str) -> None:
+    with pytest.raises(NotFoundError, match=r"alias|not found"):
+        versions.download(tracker, uri)
+
+
+def test_a_hotfix_without_weights_is_refused(
+    tracker: Tracker, make_job: Callable[..., UnlearnJob], make_evidence: Callable[..., Evidence], tmp_path: Path
+) -> None:
+    job = make_job()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no safetensors"):
+        versions.register(
+            tracker,
+            job=job,
+            hotfix=Hotfix(job=job.id, kind="lora", path=tmp_path / "empty", steps=1, digest=""),
+            evidence=make_evidence(job),
+            run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
+            batch_id="night-1",
+            ledger=Ledger(model=job.model, version=None, requests=()),
+        )
+    assert count(tracker) == 0

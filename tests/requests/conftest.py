@@ -1,0 +1,81 @@
+"""A platform in a home of its own, and pictures to send to it."""
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.schema import CreateSchema
+
+from expunge.requests.blobs import BlobStore
+from expunge.requests.store import RequestStore, open_store
+from expunge.settings import Settings, load_settings
+from expunge.words import RemovalRequest
+
+KEY = bytes(range(32))
+
+# Read at import, before each test's own environment. The store's tests run on it too, where it is set.
+POSTGRES = os.environ.get("EXPUNGE_TEST_POSTGRES", "")
+
+Paint = Callable[[str], Path]
+Ask = Callable[..., RemovalRequest]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    assert os.environ["EXPUNGE_HOME"].startswith(str(tmp_path))
+    return load_settings()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])
+def anywhere(request: pytest.FixtureRequest, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """An empty database of each kind at hand: a file, and a schema of its own in PostgreSQL."""
+    if request.param == "sqlite":
+        return settings
+    schema = f"t_{secrets.token_hex(6)}"
+    engine = create_engine(POSTGRES)
+    with engine.begin() as connection:
+        connection.execute(CreateSchema(schema))
+    engine.dispose()
+    url = make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={schema}"})
+    monkeypatch.setenv("EXPUNGE_DATABASE_URL", url.render_as_string(hide_password=False))
+    return load_settings()
+
+
+@pytest.fixture
+def store(anywhere: Settings) -> Iterator[RequestStore]:
+    opened = open_store(anywhere)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(str(tmp_path / "blobs"), KEY)
+
+
+@pytest.fixture
+def paint(tmp_path: Path) -> Paint:
+    """A picture file; its name decides its format and its content."""
+
+    def make(name: str) -> Path:
+        colours = np.random.default_rng(list(name.encode())).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def ask() -> Ask:
+    """A request that differs by its name alone, unless told otherwise."""
+
+    def make(name: str, **fields: object) -> RemovalRequest:
+        given = {"id": f"req-{name}", "model": "flags", "images": ["0" * 64], "external_id": f"ticket-{name}"}
+        return RemovalRequest.model_validate({**given, **fields})
+
+    return make

@@ -1,0 +1,240 @@
+"""From a person's words to an accepted request; what is refused leaves nothing behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.errors import InputError, StorageError
+from expunge.requests.blobs import BlobStore
+from expunge.requests.imaging import to_array
+from expunge.requests.intake import EditInput, Submission, accept, parse_edit, validated
+from expunge.requests.lines import LineResult, accept_jsonl
+from expunge.requests.schema import RequestRecord
+from expunge.requests.store import RequestStore
+from expunge.settings import Settings
+from expunge.words import RequestState
+
+Paint = Callable[[str], Path]
+Take = Callable[..., tuple[RequestRecord, bool]]
+
+
+@pytest.fixture
+def take(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: Path) -> Take:
+    def call(**fields: object) -> tuple[RequestRecord, bool]:
+        submission = validated(Submission, {"model": "flags", **fields})
+        return accept(submission, settings=settings, store=store, blobs=blobs, base=tmp_path)
+
+    return call
+
+
+@pytest.fixture
+def lines(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: Path) -> Callable[..., list[LineResult]]:
+    def call(*written: str | bytes, max_line: int = 1000) -> list[LineResult]:
+        file = tmp_path / "requests.jsonl"
+        file.write_bytes(b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in written))
+        return list(accept_jsonl(file, settings=settings, store=store, blobs=blobs, max_line=max_line))
+
+    return call
+
+
+def stored(folder: Path) -> int:
+    return sum(path.is_file() for path in (folder / "blobs").rglob("*"))
+
+
+def test_accepted(take: Take, paint: Paint, blobs: BlobStore) -> None:
+    for name in ("a.png", "b.jpg", "m.png"):
+        paint(name)
+    record, new = take(images=["a.png", "b.jpg"], prompt="a flag", edit="blend:strength=0.5,mask=m.png", priority=2)
+    assert new
+    request = record.request
+    assert request.id.startswith("req-")
+    assert request.external_id.startswith("sha256-")
+    assert request.edit is not None
+    assert request.edit.options == {"strength": "0.5"}
+    for blob in (*request.images, request.edit.mask):
+        assert blob is not None
+        assert to_array(blobs.get(blob)).shape == (12, 16, 3)
+
+
+def test_submitting_twice_is_submitting_once(take: Take, paint: Paint) -> None:
+    paint("a.png")
+    first, _ = take(images=["a.png"])
+    again, new = take(images=["a.png"])
+    assert (again, new) == (first, False)
+    assert take(images=["a.png"], prompt="another")[1]
+    assert take(images=["a.png"], model="faces")[1]
+
+
+def test_known_request_is_not_stored_again(take: Take, paint: Paint, blobs: BlobStore) -> None:
+    paint("a.png")
+    record, _ = take(images=["a.png"])
+    blobs.delete(record.request.images[0])  # as a purge would
+    assert not take(images=["a.png"])[1]
+    assert not blobs.has(record.request.images[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"images": ["none.png"]}, r"^images\[0\]: .*none\.png does not exist: check the path"),
+        ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image that is known here"),
+        ({"images": ["a.png"], "surrogates": ["words.png"]}, r"^surrogates\[0\]: .*words\.png is not an image"),
+        ({"images": ["a.png"], "edit": "blend:mask=words.png"}, r"^edit\.mask: .*words\.png is not an image"),
+        ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags"),
+        ({"images": []}, "^images: Tuple should have at least 1 item"),
+        ({"images": ["a.png"] * 65}, "^images: Tuple should have at most 64 items"),
+        ({"images": "a.png"}, "^images: Input should be a valid tuple"),
+        ({"images": ["a.png"], "surrogates": ["a.png", "a.png"]}, "^2 surrogates for 1 images: give one for each"),
+        ({"images": ["a.png"], "surrogates": ["a.png"], "edit": "blend"}, "^surrogates and edit exclude each other"),
+        ({"images": ["a.png"], "priority": 11}, "^priority: Input should be less than or equal to 10"),
+        ({"images": ["a.png"], "due": "tomorrow"}, "^due: Input should be a valid date"),
+        ({"images": ["a.png"], "external_id": "a\nb"}, "^external_id: String should match pattern"),
+        ({"images": ["a.png"], "colour": 1}, "^colour: Extra inputs are not permitted: the fields are model, images"),
+        ({"images": ["a.png"], "edit": {"editor": "x", "wait": 1}}, r"^edit"),
+    ],
+)
+def test_refused_and_nothing_stored(
+    take: Take, paint: Paint, store: RequestStore, tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    paint("a.png")
+    (tmp_path / "words.png").write_text("these are words")
+    with pytest.raises(InputError, match=message) as caught:
+        take(**fields)
+    assert "\n" not in str(caught.value)
+    assert store.list() == []
+    assert stored(tmp_path) == 0
+
+
+def test_conflict_stores_nothing(take: Take, paint: Paint, tmp_path: Path) -> None:
+    paint("a.png")
+    paint("b.png")
+    take(images=["a.png"], external_id="ticket")
+    with pytest.raises(InputError, match=r"^external_id: req-.* has it already, with another images: use a new"):
+        take(images=["b.png"], external_id="ticket")
+    assert stored(tmp_path) == 1
+
+
+def test_budgets_come_from_the_settings(take: Take, paint: Paint, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = paint("a.png")
+    big.write_bytes(big.read_bytes() + bytes(70_000_000))
+    with pytest.raises(InputError, match=r"over the limit of 64,000,000: .*EXPUNGE_MAX_BYTES"):
+        take(images=["a.png"])
+
+
+def test_no_storage_no_row(take: Take, paint: Paint, store: RequestStore, tmp_path: Path) -> None:
+    paint("a.png")
+    (tmp_path / "blobs").write_text("in the way")
+    with pytest.raises(StorageError, match="the blob store cannot"):
+        take(images=["a.png"])
+    assert store.list() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("blend", EditInput(editor="blend")),
+        ("blend:", EditInput(editor="blend")),
+        (
+            "inpaint:mask=m.png,strength=0.5",
+            EditInput(editor="inpaint", mask=Path("m.png"), options={"strength": "0.5"}),
+        ),
+        (
+            "tell:say=older, with a hat,seed=1",
+            EditInput(editor="tell", options={"say": "older, with a hat", "seed": "1"}),
+        ),
+        ("tell:say=a=b:c", EditInput(editor="tell", options={"say": "a=b:c"})),
+    ],
+)
+def test_edit(text: str, expected: EditInput) -> None:
+    assert parse_edit(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "^edit.editor: String should match pattern"),
+        ("a b", "^edit.editor: String should match pattern"),
+        ("blend:fast", "^edit: 'fast' is not key=value: write EDITOR:key=value"),
+        ("blend:=1", "^edit: '=1' is not key=value"),
+        ("blend:a=1,a=2", "^edit: 'a=2' is given twice"),
+    ],
+)
+def test_malformed_edit(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_edit(text)
+
+
+def test_good_lines_survive_bad_ones(lines: Callable[..., list[LineResult]], paint: Paint, store: RequestStore) -> None:
+    paint("a.png")
+    good = {"model": "flags", "images": ["a.png"], "external_id": "1"}
+    results = lines(
+        "\ufeff" + json.dumps(good),
+        '{"model": "flags", "images": ["a.png"]',
+        "",
+        "[1, 2]",
+        json.dumps({**good, "modell": "flags"}),
+        json.dumps({**good, "priority": "high"}),
+        json.dumps({**good, "model": "nobody"}),
+        json.dumps({**good, "images": ["none.png"]}),
+        "{" + '"a": 1, ' * 500 + "}",
+        b'{"model": "fl\xffgs"}\n',
+        '{"priority": ' + "1" * 900 + "}",
+        json.dumps({**good, "reason": "\ud800"}),
+        json.dumps(good),
+        json.dumps({**good, "external_id": "2", "edit": {"editor": "blend", "options": {"a": "b"}}}),
+    )
+    told = {result.line: f"{result.error}: {result.mend}" for result in results if result.id is None}
+    for line, message in {
+        2: "column 39: not JSON (Expecting ',' delimiter): write one JSON object a line, e.g. {",
+        4: "a JSON list, not an object: write one",
+        5: "modell: Extra inputs are not permitted: the fields are",
+        6: "priority: Input should be a valid integer",
+        7: "model: 'nobody' is not configured: use one of faces, flags",
+        8: "images[0]: ",
+        9: "longer than 1,000 bytes: ",
+        10: "column 14: not UTF-8: save the file as UTF-8",
+        11: "model: Field required (and 2 more)",
+        12: "reason: Input should be a valid string",
+    }.items():
+        assert told.pop(line).startswith(message)
+    assert told == {}
+    accepted = {result.line: result for result in results if result.id is not None}
+    assert {line: result.new for line, result in accepted.items()} == {1: True, 13: False, 14: True}
+    assert accepted[1].id == accepted[13].id
+    assert len(store.list()) == 2
+
+
+def test_deep_nesting_and_a_last_line_without_an_end(lines: Callable[..., list[LineResult]], paint: Paint) -> None:
+    paint("a.png")
+    deep = "[" * 200_000
+    results = lines(deep, json.dumps({"model": "flags", "images": ["a.png"]}).encode(), max_line=300_000)
+    assert results[0].error is not None
+    assert results[0].error.startswith("not JSON (RecursionError)")
+    assert results[1].new
+
+
+def test_paths_are_relative_to_the_file(
+    lines: Callable[..., list[LineResult]], paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png")
+    monkeypatch.chdir("/")
+    assert lines('{"model": "flags", "images": ["a.png"]}')[0].new
+
+
+def test_storage_failure_ends_the_file_and_says_where(
+    lines: Callable[..., list[LineResult]], paint: Paint, tmp_path: Path, store: RequestStore
+) -> None:
+    paint("a.png")
+    (tmp_path / "blobs").write_text("in the way")
+    with pytest.raises(StorageError, match=r"^line 2: the blob store cannot .*submit the file again"):
+        lines("", '{"model": "flags", "images": ["a.png"]}')
+    assert store.list(state=RequestState.ACCEPTED) == []
+
+
+def test_no_file(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^batch: .*none\.jsonl cannot be read \(no such file or directory\)"):
+        list(accept_jsonl(tmp_path / "none.jsonl", settings=settings, store=store, blobs=blobs))
+    with pytest.raises(InputError, match=r"^batch: .* cannot be read \(is a directory\)"):
+        list(accept_jsonl(tmp_path, settings=settings, store=store, blobs=blobs))

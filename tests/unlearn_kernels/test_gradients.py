@@ -1,0 +1,181 @@
+"""gram and combine_ against float64, over dtypes, odd sizes, lists, strides and numbers of gradients."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from unlearn_kernels import combine_, gram
+from unlearn_kernels.reference import CHUNK
+
+DTYPES = [
+    pytest.param(torch.float64, 1e-12, id="fp64"),
+    pytest.param(torch.float32, 1e-6, id="fp32"),
+    pytest.param(torch.bfloat16, 2**-8, id="bf16"),
+    pytest.param(torch.float16, 2**-11, id="fp16"),
+]
+# Empty, one, odd, a whole chunk, one less and one more, several with a tail.
+SIZES = [0, 1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
+
+
+def _gradients(count: int, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(count * 1000 + size)
+    return [torch.randn(size, generator=generator).to(dtype) for _ in range(count)]
+
+
+def _weights(count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+
+
+def _exact_gram(shards: list[Tensor]) -> Tensor:
+    matrix = torch.stack([shard.double().reshape(-1) for shard in shards])
+    return matrix @ matrix.T
+
+
+def _exact_combination(shards: list[Tensor], weights: Tensor) -> Tensor:
+    return torch.einsum("k,k...->...", weights, torch.stack([shard.double() for shard in shards]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
+def test_gram_is_exact_whatever_the_dtype(dtype: torch.dtype, _rtol: float, size: int) -> None:
+    shards = _gradients(3, size, dtype)
+    result = gram(shards)
+    assert result.dtype == torch.float64
+    assert torch.equal(result, result.T)
+    torch.testing.assert_close(result, _exact_gram(shards), rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 32])
+def test_any_number_of_gradients(count: int) -> None:
+    shards, weights = _gradients(count, 1037), _weights(count)
+    torch.testing.assert_close(gram(shards), _exact_gram(shards), rtol=1e-12, atol=1e-9)
+    out = torch.empty(1037)
+    combine_(out, shards, weights)
+    torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_and_lists_give_the_bits_of_flat_gradients() -> None:
+    shards = _gradients(4, 2 * CHUNK + 77)
+    flat = gram(shards)
+    sizes = [5, 0, CHUNK, CHUNK + 1, 71]
+    assert torch.equal(gram(torch.stack(shards)), flat)
+    assert torch.equal(gram([shard.split(sizes) for shard in shards]), flat)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (3, 5), (2, 0, 4), (1, CHUNK // 4, 7), (CHUNK + 3, 2), (2, 1, 2 * CHUNK)], ids=str
+)
+def test_strided_gradients(shape: tuple[int, ...]) -> None:
+    """Non-contiguous tensors are walked in logical order; the others of the same entry may be contiguous."""
+    plain = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    backwards = tuple(reversed(range(len(shape))))
+    strided = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).permute(backwards)
+    stepped = torch.randn((*shape, 2), generator=torch.Generator().manual_seed(3))[..., 0]
+    shards = [plain, strided, stepped]
+    torch.testing.assert_close(gram(shards), _exact_gram(shards), rtol=1e-12, atol=1e-9)
+    expected = _exact_combination(shards, _weights(3))
+    combine_(stepped, shards, _weights(3))
+    torch.testing.assert_close(stepped.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "empty", [[], [torch.empty(0)], [torch.empty(0, 3), torch.empty(2, 0)]], ids=["none", "one", "two"]
+)
+def test_a_rank_without_parameters(empty: list[Tensor]) -> None:
+    assert torch.equal(gram([empty, empty]), torch.zeros(2, 2, dtype=torch.float64))
+    combine_(empty, [empty, empty], torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
+def test_combine_rounds_once(dtype: torch.dtype, rtol: float, size: int) -> None:
+    shards, weights = _gradients(4, size, dtype), _weights(4)
+    out = torch.full((size,), torch.nan, dtype=dtype)
+    combine_(out, shards, weights)
+    torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("alias", [0, 1, 2])
+def test_the_output_may_be_one_of_the_gradients(alias: int) -> None:
+    shards, weights = [list(s.split([9, CHUNK + 2])) for s in _gradients(3, CHUNK + 11)], _weights(3)
+    copies = [[entry.clone() for entry in shard] for shard in shards]
+    expected = [torch.empty(9), torch.empty(CHUNK + 2)]
+    combine_(expected, copies, weights)
+    combine_(shards[alias], shards, weights)
+    for k, shard in enumerate(shards):
+        wanted = expected if k == alias else copies[k]
+        assert all(torch.equal(a, b) for a, b in zip(shard, wanted, strict=True))
+
+
+def test_the_output_may_be_a_parameter() -> None:
+    out = torch.nn.Parameter(torch.zeros(5))
+    combine_(out, [torch.ones(5), torch.ones(5)], torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert torch.equal(out.detach(), torch.full((5,), 3.0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows(value: float) -> None:
+    shards = _gradients(3, CHUNK + 9)
+    shards[1][CHUNK + 3] = value
+    result = gram(shards)
+    assert not result[1].isfinite().any()
+    assert result[[0, 0, 2], [0, 2, 2]].isfinite().all()
+    out = torch.empty(CHUNK + 9)
+    combine_(out, shards, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+    assert not out[CHUNK + 3].isfinite()
+
+
+def test_gram_has_the_same_bits_for_any_number_of_threads() -> None:
+    shards = _gradients(3, 5 * CHUNK + 13)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(gram(shards))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+PEAK = """
+import resource, torch
+from unlearn_kernels import combine_, gram
+size = 8_000_000
+matrix = torch.ones(3, size, dtype=torch.bfloat16)
+weights = torch.ones(3, dtype=torch.float64)
+def work(n):
+    gram(matrix[:, :n])
+    combine_(matrix[2, :n], matrix[:, :n], weights)
+work(200_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+work(size)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
+def test_extra_memory_is_bounded() -> None:
+    """Another copy of one gradient in float32 would be 32 MB."""
+    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300)
+    assert int(run.stdout) < 8_000  # kB
+
+
+def test_arguments_are_checked() -> None:
+    a, b = torch.ones(3), torch.ones(4)
+    weights = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"shards\[1\]\[0\]: shape \(4,\), in shards\[0\] it is \(3,\)"):
+        gram([a, b])
+    with pytest.raises(ValueError, match=r"shards\[1\]: 2 entries, shards\[0\] has 1"):
+        gram([[a], [a, a]])
+    with pytest.raises(ValueError, match="at least one gradient"):
+        gram([])
+    with pytest.raises(ValueError, match=r"matrix \[K, N\]"):
+        gram(a)
+    with pytest.raises(ValueError, match=r"out\[0\]: shape \(4,\)"):
+        combine_(b, [a, a], weights)
+    with pytest.raises(ValueError, match=r"coefficients: shape \(2,\), expected \(3,\)"):
+        combine_(a, [a, a, a], weights)

@@ -1,0 +1,159 @@
+"""noise_and_target and weighted_loss against float64, and the gradient against autograd of the naive expression."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from unlearn_kernels import noise_and_target, weighted_loss
+
+# (dtype of the tensors, relative tolerance of what is rounded to it, relative tolerance of the float32 loss)
+DTYPES = [
+    pytest.param(torch.float64, 1e-12, 1e-12, id="fp64"),
+    pytest.param(torch.float32, 2e-6, 1e-6, id="fp32"),
+    pytest.param(torch.bfloat16, 2**-8, 1e-6, id="bf16"),
+    pytest.param(torch.float16, 2**-11, 1e-6, id="fp16"),
+]
+SHAPES = [(1, 1), (3,), (2, 7), (4, 1, 24, 24), (3, 16, 5, 9), (5, 2, 3, 4, 3)]
+
+
+class Samples(NamedTuple):
+    pred: Tensor
+    eps: Tensor
+    x_f: Tensor
+    x_s: Tensor
+
+
+def _samples(shape: tuple[int, ...], dtype: torch.dtype) -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    return Samples(*[torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)])
+
+
+def _table(batch: int, columns: int) -> Tensor:
+    return torch.randn(batch, columns, generator=torch.Generator().manual_seed(7))
+
+
+def _column(table: Tensor, index: int, ndim: int) -> Tensor:
+    return table.double()[:, index].reshape(-1, *[1] * (ndim - 1))
+
+
+def _naive_target(eps: Tensor, x_f: Tensor, x_s: Tensor, coefficients: Tensor) -> Tensor:
+    c_eps, c_f, c_s = (_column(coefficients, i, eps.ndim) for i in range(3))
+    return c_eps * eps.double() + c_f * x_f.double() + c_s * x_s.double()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "rtol", "_loss_rtol"), DTYPES)
+def test_noise_and_target_is_the_stated_sum(
+    shape: tuple[int, ...], dtype: torch.dtype, rtol: float, _loss_rtol: float
+) -> None:
+    _, eps, x_f, x_s = _samples(shape, dtype)
+    path, coefficients = _table(shape[0], 2), _table(shape[0], 3)
+    x_t, target = noise_and_target(x_f, x_s, eps, path, coefficients)
+    expected = _column(path, 0, x_f.ndim) * x_f.double() + _column(path, 1, x_f.ndim) * eps.double()
+    assert x_t.dtype == target.dtype == dtype
+    torch.testing.assert_close(x_t.double(), expected, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(target.double(), _naive_target(eps, x_f, x_s, coefficients), rtol=rtol, atol=rtol)
+
+
+def test_flow_target_points_from_the_target_image_to_the_surrogate() -> None:
+    """SD3: x_t = (1 - s) x_f + s eps and target = (x_t - x_s) / s, here by the coefficients (1, 1/s - 1, -1/s)."""
+    _, eps, x_f, x_s = _samples((3, 4, 4), torch.float64)
+    sigma = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    path = torch.stack([1 - sigma, sigma], 1)
+    coefficients = torch.stack([torch.ones(3, dtype=torch.float64), 1 / sigma - 1, -1 / sigma], 1)
+    x_t, target = noise_and_target(x_f, x_s, eps, path, coefficients)
+    torch.testing.assert_close(target, (x_t - x_s) / sigma[:, None, None])
+
+
+@pytest.mark.parametrize("masked", [None, "bool", "soft"])
+@pytest.mark.parametrize("shape", [(2, 7), (4, 1, 24, 24), (3, 16, 5, 9)], ids=str)
+@pytest.mark.parametrize(("dtype", "rtol", "loss_rtol"), DTYPES)
+def test_loss_and_gradient(
+    shape: tuple[int, ...], dtype: torch.dtype, rtol: float, loss_rtol: float, masked: str | None
+) -> None:
+    pred, eps, x_f, x_s = _samples(shape, dtype)
+    coefficients, weight = _table(shape[0], 3), _table(shape[0], 1)[:, 0].abs()
+    soft = torch.rand((shape[0], 1, *shape[2:]), generator=torch.Generator().manual_seed(1))
+    mask = {None: None, "bool": soft > 0.4, "soft": soft}[masked]
+
+    pred.requires_grad_()
+    loss = weighted_loss(pred, eps, x_f, x_s, coefficients, weight, mask)
+    (3 * loss).backward()
+
+    exact = pred.detach().double().requires_grad_()
+    squares = (exact - _naive_target(eps, x_f, x_s, coefficients)) ** 2
+    keep = torch.ones_like(squares) if mask is None else mask.double().expand_as(squares)
+    expected = (weight.double() * (keep * squares).flatten(1).sum(1) / keep.flatten(1).sum(1).clamp(min=1e-9)).mean()
+    (3 * expected).backward()
+
+    assert loss.ndim == 0
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=loss_rtol, atol=0)
+    assert pred.grad is not None
+    assert exact.grad is not None
+    assert pred.grad.dtype == dtype
+    # float16 also loses what falls below its smallest normal number
+    torch.testing.assert_close(pred.grad.double(), exact.grad, rtol=4 * rtol, atol=1e-7)
+
+
+def test_only_pred_gets_a_gradient() -> None:
+    pred, eps, x_f, x_s = (tensor.requires_grad_() for tensor in _samples((2, 5), torch.float32))
+    coefficients, weight = _table(2, 3).requires_grad_(), torch.ones(2, requires_grad=True)
+    weighted_loss(pred, eps, x_f, x_s, coefficients, weight).backward()
+    assert pred.grad is not None
+    assert all(tensor.grad is None for tensor in (eps, x_f, x_s, coefficients, weight))
+
+
+def test_the_loss_is_a_mean_over_the_batch() -> None:
+    """Two micro-batches, averaged, are one batch: gradient accumulation changes nothing."""
+    tensors = _samples((4, 3, 5), torch.float64)
+    coefficients, weight = _table(4, 3), torch.tensor([0.5, 1, 2, 0])
+    whole = weighted_loss(*tensors, coefficients, weight)
+    first, second = (
+        weighted_loss(*Samples(*[tensor[part] for tensor in tensors]), coefficients[part], weight[part])
+        for part in (slice(0, 2), slice(2, 4))
+    )
+    torch.testing.assert_close(whole, (first + second) / 2)
+
+
+def test_what_is_masked_out_may_be_nan_and_an_empty_mask_adds_nothing() -> None:
+    pred, eps, x_f, x_s = _samples((2, 1, 4, 4), torch.float32)
+    mask = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    mask[0, :, :2] = True
+    pred[0, :, 2:] = torch.nan
+    pred.requires_grad_()
+    loss = weighted_loss(pred, eps, x_f, x_s, _table(2, 3), torch.ones(2), mask)
+    loss.backward()
+    kept = Samples(*[tensor[:1, :, :2].detach() for tensor in (pred, eps, x_f, x_s)])
+    alone = weighted_loss(*kept, _table(2, 3)[:1], torch.ones(1))
+    torch.testing.assert_close(loss.detach(), alone / 2)
+    assert pred.grad is not None
+    assert torch.equal(pred.grad[1], torch.zeros(1, 4, 4))
+    assert pred.grad.isfinite().all()
+
+
+def test_nan_is_not_hidden() -> None:
+    pred, eps, x_f, x_s = _samples((2, 5), torch.float32)
+    pred[1, 3] = torch.nan
+    assert weighted_loss(pred, eps, x_f, x_s, _table(2, 3), torch.ones(2)).isnan()
+
+
+def test_arguments_are_checked() -> None:
+    pred, eps, x_f, x_s = _samples((2, 5), torch.float32)
+    table, weight = _table(2, 3), torch.ones(2)
+    with pytest.raises(ValueError, match=r"x_s: shape \(2, 4\)"):
+        noise_and_target(x_f, x_s[:, :4], eps, _table(2, 2), table)
+    with pytest.raises(ValueError, match=r"path: shape \(2, 3\), expected \(2, 2\)"):
+        noise_and_target(x_f, x_s, eps, table, table)
+    with pytest.raises(ValueError, match=r"coefficients: shape \(1, 3\)"):
+        weighted_loss(pred, eps, x_f, x_s, table[:1], weight)
+    with pytest.raises(ValueError, match=r"weight: shape \(2, 1\)"):
+        weighted_loss(pred, eps, x_f, x_s, table, weight[:, None])
+    with pytest.raises(ValueError, match=r"mask: shape \(3, 5\)"):
+        weighted_loss(pred, eps, x_f, x_s, table, weight, torch.ones(3, 5))
+    with pytest.raises(ValueError, match="no element to average over"):
+        weighted_loss(pred[:0], eps[:0], x_f[:0], x_s[:0], table[:0], weight[:0])
+    with pytest.raises(ValueError, match=r"eps: dtype torch\.int64"):
+        weighted_loss(pred, eps.long(), x_f, x_s, table, weight)

@@ -1,0 +1,65 @@
+"""Surgery on the host: coefficients chosen from the Gram matrix [K, K] alone. The last gradient is the retain gradient.
+
+Everything is float64 on the CPU. A Gram matrix with NaN or infinity gives NaN, never a plausible number.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
+    """Coefficients, float64 [K], of `retain + forget_weight * mean_k g_k'`.
+
+    `g_k' = g_k - min(0, <g_k, r>) / <r, r> r` is the forget gradient without what it has against the retain gradient r:
+    PCGrad's projection (Yu et al. 2020, arXiv 2001.06782), one-sided: the retain gradient is never changed. So
+    `<g_k', r> >= 0` for every k. Where r is 0 there is nothing to protect and nothing is projected. K = 1 gives [1].
+    Raises ValueError when gram is not square or empty.
+    """
+    gram = _host(gram)
+    if not gram.isfinite().all():
+        return torch.full((len(gram),), math.nan, dtype=torch.float64)
+    forget_count = len(gram) - 1
+    share = forget_weight / max(1, forget_count)
+    coefficients = torch.full((len(gram),), share, dtype=torch.float64)
+    against, norm = gram[:-1, -1].clamp(max=0).sum(), gram[-1, -1]
+    coefficients[-1] = 1 - share * against / norm if norm > 0 else 1
+    return coefficients
+
+
+def clip_coefficient(gram: Tensor, coefficients: Tensor, max_norm: float) -> float:
+    """`min(1, max_norm / |sum_k c_k g_k|)`: the factor that clips the combination, from `|g|^2 = c^T G c`.
+
+    Rounding may make the quadratic form of a vanishing combination slightly negative: that counts as 0.
+    Raises ValueError when the shapes do not agree or max_norm is not positive.
+    """
+    gram = _host(gram)
+    if coefficients.shape != (len(gram),):
+        raise ValueError(f"coefficients: shape {tuple(coefficients.shape)}, expected ({len(gram)},)")
+    if not max_norm > 0:
+        raise ValueError(f"max_norm: {max_norm}, expected a positive number")
+    c = coefficients.detach().to("cpu", torch.float64)
+    square = (c @ gram @ c).item()
+    if not math.isfinite(square):
+        return math.nan
+    norm = math.sqrt(max(0.0, square))
+    return min(1.0, max_norm / norm) if norm > 0 else 1.0
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Cosine of each forget gradient to the retain gradient, float64 [K - 1]; 0 where either gradient is 0."""
+    gram = _host(gram)
+    norms = gram.diagonal()[:-1].sqrt() * gram[-1, -1].sqrt()
+    return torch.where(norms == 0, 0, gram[:-1, -1] / norms)
+
+
+def conflicts(gram: Tensor) -> Tensor:
+    """Which forget gradients point against the retain gradient, bool [K - 1]."""
+    return _host(gram)[:-1, -1] < 0
+
+
+def _host(gram: Tensor) -> Tensor:
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
+        raise ValueError(f"gram: shape {tuple(gram.shape)}, expected [K, K] with K >= 1")
+    return gram.detach().to("cpu", torch.float64)
