@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -101,5 +102,8 @@ class DiffusionModel(ABC):
         return self.denoise(noise, 1.0, conditioning, steps=steps, guidance=guidance, empty=empty)
 
 
-def load_pipeline(source: str, **options: object) -> DiffusionPipeline:
-    return DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, **options)
+def load_pipeline(source: str) -> DiffusionPipeline:
+    """A pipeline in float32. A component saved as absent (SD3 without its T5) stays absent, which diffusers must be told."""
+    parts = cast(dict[str, object], DiffusionPipeline.load_config(source))
+    absent = {name: None for name, part in parts.items() if isinstance(part, list) and part[0] is None}
+    return DiffusionPipeline.from_pretrained(source, dtype=torch.float32, **absent)
