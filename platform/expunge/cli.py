@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import config, doctor, report, requests, submit
+from expunge.commands import config, doctor, night, report, requests, submit
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
 
@@ -38,6 +38,8 @@ app.command("submit")(submit.submit)
 app.command("list")(requests.list_requests)
 app.command("show")(requests.show)
 app.command("withdraw")(requests.withdraw)
+app.command("night")(night.night)
+app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)

@@ -39,12 +39,12 @@ class RemovalRequest(Word):
     model: Identifier
     images: tuple[BlobId, ...] = Field(min_length=1, max_length=64)
     prompt: Text | None = None
-    surrogates: tuple[BlobId, ...] = Field((), description="one for each image, or none")
+    surrogates: tuple[BlobId, ...] = Field(default=(), description="one for each image, or none")
     edit: EditSpec | None = None
     external_id: ExternalId
     reason: Text = ""
     due: date | None = None
-    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+    priority: int = Field(default=0, ge=-10, le=10, description="higher goes first")
 
 
 class RequestState(StrEnum):
@@ -66,12 +66,13 @@ class RemovalBatch(Word):
 class UnlearnJob(Word):
     """One base model, one resolution: its requests, new and already removed, and its training settings."""
 
+    batch: Identifier
     model: Identifier
     source: str
     resolution: Resolution
     requests: tuple[RemovalRequest, ...] = Field(description="new ones, to be decided tonight")
-    ledger: tuple[RemovalRequest, ...] = Field((), description="removed on earlier nights, removed again and re-verified")
-    warm_start: str | None = Field(None, description="the version whose weights training starts from")
+    ledger: tuple[RemovalRequest, ...] = Field(default=(), description="removed on earlier nights, removed again and re-verified")
+    warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
 
     @property
@@ -119,10 +120,10 @@ class RequestEvidence(Word):
     request: str
     verdict: Literal["passed", "failed", "skipped"]
     why: str
-    shift: Measured | None = Field(None, description="re-generation: 0 is the target, 1 the surrogate")
-    target: Measured | None = Field(None, description="re-generation: similarity to the target")
-    surrogate: Measured | None = Field(None, description="re-generation: similarity to the surrogate")
-    nearest: Measured | None = Field(None, description="generation: highest similarity to the target over all samples")
+    shift: Measured | None = Field(default=None, description="re-generation: 0 is the target, 1 the surrogate")
+    target: Measured | None = Field(default=None, description="re-generation: similarity to the target")
+    surrogate: Measured | None = Field(default=None, description="re-generation: similarity to the surrogate")
+    nearest: Measured | None = Field(default=None, description="generation: highest similarity to the target over all samples")
     levels: dict[str, Measured] = Field(default_factory=dict, description="noise level: similarity to the target")
 
 

@@ -97,6 +97,7 @@ def reported(*, intact: bool = True, version: bool = True) -> ReportBatch:
         why="It stayed.",
     )
     job = UnlearnJob(
+        batch="night-1",
         model="faces",
         source="testbed:faces",
         resolution=(24, 48),

@@ -38,6 +38,7 @@ def make_job() -> Callable[..., UnlearnJob]:
             for name in ids or ("r-1", "r-2")
         )
         return UnlearnJob(
+        batch="night-1",
             model=model, source=source, resolution=(32, 48), requests=requests, training=TrainingSettings(seed=seed)
         )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import ray
 
-from expunge.batch.outcome import JobOutcome, settle
+from expunge.batch.outcome import JobOutcome, NightOutcome, settle
 from expunge.batch.plan import Plan, plan
-from expunge.batch.stages import Progress, once
+from expunge.batch.stages import Progress, once, only_driver
 from expunge.errors import ExpungeError
 from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
@@ -22,12 +22,6 @@ from expunge.settings import Settings, load_settings
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, PreparedJob, RemovalBatch, RemovalRequest, UnlearnJob
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
-
-
-class NightOutcome(Plan):
-    """What a finished night leaves: its plan, and the outcome of every job."""
-
-    outcomes: tuple[JobOutcome, ...]
 
 
 def run_night(settings: Settings, batch_id: str | None = None, models: list[str] | None = None) -> NightOutcome | None:
@@ -42,6 +36,12 @@ def run_night(settings: Settings, batch_id: str | None = None, models: list[str]
         log.info("nothing waits", batch=batch.id)
         return None
     folder = settings.runs / batch.id
+    with only_driver(folder, batch.id):
+        return _run(settings, store, tracker, batch, folder)
+
+
+def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path) -> NightOutcome:
+    log = get_logger("batch")
     planned = once(folder / "plan.json", Plan, lambda: plan(batch, settings, _ledger_of(store, tracker)))
     log.info("planned", batch=batch.id, requests=len(batch.requests), jobs=[job.id for job in planned.jobs], refused=list(planned.refused))
 

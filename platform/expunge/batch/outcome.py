@@ -26,6 +26,18 @@ class JobOutcome(Word):
         return self.evidence.passed if self.evidence else frozenset()
 
 
+class NightOutcome(Plan):
+    """What a finished night leaves: its plan, and the outcome of every job."""
+
+    outcomes: tuple[JobOutcome, ...]
+
+    @property
+    def all_passed(self) -> bool:
+        """Every request of the night is removed by a promoted version."""
+        removed = {r.id for o in self.outcomes if o.promoted for r in o.job.requests if r.id in o.passed}
+        return not self.refused and all(r.id in removed for o in self.outcomes for r in o.job.requests)
+
+
 def settle(store: RequestStore, settings: Settings, batch: RemovalBatch, planned: Plan, outcomes: Sequence[JobOutcome]) -> None:
     """Write every request's fate to the store; those that an earlier, killed attempt has settled are left alone."""
     fates: dict[str, tuple[RequestState, str, dict | None]] = {}

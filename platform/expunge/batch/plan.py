@@ -37,6 +37,7 @@ def plan(batch: RemovalBatch, settings: Settings, ledger: Ledger) -> Plan:
         tonight = {request.id for request in requests}
         jobs.append(
             UnlearnJob(
+                batch=batch.id,
                 model=name,
                 source=model.source,
                 resolution=resolution,

@@ -1,12 +1,16 @@
 """Stage outputs on disk: a stage whose output is there is not run again."""
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
+
+from expunge.errors import UnavailableError
 
 Output = TypeVar("Output", bound=BaseModel)
 
@@ -31,11 +35,31 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+@contextmanager
+def only_driver(folder: Path, batch: str) -> Iterator[None]:
+    """Hold a night for this process; the lock goes with the process, however it ends. Raises UnavailableError if it is held."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UnavailableError(f"batch {batch} is being run by another driver", mend="wait for it, or stop its Ray job") from None
+        yield
+
+
 class Progress:
     """Where a job is: one small JSON file that the waiting command reads."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "progress.json"
+
+    def read(self) -> tuple[str, int, int]:
+        """(stage, done, total); ("wait", 0, 0) before the job has started."""
+        try:
+            at = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return "wait", 0, 0
+        return at["stage"], at["done"], at["total"]
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
         write_atomically(self._path, json.dumps({"stage": stage, "done": done, "total": total}))

@@ -1,0 +1,125 @@
+"""`make demo`: a night from requests to registered hotfixes, on the shipped models, on a Ray of its own."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from PIL import Image
+
+BIN = Path(sys.executable).parent
+JOBS = Path(__file__).parent
+START_TIMEOUT_S = 120
+
+
+def main() -> int:
+    home = Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge"))
+    home = home / "demo" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    home.mkdir(parents=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # Ray starts jobs with the `python` it finds there
+        "EXPUNGE_HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    started = time.monotonic()
+    with local_ray(environment) as address:
+        environment["EXPUNGE_RAY_ADDRESS"] = address
+        print(f"Ray is up at {address} after {time.monotonic() - started:.0f} s", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            expunge(environment, "submit", "--batch", str(write_requests(Path(folder))))
+        code = expunge(environment, "night", "--jobs", str(JOBS))
+    print(f"home     EXPUNGE_HOME={home}")
+    print(f"took     {time.monotonic() - started:.0f} s")
+    return code
+
+
+def write_requests(folder: Path) -> Path:
+    """Five removal requests as their senders would write them: three faces, and two flags that are drawn wrong."""
+    from expunge.testbed import faces, flags
+
+    people = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    banners, names = flags.images()
+    banners = ((banners.numpy() + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    requests: list[dict[str, object]] = []
+
+    def save(name: str, picture: np.ndarray) -> str:
+        Image.fromarray(picture).save(folder / name)
+        return name
+
+    for person in (3, 41):
+        requests.append({"model": "faces", "images": [save(f"face-{person}.png", people[person])], "external_id": f"face-{person}"})
+    given = {"images": [save("face-76.png", people[76])], "surrogates": [save("other.png", people[90])]}
+    requests.append({"model": "faces", "external_id": "face-76", "reason": "the sender brings the surrogate", **given})
+    for wrong, right in (("Canada", "Peru"), ("Greece", "Uruguay")):
+        pictures = [save(f"{name}.png", banners[names.index(name)]) for name in (wrong, right)]
+        requests.append(
+            {
+                "model": "flags",
+                "images": pictures[:1],
+                "surrogates": pictures[1:],
+                "prompt": flags.caption(wrong),
+                "external_id": f"flag-of-{wrong}",
+            }
+        )
+    path = folder / "requests.jsonl"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    return path
+
+
+def expunge(environment: dict[str, str], *arguments: str) -> int:
+    return subprocess.run([BIN / "expunge", *arguments], env=environment, check=False).returncode
+
+
+@contextmanager
+def local_ray(environment: dict[str, str]) -> Iterator[str]:
+    """A head node on free ports, with token authentication; stopped, with all its processes, at the end."""
+    port, dashboard, client = free_ports(3)
+    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
+    command += [f"--ray-client-server-port={client}", "--disable-usage-stats", "--num-gpus=0"]
+    # Two jobs of two workers side by side: while one waits for its imports, the other computes.
+    command += [f"--num-cpus={max(4, os.cpu_count() or 1)}", "--min-worker-port=20000", "--max-worker-port=29999"]
+    with tempfile.TemporaryFile() as log:
+        ray = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(dashboard, ray)
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            ray.terminate()
+            try:
+                ray.wait(30)
+            except subprocess.TimeoutExpired:
+                ray.kill()
+
+
+def wait_for(port: int, ray: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and ray.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise SystemExit("error: Ray did not start: run `ray start --head --block` to see why")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+if __name__ == "__main__":
+    sys.exit(main())

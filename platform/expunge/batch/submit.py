@@ -1,0 +1,60 @@
+"""Hand a night to Ray: the real `ray job submit`, with nothing but ids in what Ray shows in clear."""
+
+import os
+import secrets
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from expunge.errors import InputError, UnavailableError
+from expunge.settings import Settings
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+REACH_TIMEOUT_S = 5
+
+
+def address_of(settings: Settings) -> str:
+    return settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+
+
+def check_reachable(address: str) -> None:
+    """Raises UnavailableError where nothing answers: Ray's own command ends in pages of traceback there."""
+    try:
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in is for the submission to say
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UnavailableError(f"Ray at {address} does not answer ({reason})", mend="start it, or set EXPUNGE_RAY_ADDRESS") from None
+
+
+def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
+    """Submit `nightly.py` in the folder `jobs` for `batch`; returns the submission id.
+
+    Raises InputError where the folder has no nightly.py, UnavailableError where Ray does not take the job.
+    """
+    if not (jobs / "nightly.py").is_file():
+        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", mend="name the checkout's folder with --jobs")
+    address = address_of(settings)
+    check_reachable(address)
+    # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
+    submission = f"{batch}-{secrets.token_hex(2)}"
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address, "--submission-id", submission]
+    command += ["--no-wait", "--working-dir", str(jobs), "--", "python", "nightly.py", "--batch", batch]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-1]
+        raise UnavailableError(f"Ray at {address} refused the job: {reason}", mend="check RAY_AUTH_TOKEN and the cluster's state")
+    return submission
+
+
+def night_status(submission: str, settings: Settings) -> str:
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return str(JobSubmissionClient(address_of(settings)).get_job_status(submission).value)
+    except (RuntimeError, ConnectionError) as error:
+        raise UnavailableError(f"Ray at {address_of(settings)} does not answer ({error})", mend="the night goes on; run the command again") from None
