@@ -59,7 +59,9 @@ def write_requests(folder: Path) -> Path:
         return name
 
     for person in (3, 41):
-        requests.append({"model": "faces", "images": [save(f"face-{person}.png", people[person])], "external_id": f"face-{person}"})
+        requests.append(
+            {"model": "faces", "images": [save(f"face-{person}.png", people[person])], "external_id": f"face-{person}"}
+        )
     given = {"images": [save("face-76.png", people[76])], "surrogates": [save("other.png", people[90])]}
     requests.append({"model": "faces", "external_id": "face-76", "reason": "the sender brings the surrogate", **given})
     for wrong, right in (("Canada", "Peru"), ("Greece", "Uruguay")):

@@ -18,7 +18,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = import_module(f"expunge.testbed.{args.model}")
-    out = args.out or Path(recipe.__file__).parent / "models" / args.model
+    out = args.out or Path(str(recipe.__file__)).parent / "models" / args.model
     recipe.run(out, args.work, args.steps, args.seed)
     print(f"saved to {out}")
 

@@ -39,7 +39,9 @@ class TrainingSettings(Section):
     forget_target: Literal["surrogate", "recognition"] = "surrogate"
     retain_target: Literal["distill", "data"] = "distill"
     surgery: Literal["retain_normal", "none"] = "retain_normal"
-    forget_weight: float = Field(default=0.3, gt=0, description="weight of the mean forget gradient; the retain gradient has 1")
+    forget_weight: float = Field(
+        default=0.3, gt=0, description="weight of the mean forget gradient; the retain gradient has 1"
+    )
     adapter: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = Field(default=16, ge=1)
     zero_stage: Literal[1] = 1
@@ -53,7 +55,9 @@ class TrainingSettings(Section):
 
 
 class EvaluationSettings(Section):
-    levels: tuple[Fraction, ...] = Field(default=(0.4, 0.5, 0.6), description="noise levels b / (a + b) of the re-generation test")
+    levels: tuple[Fraction, ...] = Field(
+        default=(0.4, 0.5, 0.6), description="noise levels b / (a + b) of the re-generation test"
+    )
     seeds: int = Field(default=4, ge=1, description="noise seeds per level")
     generation_samples: int = Field(default=32, ge=1)
     integrity_samples: int = Field(default=32, ge=2)
@@ -64,11 +68,17 @@ class EvaluationSettings(Section):
 class GateSettings(Section):
     """What a request and a hotfix must show. Guesses, until issue-scale measurements replace them."""
 
-    min_shift: float = Field(default=0.5, description="way from target (0) to surrogate (1) in feature space; 0.5 is nearer to the surrogate")
+    min_shift: float = Field(
+        default=0.5, description="way from target (0) to surrogate (1) in feature space; 0.5 is nearer to the surrogate"
+    )
     min_psnr: float = Field(default=20.0, description="dB, same-seed outputs before and after")
     min_ssim: float = Field(default=0.7)
-    max_kid_ratio: float = Field(default=3.0, gt=0, description="distribution distance, as a multiple of base against base")
-    max_attempts: int = Field(default=3, ge=1, description="nights a request may fail its gate before it needs a person")
+    max_kid_ratio: float = Field(
+        default=3.0, gt=0, description="distribution distance, as a multiple of base against base"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="nights a request may fail its gate before it needs a person"
+    )
 
 
 class ModelSettings(Section):
@@ -76,11 +86,15 @@ class ModelSettings(Section):
 
     source: str = Field(description="a diffusers pipeline: a path, a hub id, or testbed:NAME")
     resolution: Resolution | None = Field(
-        None, description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own"
+        default=None, description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own"
     )
     retain_prompts: tuple[str, ...] = Field(default=("",), description="the retain set is generated for these")
-    forget_prompts: tuple[str, ...] = Field(default=("",), description="conditions under which a target is removed, beside its own prompt")
-    guidance: float = Field(default=1.0, ge=1, description="classifier-free guidance of everything generated with this model")
+    forget_prompts: tuple[str, ...] = Field(
+        default=("",), description="conditions under which a target is removed, beside its own prompt"
+    )
+    guidance: float = Field(
+        default=1.0, ge=1, description="classifier-free guidance of everything generated with this model"
+    )
     prompt_tokens: int = Field(default=256, ge=1, description="T5 tokens a prompt has; without a T5, zero tokens")
     editor: str = Field(default="blend", description="the editor where a request brings neither surrogate nor edit")
     training: dict[str, Any] = Field(default_factory=dict, description="overrides of [training]")
@@ -93,9 +107,16 @@ def _testbed_models() -> dict[str, ModelSettings]:
         "flags": ModelSettings(
             source="testbed:flags",
             resolution=(32, 48),
-            retain_prompts=("a flag", "the flag of Japan", "the flag of Brazil", "the flag of Sweden", "the flag of Kenya"),
+            retain_prompts=(
+                "a flag",
+                "the flag of Japan",
+                "the flag of Brazil",
+                "the flag of Sweden",
+                "the flag of Kenya",
+            ),
             guidance=2.0,
             prompt_tokens=1,
+            training={"learning_rate": 1e-3},
         ),
     }
 
@@ -103,13 +124,19 @@ def _testbed_models() -> dict[str, ModelSettings]:
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EXPUNGE_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("expunge")), description="holds everything embedded")
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("expunge")), description="holds everything embedded"
+    )
     config: Path | None = Field(default=None, description="the config file in force")
     database_url: str = Field(default="", description="SQLAlchemy URL; default: expunge.db in the home")
     blob_url: str = Field(default="", description="fsspec URL of the sealed blobs; default: blobs/ in the home")
-    blob_key: str = Field(default="", repr=False, description="base64 of the 32-byte sealing key; default: blob.key in the home")
+    blob_key: str = Field(
+        default="", repr=False, description="base64 of the 32-byte sealing key; default: blob.key in the home"
+    )
     tracking_uri: str = Field(default="", description="MLflow; default: SQLite in the home")
-    ray_address: str = Field(default="", description="job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS or local")
+    ray_address: str = Field(
+        default="", description="job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS or local"
+    )
     max_pixels: int = Field(default=32_000_000, ge=64, description="largest image that is decoded")
     max_bytes: int = Field(default=64_000_000, ge=64, description="largest image file that is read")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -151,7 +178,10 @@ class Settings(BaseSettings):
             return self.models[name]
         except KeyError:
             known = ", ".join(sorted(self.models))
-            raise InputError(f"model: {name!r} is not configured", mend=f"use one of {known}, or add [models.{name}] to the config file") from None
+            raise InputError(
+                f"model: {name!r} is not configured",
+                mend=f"use one of {known}, or add [models.{name}] to the config file",
+            ) from None
 
     def training_for(self, model: str) -> TrainingSettings:
         return TrainingSettings.model_validate({**self.training.model_dump(), **self.model(model).training})
@@ -173,4 +203,6 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"setting {name}: {first['msg']}", mend=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}") from None
+        raise InputError(
+            f"setting {name}: {first['msg']}", mend=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}"
+        ) from None

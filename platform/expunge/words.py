@@ -71,7 +71,9 @@ class UnlearnJob(Word):
     source: str
     resolution: Resolution
     requests: tuple[RemovalRequest, ...] = Field(description="new ones, to be decided tonight")
-    ledger: tuple[RemovalRequest, ...] = Field(default=(), description="removed on earlier nights, removed again and re-verified")
+    ledger: tuple[RemovalRequest, ...] = Field(
+        default=(), description="removed on earlier nights, removed again and re-verified"
+    )
     warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
 
@@ -123,7 +125,9 @@ class RequestEvidence(Word):
     shift: Measured | None = Field(default=None, description="re-generation: 0 is the target, 1 the surrogate")
     target: Measured | None = Field(default=None, description="re-generation: similarity to the target")
     surrogate: Measured | None = Field(default=None, description="re-generation: similarity to the surrogate")
-    nearest: Measured | None = Field(default=None, description="generation: highest similarity to the target over all samples")
+    nearest: Measured | None = Field(
+        default=None, description="generation: highest similarity to the target over all samples"
+    )
     levels: dict[str, Measured] = Field(default_factory=dict, description="noise level: similarity to the target")
 
 
@@ -134,7 +138,9 @@ class IntegrityEvidence(Word):
     psnr_unrelated: float
     ssim: float
     ssim_unrelated: float
-    kid: float = Field(description="distribution distance of the hotfix's samples to the base's, same number of samples")
+    kid: float = Field(
+        description="distribution distance of the hotfix's samples to the base's, same number of samples"
+    )
     kid_floor: float = Field(description="the same between two independent halves of the base's samples")
     passed: bool
     why: str
@@ -144,7 +150,9 @@ class Evidence(Word):
     job: str
     requests: tuple[RequestEvidence, ...]
     integrity: IntegrityEvidence
-    pictures: dict[str, BlobId] = Field(default_factory=dict, description="sealed PNG grids: by request id, and 'unrelated'")
+    pictures: dict[str, BlobId] = Field(
+        default_factory=dict, description="sealed PNG grids: by request id, and 'unrelated'"
+    )
 
     @property
     def passed(self) -> frozenset[str]:

@@ -1,16 +1,17 @@
 """The driver of a night: drain, plan, then each job through prepare, train, evaluate, register, gate; then the report.
 
-It may be killed at any moment and started again: every stage leaves its output in the job's folder, a finished stage is not
-run again, and what a stage does outside of its folder (training checkpoints, the registry, the request store) is idempotent.
+It may be killed at any moment and started again: every stage leaves its output in the job's folder, a finished stage is
+not run again, and what a stage does outside of its folder (checkpoints, the registry, the request store) is idempotent.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayTaskError
 
 from expunge.batch.outcome import JobOutcome, NightOutcome, settle
-from expunge.batch.plan import Plan, plan
+from expunge.batch.plan import LedgerOf, Plan, plan
 from expunge.batch.stages import Progress, once, only_driver
 from expunge.errors import ExpungeError
 from expunge.logs import configure, get_logger
@@ -43,10 +44,19 @@ def run_night(settings: Settings, batch_id: str | None = None, models: list[str]
 def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path) -> NightOutcome:
     log = get_logger("batch")
     planned = once(folder / "plan.json", Plan, lambda: plan(batch, settings, _ledger_of(store, tracker)))
-    log.info("planned", batch=batch.id, requests=len(batch.requests), jobs=[job.id for job in planned.jobs], refused=list(planned.refused))
+    log.info(
+        "planned",
+        batch=batch.id,
+        requests=len(batch.requests),
+        jobs=[job.id for job in planned.jobs],
+        refused=list(planned.refused),
+    )
 
     # All at once: Ray starts each as its resources come free. The tasks themselves only wait, so they ask for no CPU.
-    running = {job.id: _run_job.options(name=job.id).remote(batch.id, job.model_dump_json(), folder / job.id) for job in planned.jobs}
+    running = {
+        job.id: _run_job.options(name=job.id).remote(batch.id, job.model_dump_json(), folder / job.id)
+        for job in planned.jobs
+    }
     outcomes = tuple(_outcome(job, running[job.id]) for job in planned.jobs)
     for outcome in outcomes:
         log.info("job ended", batch=batch.id, job=outcome.job.id, error=outcome.error, passed=sorted(outcome.passed))
@@ -70,13 +80,25 @@ def _run_job(batch_id: str, job_json: str, folder: Path) -> str:
         return (folder / "outcome.json").read_text()
 
     progress("prepare")
-    prepared = once(folder / "prepared.json", PreparedJob, lambda: PreparedJob.model_validate_json(ray.get(_prepare.remote(job_json))))
+    prepared = once(
+        folder / "prepared.json",
+        PreparedJob,
+        lambda: PreparedJob.model_validate_json(ray.get(_prepare.remote(job_json))),
+    )
 
     run_id = tracker.ensure_run(
         job.model,
         job.id,
-        params={**job.training.model_dump(mode="json"), "source": job.source, "resolution": "x".join(map(str, job.resolution))},
-        tags={"expunge.batch": batch_id, "expunge.requests": str(len(job.requests)), "expunge.ledger": str(len(job.ledger))},
+        params={
+            **job.training.model_dump(mode="json"),
+            "source": job.source,
+            "resolution": "x".join(map(str, job.resolution)),
+        },
+        tags={
+            "expunge.batch": batch_id,
+            "expunge.requests": str(len(job.requests)),
+            "expunge.ledger": str(len(job.ledger)),
+        },
     )
     progress("train", 0, job.training.steps)
     hotfix = _train(job, prepared, folder, settings, run_id, tracker)
@@ -91,11 +113,19 @@ def _run_job(batch_id: str, job_json: str, folder: Path) -> str:
     )
 
     progress("register")
-    version = once(folder / "version.json", ModelVersion, lambda: _register(job, hotfix, evidence, run_id, batch_id, tracker, settings))
+    version = once(
+        folder / "version.json",
+        ModelVersion,
+        lambda: _register(job, hotfix, evidence, run_id, batch_id, tracker, settings),
+    )
     if _promotable(job, evidence):
         version = promote(tracker, version)
     tracker.finish(run_id, "FINISHED")
-    outcome = once(folder / "outcome.json", JobOutcome, lambda: JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id))
+    outcome = once(
+        folder / "outcome.json",
+        JobOutcome,
+        lambda: JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id),
+    )
     progress("done")
     return outcome.model_dump_json()
 
@@ -136,7 +166,9 @@ class _Recorder:
         Progress(self._folder)("train", step, self._steps)
 
 
-def _train(job: UnlearnJob, prepared: PreparedJob, folder: Path, settings: Settings, run_id: str, tracker: Tracker) -> Hotfix:
+def _train(
+    job: UnlearnJob, prepared: PreparedJob, folder: Path, settings: Settings, run_id: str, tracker: Tracker
+) -> Hotfix:
     from expunge.unlearning.loop import TrainTask
     from expunge.unlearning.train import train
 
@@ -148,7 +180,13 @@ def _train(job: UnlearnJob, prepared: PreparedJob, folder: Path, settings: Setti
 
 
 def _register(
-    job: UnlearnJob, hotfix: Hotfix, evidence: Evidence, run_id: str, batch_id: str, tracker: Tracker, settings: Settings
+    job: UnlearnJob,
+    hotfix: Hotfix,
+    evidence: Evidence,
+    run_id: str,
+    batch_id: str,
+    tracker: Tracker,
+    settings: Settings,
 ) -> ModelVersion:
     tracker.log_metrics(run_id, job.training.steps, _figures(evidence))
     tracker.log_artifact_bytes(run_id, "unrelated.png", open_blobs(settings).get(evidence.pictures["unrelated"]))
@@ -181,7 +219,7 @@ def _promotable(job: UnlearnJob, evidence: Evidence) -> bool:
     return evidence.integrity.passed and earlier <= evidence.passed and bool(tonight & evidence.passed)
 
 
-def _ledger_of(store: RequestStore, tracker: Tracker):  # noqa: ANN202
+def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:
     def of(model: str) -> tuple[ModelVersion | None, list[RemovalRequest]]:
         return champion(tracker, model), [store.get(request).request for request in ledger(tracker, model).requests]
 
@@ -191,12 +229,14 @@ def _ledger_of(store: RequestStore, tracker: Tracker):  # noqa: ANN202
 def _outcome(job: UnlearnJob, reference: "ray.ObjectRef[str]") -> JobOutcome:
     try:
         return JobOutcome.model_validate_json(ray.get(reference))
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, ExpungeError) else None
         return JobOutcome(job=job, error=str(cause or error.cause or error).strip().splitlines()[-1])
 
 
-def _report(settings: Settings, tracker: Tracker, batch: RemovalBatch, planned: Plan, outcomes: tuple[JobOutcome, ...]) -> str:
+def _report(
+    settings: Settings, tracker: Tracker, batch: RemovalBatch, planned: Plan, outcomes: tuple[JobOutcome, ...]
+) -> str:
     """Render the report and seal it; returns its blob id."""
     from expunge.evaluation.report import ReportBatch, ReportJob, render_report
 

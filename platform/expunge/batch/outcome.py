@@ -38,7 +38,9 @@ class NightOutcome(Plan):
         return not self.refused and all(r.id in removed for o in self.outcomes for r in o.job.requests)
 
 
-def settle(store: RequestStore, settings: Settings, batch: RemovalBatch, planned: Plan, outcomes: Sequence[JobOutcome]) -> None:
+def settle(
+    store: RequestStore, settings: Settings, batch: RemovalBatch, planned: Plan, outcomes: Sequence[JobOutcome]
+) -> None:
     """Write every request's fate to the store; those that an earlier, killed attempt has settled are left alone."""
     fates: dict[str, tuple[RequestState, str, dict | None]] = {}
     for request, why in planned.refused.items():
@@ -54,7 +56,9 @@ def settle(store: RequestStore, settings: Settings, batch: RemovalBatch, planned
         store.transition(request.id, state, detail=detail, evidence=evidence, batch=batch.id)
 
 
-def _fate(request: str, outcome: JobOutcome, attempts: int, settings: Settings) -> tuple[RequestState, str, dict | None]:
+def _fate(
+    request: str, outcome: JobOutcome, attempts: int, settings: Settings
+) -> tuple[RequestState, str, dict | None]:
     again = RequestState.ACCEPTED
     if attempts + 1 >= settings.gate_for(outcome.job.model).max_attempts:
         again = RequestState.FAILED

@@ -17,12 +17,12 @@ class Plan(Word):
     """Request id: why no job can take it."""
 
 
-Ledger = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
+LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
 """A model's champion, and the requests that it has had removed."""
 
 
-def plan(batch: RemovalBatch, settings: Settings, ledger: Ledger) -> Plan:
-    """Group by model. Every job removes the union of tonight's requests and the model's ledger from the pristine base."""
+def plan(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Plan:
+    """One job a model: it removes tonight's requests and all of the model's ledger from the pristine base."""
     jobs: list[UnlearnJob] = []
     refused: dict[str, str] = {}
     for name in dict.fromkeys(request.model for request in batch.requests):

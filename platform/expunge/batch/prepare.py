@@ -31,7 +31,8 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
     """
     options = settings.model(job.model)
     model = load_model(options, job.resolution)
-    prompts = list(dict.fromkeys([*options.retain_prompts, *options.forget_prompts, *(r.prompt for r in job.everything if r.prompt)]))
+    own = [request.prompt for request in job.everything if request.prompt]
+    prompts = list(dict.fromkeys([*options.retain_prompts, *options.forget_prompts, *own]))
     retain = _retain(job, model, options, prompts, settings)
     donors = to_pictures(model.decode(retain.x_0))
 
@@ -46,7 +47,8 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
             skipped[request.id] = str(error)
             continue
         x_f, x_s = (model.encode(to_tensor(pictures)) for pictures in (targets, replacements))
-        used = [prompts.index(prompt) for prompt in dict.fromkeys([*([request.prompt] if request.prompt else []), *options.forget_prompts])]
+        own = (request.prompt,) if request.prompt else ()
+        used = [prompts.index(prompt) for prompt in dict.fromkeys((*own, *options.forget_prompts))]
         forget.append(
             ForgetSet(
                 x_f.repeat_interleave(len(used), 0),
@@ -59,10 +61,14 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
     if not forget:
         raise InputError(f"job {job.id}: no request could be prepared: {next(iter(skipped.values()))}")
 
-    everything = ForgetSet(*(torch.cat([getattr(part, name) for part in forget]) for name in ("x_f", "x_s", "prompt", "request")))
+    everything = ForgetSet(
+        *(torch.cat([getattr(part, name) for part in forget]) for name in ("x_f", "x_s", "prompt", "request"))
+    )
     keep = unlike(retain.x_0, everything.x_f)
     if not keep.any():
-        raise InputError(f"job {job.id}: every retain image resembles a target", mend="set other retain_prompts, or a retain_folder")
+        raise InputError(
+            f"job {job.id}: every retain image resembles a target", mend="set other retain_prompts, or a retain_folder"
+        )
     size = job.training.retain_size
     return PreparedJob(
         job=job.id,
@@ -74,7 +80,9 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
     )
 
 
-def _retain(job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: list[str], settings: Settings) -> RetainSet:
+def _retain(
+    job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: list[str], settings: Settings
+) -> RetainSet:
     training = job.training
     if training.retain_folder:
         pictures = _folder(training.retain_folder, job.resolution, settings)
@@ -96,12 +104,20 @@ def _folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
         raise InputError(f"training.retain_folder: {folder} holds no image", mend="PNG, JPEG and WEBP files are read")
-    pngs = (normalise(file.read_bytes(), field=f"retain_folder/{file.name}", max_pixels=settings.max_pixels) for file in files)
+    pngs = (
+        normalise(file.read_bytes(), field=f"retain_folder/{file.name}", max_pixels=settings.max_pixels)
+        for file in files
+    )
     return [fit(to_array(png), resolution) for png in pngs]
 
 
 def _surrogates(
-    request: RemovalRequest, targets: Sequence[np.ndarray], donors: np.ndarray, job: UnlearnJob, options: ModelSettings, blobs: BlobStore
+    request: RemovalRequest,
+    targets: Sequence[np.ndarray],
+    donors: np.ndarray,
+    job: UnlearnJob,
+    options: ModelSettings,
+    blobs: BlobStore,
 ) -> list[np.ndarray]:
     """The requester's own pictures, else edited ones; uint8 [h, w, 3] each."""
     if request.surrogates:

@@ -18,7 +18,7 @@ Output = TypeVar("Output", bound=BaseModel)
 def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Output:
     """The output at `path`, computed and written first where it is not there yet.
 
-    The folder is named by the content of what goes in, so that equal input finds its output, and changed input does not.
+    The folder is named by the content of what goes in: equal input finds its output, changed input does not.
     """
     if path.exists():
         return kind.model_validate_json(path.read_text())
@@ -37,13 +37,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def only_driver(folder: Path, batch: str) -> Iterator[None]:
-    """Hold a night for this process; the lock goes with the process, however it ends. Raises UnavailableError if it is held."""
+    """Hold a night for this process; the lock ends with it, however it ends. Raises UnavailableError if it is held."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UnavailableError(f"batch {batch} is being run by another driver", mend="wait for it, or stop its Ray job") from None
+            raise UnavailableError(
+                f"batch {batch} is being run by another driver", mend="wait for it, or stop its Ray job"
+            ) from None
         yield
 
 

@@ -27,7 +27,9 @@ def check_reachable(address: str) -> None:
         return  # it answers; whether it lets us in is for the submission to say
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UnavailableError(f"Ray at {address} does not answer ({reason})", mend="start it, or set EXPUNGE_RAY_ADDRESS") from None
+        raise UnavailableError(
+            f"Ray at {address} does not answer ({reason})", mend="start it, or set EXPUNGE_RAY_ADDRESS"
+        ) from None
 
 
 def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
@@ -41,12 +43,22 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
     check_reachable(address)
     # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
     submission = f"{batch}-{secrets.token_hex(2)}"
-    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address, "--submission-id", submission]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--submission-id",
+        submission,
+    ]
     command += ["--no-wait", "--working-dir", str(jobs), "--", "python", "nightly.py", "--batch", batch]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-1]
-        raise UnavailableError(f"Ray at {address} refused the job: {reason}", mend="check RAY_AUTH_TOKEN and the cluster's state")
+        raise UnavailableError(
+            f"Ray at {address} refused the job: {reason}", mend="check RAY_AUTH_TOKEN and the cluster's state"
+        )
     return submission
 
 
@@ -57,4 +69,6 @@ def night_status(submission: str, settings: Settings) -> str:
     try:
         return str(JobSubmissionClient(address_of(settings)).get_job_status(submission).value)
     except (RuntimeError, ConnectionError) as error:
-        raise UnavailableError(f"Ray at {address_of(settings)} does not answer ({error})", mend="the night goes on; run the command again") from None
+        raise UnavailableError(
+            f"Ray at {address_of(settings)} does not answer ({error})", mend="the night goes on; run the command again"
+        ) from None

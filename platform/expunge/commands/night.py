@@ -15,16 +15,27 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 # Shares of a job's bar, by what the stages cost on the testbed; a guess elsewhere.
-SHARES = {"wait": (0, 0), "prepare": (0, 10), "train": (10, 55), "evaluate": (65, 30), "register": (95, 5), "done": (100, 0)}
+SHARES = {
+    "wait": (0, 0),
+    "prepare": (0, 10),
+    "train": (10, 55),
+    "evaluate": (65, 30),
+    "register": (95, 5),
+    "done": (100, 0),
+}
 
-Batch = Annotated[str | None, typer.Option("--batch", help="Continue this batch (default: the open one, else a new one).")]
+Batch = Annotated[
+    str | None, typer.Option("--batch", help="Continue this batch (default: the open one, else a new one).")
+]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only requests of this model; may be repeated.")]
 Jobs = Annotated[Path, typer.Option("--jobs", help="The folder that holds nightly.py.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing the progress.")]
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 
 
-def night(batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False) -> None:
+def night(
+    batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False
+) -> None:
     """Drain the queue into a batch and run it on Ray with `ray job submit`. Exits with 3 if a verdict is not `passed`."""
     from expunge.batch.submit import address_of, check_reachable, submit_night
     from expunge.requests.store import open_store
@@ -84,7 +95,10 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
         for name in filter(None, bars):
             progress.update(bars[name], stage=JobProgress(folder / name).read()[0])
     if status != "SUCCEEDED" and not (folder / "night.json").exists():
-        raise ExpungeError(f"the night's Ray job {submission} is {status}", mend=f"see `ray job logs {submission}`; run `expunge night --batch {batch}` to continue")
+        raise ExpungeError(
+            f"the night's Ray job {submission} is {status}",
+            mend=f"see `ray job logs {submission}`; run `expunge night --batch {batch}` to continue",
+        )
 
 
 def _show(batch: str, settings: "Settings", as_json: bool) -> None:
@@ -99,14 +113,24 @@ def _show(batch: str, settings: "Settings", as_json: bool) -> None:
     else:
         _print(batch, outcome)
     if not outcome.all_passed:
-        raise GateError(f"batch {batch}: not every verdict is passed", mend="the report says why; what failed is back in the queue or waits for a person")
+        raise GateError(
+            f"batch {batch}: not every verdict is passed",
+            mend="the report says why; what failed is back in the queue or waits for a person",
+        )
 
 
 def _print(batch: str, night: "NightOutcome") -> None:
     from rich.table import Table
 
     table = Table(title=f"Night {batch}")
-    for column in ("request", "model", "verdict", "forgetting (shift before -> after)", "similarity to target", "integrity"):
+    for column in (
+        "request",
+        "model",
+        "verdict",
+        "forgetting (shift before -> after)",
+        "similarity to target",
+        "integrity",
+    ):
         table.add_column(column)
     for outcome in night.outcomes:
         if outcome.evidence is None:

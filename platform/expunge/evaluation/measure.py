@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,12 +18,21 @@ from expunge.settings import EvaluationSettings, Settings
 from expunge.unlearning.adapter import apply
 from expunge.unlearning.dataset import ForgetSet, load_job
 from expunge.unlearning.retain import generate_latents, unlike
-from expunge.words import BlobId, Evidence, Hotfix, IntegrityEvidence, Measured, PreparedJob, RequestEvidence, UnlearnJob
+from expunge.words import (
+    Evidence,
+    Hotfix,
+    IntegrityEvidence,
+    Measured,
+    PreparedJob,
+    RequestEvidence,
+    UnlearnJob,
+)
 
 # Apart from the training seeds, so that no sample of the evaluation is one that training has seen.
 SEED_AFTER, SEED_FLOOR = 7_001, 7_002
 FLOOR_SPLITS = 8
 
+Judge = Callable[..., tuple[bool, str]]
 OnProgress = Callable[[int, int], None]
 
 
@@ -45,7 +55,13 @@ class _Bench:
 
     def generate(self, model: DiffusionModel, prompt: Tensor, seed: int) -> Tensor:
         return generate_latents(
-            model, self.conditioning, prompt, seed=seed, steps=self.options.sampling_steps, guidance=self.guidance, empty=self.empty
+            model,
+            self.conditioning,
+            prompt,
+            seed=seed,
+            steps=self.options.sampling_steps,
+            guidance=self.guidance,
+            empty=self.empty,
         )
 
     def regenerate(self, model: DiffusionModel, x_f: Tensor, prompt: Tensor, level: float) -> Tensor:
@@ -57,7 +73,9 @@ class _Bench:
         cond = rows(self.conditioning, prompt.repeat(seeds))
         blank = rows(self.empty, torch.zeros(len(x_t), dtype=torch.long))
         steps = max(2, round(level * self.options.sampling_steps))
-        return model.denoise(x_t, level, cond, steps=steps, guidance=self.guidance, empty=blank).unflatten(0, (seeds, count))
+        return model.denoise(x_t, level, cond, steps=steps, guidance=self.guidance, empty=blank).unflatten(
+            0, (seeds, count)
+        )
 
 
 def measure(
@@ -74,10 +92,16 @@ def measure(
 
     bench = _Bench(base, fixed, encoder, conditioning, base.condition([""]), options, model.guidance, torch.zeros(1))
     prompt = retain.prompt[torch.arange(options.integrity_samples) % len(retain.prompt)]
-    before, other, after = bench.generate(base, prompt, SEED_AFTER), bench.generate(base, prompt, SEED_FLOOR), bench.generate(fixed, prompt, SEED_AFTER)
+    before, other, after = (
+        bench.generate(base, prompt, SEED_AFTER),
+        bench.generate(base, prompt, SEED_FLOOR),
+        bench.generate(fixed, prompt, SEED_AFTER),
+    )
     keep = unlike(before, forget.x_f)
-    bench = _Bench(base, fixed, encoder, conditioning, bench.empty, options, model.guidance, bench.features(before).mean(0))
-    integrity = _integrity(bench, before[keep], other, after[keep], lambda *figures: judge_integrity(*figures, gate))
+    bench = _Bench(
+        base, fixed, encoder, conditioning, bench.empty, options, model.guidance, bench.features(before).mean(0)
+    )
+    integrity = _integrity(bench, before[keep], other, after[keep], partial(judge_integrity, gate=gate))
     pictures = {"unrelated": blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
     progress(1, total)
 
@@ -155,11 +179,14 @@ def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forge
     base, base_latents = scores(bench.base)
     floor = base.mean(0).std(0, correction=0)  # over seeds, of the mean over levels
     shift_, target, surrogate = (
-        Measured(after=after[..., i].mean().item(), base=base[..., i].mean().item(), floor=floor[i].item()) for i in range(3)
+        Measured(after=after[..., i].mean().item(), base=base[..., i].mean().item(), floor=floor[i].item())
+        for i in range(3)
     )
     levels = {
         f"{level:g}": Measured(
-            after=after[i, :, 1].mean().item(), base=base[i, :, 1].mean().item(), floor=base[i, :, 1].std(correction=0).item()
+            after=after[i, :, 1].mean().item(),
+            base=base[i, :, 1].mean().item(),
+            floor=base[i, :, 1].std(correction=0).item(),
         )
         for i, level in enumerate(bench.options.levels)
     }
@@ -175,25 +202,21 @@ def _nearest(bench: _Bench, data: ForgetSet, z_f: Tensor, free: _FreeGeneration)
     return Measured(after=after, base=before, floor=abs(before - other))
 
 
-def _integrity(
-    bench: _Bench, before: Tensor, other: Tensor, after: Tensor, judge: Callable[[float, float, float, float, float, float], tuple[bool, str]]
-) -> IntegrityEvidence:
+def _integrity(bench: _Bench, before: Tensor, other: Tensor, after: Tensor, judge: Judge) -> IntegrityEvidence:
     """`before` and `after` have the same seeds [n, ...], `other` is the base model at different ones [m, ...]."""
     a, b, c = (bench.base.decode(latents) for latents in (before, after, other))
-    unrelated = c[: len(a)].roll(1, 0)[: len(a)] if len(c) >= len(a) else c
-    pairs = min(len(a), len(unrelated))
+    pairs, unrelated = min(len(a), len(c)), c.roll(1, 0)
     z_a, z_b, z_c = (bench.encoder(pictures) for pictures in (a, b, c))
-    figures = (
-        psnr(a, b).mean().item(),
-        psnr(a[:pairs], unrelated[:pairs]).mean().item(),
-        ssim(a, b).mean().item(),
-        ssim(a[:pairs], unrelated[:pairs]).mean().item(),
-        kid(z_b, z_c),
-        _kid_floor(torch.cat([z_a, z_c])),
-    )
-    passed, why = judge(*figures)
-    names = ("psnr", "psnr_unrelated", "ssim", "ssim_unrelated", "kid", "kid_floor")
-    return IntegrityEvidence(**dict(zip(names, figures, strict=True)), passed=passed, why=why)
+    figures = {
+        "psnr": psnr(a, b).mean().item(),
+        "psnr_unrelated": psnr(a[:pairs], unrelated[:pairs]).mean().item(),
+        "ssim": ssim(a, b).mean().item(),
+        "ssim_unrelated": ssim(a[:pairs], unrelated[:pairs]).mean().item(),
+        "kid": kid(z_b, z_c),
+        "kid_floor": _kid_floor(torch.cat([z_a, z_c])),
+    }
+    passed, why = judge(**figures)
+    return IntegrityEvidence(**figures, passed=passed, why=why)
 
 
 def _kid_floor(features: Tensor) -> float:

@@ -40,13 +40,15 @@ def pipeline_family(folder: Path, source: str) -> str:
     """`ddpm` or `sd3`. Raises InputError where the pipeline is of another class."""
     kind = _config(folder / "model_index.json", source)["_class_name"]
     if kind not in PIPELINES:
-        raise InputError(f"model {source}: {kind} is not supported", mend=f"use one of {', '.join(sorted(PIPELINES))}")
+        raise _unsupported(source, kind)
     return PIPELINES[kind]
 
 
 def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionModel":
     """Load a base model in float32 for one resolution. Raises InputError where weights or files are missing."""
-    from expunge.families.base import load_pipeline  # diffusers costs seconds
+    from diffusers import DDIMPipeline, DDPMPipeline, StableDiffusion3Pipeline  # not above: it costs seconds
+
+    from expunge.families.base import load_pipeline
 
     source = resolve_source(settings.source)
     try:
@@ -56,22 +58,29 @@ def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionMod
             f"model {settings.source}: {str(error).splitlines()[0]}",
             mend="source must be a complete diffusers pipeline: model_index.json and every component's weights",
         ) from error
-    if type(pipeline).__name__ == "StableDiffusion3Pipeline":
+    if isinstance(pipeline, StableDiffusion3Pipeline):
         from expunge.families.sd3 import SD3
 
         model = SD3(pipeline, resolution, settings.prompt_tokens)
-    elif type(pipeline).__name__ in PIPELINES:
+    elif isinstance(pipeline, DDPMPipeline | DDIMPipeline):
         from expunge.families.ddpm import DDPM
 
         model = DDPM(pipeline, resolution)
     else:
-        raise InputError(f"model {settings.source}: {type(pipeline).__name__} is not supported", mend=f"use one of {', '.join(PIPELINES)}")
+        raise _unsupported(settings.source, type(pipeline).__name__)
     model.network.eval().requires_grad_(False)
     return model
+
+
+def _unsupported(source: str, kind: str) -> InputError:
+    return InputError(f"model {source}: {kind} is not supported", mend=f"use one of {', '.join(sorted(PIPELINES))}")
 
 
 def _config(path: Path, source: str) -> dict:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"model {source}: {path.name} cannot be read ({type(error).__name__})", mend="source must be a complete diffusers pipeline") from error
+        raise InputError(
+            f"model {source}: {path.name} cannot be read ({type(error).__name__})",
+            mend="source must be a complete diffusers pipeline",
+        ) from error

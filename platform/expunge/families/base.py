@@ -97,13 +97,15 @@ class DiffusionModel(ABC):
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
         """`steps` times [1] from `first` down, evenly spaced, the last above clean."""
 
-    def generate(self, noise: Tensor, conditioning: Conditioning, *, steps: int, guidance: float, empty: Conditioning) -> Tensor:
+    def generate(
+        self, noise: Tensor, conditioning: Conditioning, *, steps: int, guidance: float, empty: Conditioning
+    ) -> Tensor:
         """Latents from pure noise [B, C, H, W]."""
         return self.denoise(noise, 1.0, conditioning, steps=steps, guidance=guidance, empty=empty)
 
 
 def load_pipeline(source: str) -> DiffusionPipeline:
-    """A pipeline in float32. A component saved as absent (SD3 without its T5) stays absent, which diffusers must be told."""
+    """A pipeline in float32. A component saved as absent (SD3 without its T5) stays so: diffusers must be told."""
     parts = cast(dict[str, object], DiffusionPipeline.load_config(source))
     absent = {name: None for name, part in parts.items() if isinstance(part, list) and part[0] is None}
     return DiffusionPipeline.from_pretrained(source, dtype=torch.float32, **absent)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 from torch import Tensor
 
 from expunge.errors import InputError
@@ -18,18 +18,18 @@ class DDPM(DiffusionModel):
 
     component = "unet"
 
-    def __init__(self, pipeline: DDPMPipeline, resolution: tuple[int, int]) -> None:
+    def __init__(self, pipeline: DDPMPipeline | DDIMPipeline, resolution: tuple[int, int]) -> None:
         self.pipeline = pipeline
-        self.network: UNet2DModel = pipeline.unet
+        self.network = pipeline.unet
         schedule = pipeline.scheduler
-        kind = schedule.config.prediction_type
+        kind = cast(str, schedule.config["prediction_type"])
         if kind not in ("epsilon", "v_prediction"):
             raise InputError(f"model: prediction type {kind!r} is not supported", mend="use epsilon or v_prediction")
-        self._prediction = cast(Prediction, kind)
+        self._prediction: Prediction = cast(Prediction, kind)
         alpha_bar = schedule.alphas_cumprod.float()
         self._a, self._b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self._level = self._b / (self._a + self._b)
-        self._channels = self.network.config.in_channels
+        self._channels = int(pipeline.unet.config["in_channels"])
         self.latent_shape = (self._channels, *resolution)
 
     def encode(self, pictures: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ class DDPM(DiffusionModel):
         return (u * len(self._a)).long().clamp_max(len(self._a) - 1)
 
     def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.network(x_t, time).sample
+        # Through `self.network`: the frozen copy takes its place while the base model is asked.
+        return cast(UNet2DModel, self.network)(x_t, time).sample
 
     def clip(self, clean: Tensor) -> Tensor:
         return clean.clamp(-1, 1)

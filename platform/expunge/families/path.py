@@ -39,7 +39,7 @@ class PathPoint:
 
     @property
     def clean_scale(self) -> Tensor:
-        """[B]: |d x_0 / d prediction| at fixed x_t. An error in prediction space is this much larger or smaller in image space."""
+        """[B]: |d x_0 / d prediction| at fixed x_t: an error in prediction space is so much larger in image space."""
         return (self.b / (self.b * self.beta - self.a * self.alpha)).abs()
 
     @property
@@ -47,7 +47,7 @@ class PathPoint:
         return (self.a / self.b) ** 2
 
     def clean(self, x_t: Tensor, prediction: Tensor) -> Tensor:
-        """The clean image that a prediction at x_t stands for; inverts x_t = a x_0 + b eps, p = alpha eps + beta x_0."""
+        """The clean image that a prediction p stands for: solves x_t = a x_0 + b eps, p = alpha eps + beta x_0."""
         a, b, alpha, beta = (v.view(-1, *[1] * (x_t.ndim - 1)) for v in (self.a, self.b, self.alpha, self.beta))
         return (b * prediction - alpha * x_t) / (b * beta - a * alpha)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -23,9 +24,13 @@ class SD3(DiffusionModel):
         self.network = pipeline.transformer
         self._vae = pipeline.vae
         self._prompt_tokens = prompt_tokens
-        self._shift = pipeline.scheduler.config.shift
+        self._shift = float(pipeline.scheduler.config["shift"])
         factor = pipeline.vae_scale_factor
-        self.latent_shape = (self.network.config.in_channels, resolution[0] // factor, resolution[1] // factor)
+        self.latent_shape = (
+            int(pipeline.transformer.config["in_channels"]),
+            resolution[0] // factor,
+            resolution[1] // factor,
+        )
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
@@ -40,10 +45,11 @@ class SD3(DiffusionModel):
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Conditioning:
+        texts = list(prompts)
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=self._prompt_tokens
+            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=self._prompt_tokens
         )
-        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+        return {"encoder_hidden_states": cast(Tensor, embeds), "pooled_projections": cast(Tensor, pooled)}
 
     def at(self, time: Tensor) -> PathPoint:
         sigma = (time / 1000).clamp_min(MIN_B)
@@ -61,7 +67,9 @@ class SD3(DiffusionModel):
     def save_adapter(self, folder: Path) -> None:
         from peft import get_peft_model_state_dict
 
-        StableDiffusion3Pipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(self.network))
+        StableDiffusion3Pipeline.save_lora_weights(
+            folder, transformer_lora_layers=dict(get_peft_model_state_dict(self.network))
+        )
 
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
         u = torch.linspace(1, 0, steps + 1)[:-1]

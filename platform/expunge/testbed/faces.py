@@ -1,6 +1,7 @@
 """`faces`: a small pixel-space DDPM on the 100 real faces that scikit-image carries."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import skimage
@@ -16,7 +17,7 @@ BATCH = 16
 
 
 def images() -> Tensor:
-    """The 100 faces as float32 [100, 1, 24, 24] in [-1, 1] (Labeled Faces in the Wild, no identities; 25x25 cropped by one)."""
+    """float32 [100, 1, 24, 24] in [-1, 1]: Labeled Faces in the Wild, no identities, cropped from 25x25."""
     path = Path(skimage.__file__).parent / "data" / "lfw_subset.npy"
     faces = np.load(path)[:100, :SIZE, :SIZE].astype(np.float32)
     return torch.from_numpy(faces)[:, None] * 2 - 1
@@ -49,7 +50,9 @@ def run(out: Path, work: Path, steps: int | None = None, seed: int = 0) -> None:
         # Stratified over the batch: one timestep from each of BATCH equal slices, which lowers the loss's variance.
         t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH * 1000).long()
         noise = torch.randn(x_0.shape, generator=generator)
-        return torch.nn.functional.mse_loss(unet(scheduler.add_noise(x_0, noise, t), t).sample, noise)
+        return torch.nn.functional.mse_loss(
+            unet(scheduler.add_noise(x_0, noise, cast(torch.IntTensor, t)), t).sample, noise
+        )
 
     train(unet, loss, recipe, work / "faces.pt", "faces")
     DDPMPipeline(unet.half(), scheduler).save_pretrained(out, safe_serialization=True)

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalSubscript=false
+# (diffusers annotates its constructors and outputs more narrowly than it accepts and returns)
 """`flags`: a small but architecturally real Stable Diffusion 3 on 256 real flags."""
 
 from dataclasses import replace
@@ -155,7 +157,9 @@ def _train_transformer(
         zeros, batch = (255, BATCH // 2) if step % 16 == 0 else (0, BATCH)
         index = torch.randint(len(names), (batch,), generator=generator)
         kind = torch.rand(batch, generator=generator)
-        prompt = torch.where(kind < ANY_SHARE, len(names), torch.where(kind < ANY_SHARE + EMPTY_SHARE, len(names) + 1, index))
+        prompt = torch.where(
+            kind < ANY_SHARE, len(names), torch.where(kind < ANY_SHARE + EMPTY_SHARE, len(names) + 1, index)
+        )
         sigma = _sample_sigma(step, batch, generator)
         x_0 = latents[index]
         noise = torch.randn(x_0.shape, generator=generator)

@@ -48,7 +48,13 @@ def train(
         start = state["step"]
 
     model.train()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=recipe.steps, completed=start)
         running = 0.0
@@ -66,8 +72,15 @@ def train(
             if (step + 1) % LOG_EVERY == 0:
                 progress.console.print(f"{title} step {step + 1}/{recipe.steps} loss {running / LOG_EVERY:.4f}")
                 running = 0.0
-                _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                                   "ema": ema.state_dict(), "step": step + 1})
+                _save(
+                    checkpoint,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "ema": ema.state_dict(),
+                        "step": step + 1,
+                    },
+                )
     ema.copy_to(model.parameters())
     model.eval()
 

@@ -33,8 +33,8 @@ def kind_of(model: DiffusionModel, training: TrainingSettings) -> Literal["lora"
 def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path | None) -> Frozen:
     """Make `model.network` trainable, from `warm_start` (a hotfix folder) where given.
 
-    Returns a context manager inside which `model.predict` is the base model: with LoRA the same module with its adapters
-    off, else a frozen copy of the weights.
+    Returns a context manager inside which `model.predict` is the base model: with LoRA the same module with its
+    adapters off, else a frozen copy of the weights.
     """
     if kind_of(model, training) == "lora":
         _attach_lora(model.network, model.lora_targets, training.lora_rank, warm_start)

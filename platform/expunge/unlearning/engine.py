@@ -11,19 +11,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+import torch
 
 # Before deepspeed is imported: what it reads at import time.
-os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidia0") else "cuda")
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
-import torch
 import torch.distributed as dist
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
-
+from expunge.errors import StorageError
 from expunge.settings import TrainingSettings
+from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
 
 # It is for inference only, and compiles for minutes at the first initialisation.
 __compatible_ops__["deepspeed_shm_comm"] = False
@@ -48,11 +51,16 @@ class ShardedEngine:
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0)
         self._engine, *_ = deepspeed.initialize(
-            model=network, optimizer=optimizer, model_parameters=parameters, config=_config(training)
+            model=network,
+            optimizer=optimizer,
+            model_parameters=parameters,  # pyright: ignore[reportArgumentType]  # a list is what its docs ask for
+            config=_config(training),
         )
+        self._zero = cast(DeepSpeedZeroOptimizer, self._engine.optimizer)
+        self._padded: list[Shard] = []
 
     def step(self, objectives: Sequence[Callable[[], Tensor]]) -> tuple[list[float], StepStatistics]:
-        """One optimizer step; returns this rank's losses in order, and the statistics, which are the same on every rank."""
+        """One optimizer step; returns this rank's losses in order, and statistics that are equal on every rank."""
         losses, shards = [], []
         for objective in objectives:
             loss = objective()
@@ -70,8 +78,10 @@ class ShardedEngine:
         self._engine.save_checkpoint(str(folder), tag=f"step-{step}", client_state={"step": step})
 
     def load(self, folder: Path) -> int:
-        """Restore from `folder`; returns the number of steps already done."""
-        _, client = self._engine.load_checkpoint(str(folder))
+        """Restore from `folder`; returns the number of steps already done. Raises StorageError where it is not readable."""
+        path, client = self._engine.load_checkpoint(str(folder))
+        if path is None or client is None:
+            raise StorageError(f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again")
         return int(client["step"])
 
     def _combine(self, shards: list[Shard]) -> StepStatistics:
@@ -91,8 +101,8 @@ class ShardedEngine:
         return StepStatistics(cosines(matrix).mean().item(), conflicts(matrix).double().mean().item(), norm)
 
     def _take_shard(self) -> Shard:
-        """This rank's part of the reduced gradient. It is taken over, not copied: clearing makes the next backward allocate."""
-        optimizer = self._engine.optimizer
+        """This rank's part of the reduced gradient: taken over, not copied, as the next backward allocates anew."""
+        optimizer = self._zero
         self._padded = [list(optimizer.averaged_gradients[group]) for group in sorted(optimizer.averaged_gradients)]
         for group in optimizer.averaged_gradients:
             optimizer.averaged_gradients[group] = None
@@ -104,7 +114,7 @@ class ShardedEngine:
     def _put_shard(self, shard: Shard) -> None:
         """Hand the combined gradient to the optimizer, padding back in its place."""
         rest = iter(shard)
-        optimizer = self._engine.optimizer
+        optimizer = self._zero
         for group, pieces in enumerate(self._padded):
             optimizer.averaged_gradients[group] = [p if _is_padding(p) else next(rest) for p in pieces]
 
@@ -120,5 +130,9 @@ def _config(training: TrainingSettings) -> dict[str, object]:
         "gradient_clipping": 0.0,  # explicit, as the default is 1.0: the clip is folded into the surgery's coefficients
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": 5_000_000, "allgather_bucket_size": 5_000_000},
+        "zero_optimization": {
+            "stage": training.zero_stage,
+            "reduce_bucket_size": 5_000_000,
+            "allgather_bucket_size": 5_000_000,
+        },
     }

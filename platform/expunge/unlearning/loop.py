@@ -73,12 +73,17 @@ def train_loop(task: TrainTask) -> None:
         mean = _mean_over_ranks(losses)
         if not torch.isfinite(mean).all():
             raise ExpungeError(
-                f"job {task.job.id}: the loss is not finite at step {step}", mend="lower training.learning_rate, or look at its requests"
+                f"job {task.job.id}: the loss is not finite at step {step}",
+                mend="lower training.learning_rate, or look at its requests",
             )
         done = step + 1
         if rank == 0 and (done % LOG_EVERY == 0 or done == training.steps):
             figures = {"loss/forget": mean[0].item(), "loss/retain": mean[1].item(), "drift": drift()}
-            figures |= {"surgery/cosine": surgery.cosine, "surgery/conflict": surgery.conflict, "surgery/norm": surgery.norm}
+            figures |= {
+                "surgery/cosine": surgery.cosine,
+                "surgery/conflict": surgery.conflict,
+                "surgery/norm": surgery.norm,
+            }
             task.record(done, figures)
         if done % training.checkpoint_every == 0 and done < training.steps:
             _checkpoint(engine, done)

@@ -58,7 +58,7 @@ class Objective:
     def _recognised(self, x_t: Tensor, x_f: Tensor, x_s: Tensor, draw: Draw, cond: Conditioning) -> Tensor:
         """The frozen model's clean estimate, moved towards the surrogate as far as it recognises the target in x_t.
 
-        y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see the instance, nothing moves.
+        y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see it, nothing moves.
         """
         with self.frozen():
             estimate = self.model.predict(x_t, draw.time, cond)

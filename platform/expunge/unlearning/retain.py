@@ -14,9 +14,16 @@ CHUNK = 32
 
 
 def generate_latents(
-    model: DiffusionModel, conditioning: Conditioning, prompt: Tensor, *, seed: int, steps: int, guidance: float, empty: Conditioning
+    model: DiffusionModel,
+    conditioning: Conditioning,
+    prompt: Tensor,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    empty: Conditioning,
 ) -> Tensor:
-    """Latents [N, C, H, W] for the prompt rows `prompt` [N]; sample i starts from noise that (seed, i) alone decides."""
+    """Latents [N, C, H, W] for the prompt rows `prompt` [N]; (seed, i) alone decides the noise of sample i."""
     parts = []
     for index in torch.arange(len(prompt)).split(CHUNK):
         noise = torch.stack([torch.randn(model.latent_shape, generator=_generator(seed, int(i))) for i in index])

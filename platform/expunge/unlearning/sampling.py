@@ -1,4 +1,4 @@
-"""Who is sampled at a step, at which time, with which noise: functions of (seed, step, sample index), never of the rank.
+"""Who is sampled at a step, when, with which noise: functions of (seed, step, sample index), never of the rank.
 
 So the number of workers changes nothing but rounding, and a resumed run repeats what it would have drawn.
 """
@@ -29,7 +29,15 @@ class Draw:
 
 
 def draw(
-    model: DiffusionModel, training: TrainingSettings, stream: Stream, step: int, *, size: int, batch: int, rank: int, world: int
+    model: DiffusionModel,
+    training: TrainingSettings,
+    stream: Stream,
+    step: int,
+    *,
+    size: int,
+    batch: int,
+    rank: int,
+    world: int,
 ) -> Draw:
     """Draw this rank's part of `batch` samples from a set of `size` rows at `step`."""
     mine = torch.arange(rank, batch, world)
@@ -39,12 +47,14 @@ def draw(
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
     time = _time(model, training, u[mine])
     shape = model.latent_shape
-    noise = torch.stack([torch.randn(shape, generator=_generator(training.seed, stream, step, 1 + int(i))) for i in mine])
+    noise = torch.stack(
+        [torch.randn(shape, generator=_generator(training.seed, stream, step, 1 + int(i))) for i in mine]
+    )
     return Draw(rows, time, noise)
 
 
 def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tensor:
-    """Times at the quantiles `u` of the sampling density. A density is not a loss weight: it says where, not how much."""
+    """Times at the quantiles `u` of the sampling density, which is no loss weight: it says where, not how much."""
     match training.density:
         case "uniform":
             return model.time_from_uniform(u)
@@ -58,9 +68,12 @@ def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tenso
 
 
 def _rows(seed: int, stream: Stream, step: int, size: int, batch: int) -> Tensor:
-    """Global sample p = step * batch + i takes row p of an endless sequence of shuffled epochs: all rows come equally often."""
+    """Sample p = step * batch + i takes row p of endless shuffled epochs: all rows come equally often."""
     position = step * batch + torch.arange(batch)
-    epochs = {int(e): torch.randperm(size, generator=_generator(seed, stream, -1, int(e))) for e in (position // size).unique()}
+    epochs = {
+        int(e): torch.randperm(size, generator=_generator(seed, stream, -1, int(e)))
+        for e in (position // size).unique()
+    }
     return torch.stack([epochs[int(p // size)][p % size] for p in position])
 
 

@@ -30,7 +30,9 @@ def train(task: TrainTask) -> Hotfix:
     trainer = TorchTrainer(
         partial(train_loop, task),
         scaling_config=ScalingConfig(
-            num_workers=training.workers, use_gpu=cuda, resources_per_worker={"GPU": training.gpus_per_worker} if cuda else {"CPU": 1}
+            num_workers=training.workers,
+            use_gpu=cuda,
+            resources_per_worker={"GPU": training.gpus_per_worker} if cuda else {"CPU": 1},
         ),
         torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
         run_config=RunConfig(
@@ -44,7 +46,10 @@ def train(task: TrainTask) -> Hotfix:
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
-        raise ExpungeError(f"job {task.job.id}: training failed: {_cause(error)}", mend="see the job's Ray logs; submit again to continue") from error
+        raise ExpungeError(
+            f"job {task.job.id}: training failed: {_cause(error)}",
+            mend="see the job's Ray logs; submit again to continue",
+        ) from error
     return Hotfix.model_validate_json(done.read_text())
 
 

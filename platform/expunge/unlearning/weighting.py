@@ -19,12 +19,12 @@ def uniform(point: PathPoint, training: TrainingSettings) -> Tensor:
 
 
 def x0(point: PathPoint, training: TrainingSettings) -> Tensor:
-    """Equal error in clean-image space, at most 4 (b = 2a for epsilon): beyond, the estimate is an average face or flag."""
+    """Equal error in clean-image space, at most 4 (b = 2a for epsilon): beyond, the estimate is an average image."""
     return (point.clean_scale**2).clamp_max(4.0)
 
 
 def min_snr(point: PathPoint, training: TrainingSettings) -> Tensor:
-    """min(SNR, gamma) in clean-image space (Hang et al. 2023, arXiv 2303.09556); for epsilon min(1, gamma b^2 / a^2)."""
+    """min(SNR, gamma) in clean-image space (Hang et al., arXiv 2303.09556); epsilon: min(1, gamma b^2 / a^2)."""
     return point.snr.clamp_max(training.min_snr_gamma) * point.clean_scale**2
 
 

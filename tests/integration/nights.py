@@ -1,0 +1,267 @@
+"""One real Ray for the whole session, and nights on it that are small enough for a test.
+
+A pytest plugin, registered by the conftests beside the tests that use it. Ray's workers inherit the home from
+`ray start`, hence one home for all of these tests; each test has a model of its own there, and so a registry, a ledger
+and requests of its own.
+"""
+
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from expunge.batch.outcome import NightOutcome
+from expunge.batch.stages import Progress
+from expunge.registry.tracking import Tracker
+from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.requests.store import RequestStore, open_store
+from expunge.settings import Settings, load_settings
+
+JOBS = Path(__file__).parents[2] / "jobs"
+BIN = Path(sys.executable).parent
+COMMAND_TIMEOUT_S = 400
+
+# The gate's thresholds are wide open: these tests are about what happens to a night, not about how well it removes.
+# Its two conditions without a threshold stand, and `learning_rate` is what meets them in so few steps.
+CONFIG = """
+[training]
+steps = 12
+checkpoint_every = 4
+retain_size = 8
+learning_rate = {learning_rate}
+
+[evaluation]
+seeds = 1
+generation_samples = 4
+integrity_samples = 8
+sampling_steps = 4
+
+[gate]
+min_shift = -10.0
+min_psnr = 0.0
+min_ssim = -1.0
+max_kid_ratio = 1e9
+"""
+LEARNING_RATE = 2e-3
+MODELS = ("two-nights", "bad-night", "driver-kill", "worker-kill", "unreachable")
+WEIGHTLESS = "weightless"
+SURROGATES = {3: 90, 10: 60, 41: 27, 76: 90}
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Nights:
+    """The platform as its operator has it: commands, and the folders that they leave."""
+
+    home: Path
+    environment: dict[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings()
+
+    @property
+    def store(self) -> RequestStore:
+        return open_store(self.settings)
+
+    @property
+    def blobs(self) -> BlobStore:
+        return open_blobs(self.settings)
+
+    @property
+    def tracker(self) -> Tracker:
+        return Tracker(self.settings.tracking)
+
+    def expunge(self, *arguments: str, **environment: str) -> Ended:
+        return ended(self.start(*arguments, **environment))
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        command = [str(BIN / "expunge"), *arguments]
+        return subprocess.Popen(
+            command, env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def submit(self, model: str, person: int, *options: str) -> str:
+        """Asks to have a face removed; returns the request's id."""
+        given = ["--surrogate", str(self.face(SURROGATES[person]))] if not options else []
+        arguments = [str(self.face(person)), "--model", model, "--external-id", external_id(person), *given, *options]
+        done = self.expunge("submit", *arguments, "--json")
+        assert done.code == 0, done.out + done.err
+        return json.loads(done.out)["id"]
+
+    def face(self, person: int) -> Path:
+        from expunge.testbed import faces
+
+        path = self.home.parent / f"{person}.png"
+        if not path.exists():
+            picture = ((faces.images()[person, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+            Image.fromarray(picture).save(path)
+        return path
+
+    def night(self, batch: str, model: str | None = None) -> Ended:
+        """Run or continue a batch until it ends."""
+        return self.expunge(*night_arguments(batch, model))
+
+    def outcome(self, batch: str) -> NightOutcome:
+        return NightOutcome.model_validate_json((self.settings.runs / batch / "night.json").read_text())
+
+    def job_folder(self, batch: str) -> Path:
+        """The folder of a batch of one job."""
+        [folder] = [path for path in (self.settings.runs / batch).iterdir() if path.is_dir()]
+        return folder
+
+    def stage(self, batch: str) -> str:
+        """Where the only job of a batch is; "plan" before it has a folder."""
+        runs = self.settings.runs / batch
+        folders = [path for path in runs.glob("*") if path.is_dir()]
+        return Progress(folders[0]).read()[0] if folders else "plan"
+
+    def driver(self, batch: str) -> psutil.Process | None:
+        """The process that runs `nightly.py` for a batch."""
+        return next(iter(self._processes(lambda words: "nightly.py" in words and batch in words)), None)
+
+    def training_workers(self) -> list[psutil.Process]:
+        return self._processes(lambda words: any("RayTrainWorker" in word for word in words))
+
+    def _processes(self, wanted: Callable[[list[str]], bool]) -> list[psutil.Process]:
+        """Of this home only: another Ray of the same user is not ours to kill."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+                if not wanted(words) or Path(words[0]).name in ("sh", "bash", "ray"):
+                    continue
+                if process.environ().get("EXPUNGE_HOME") == str(self.home):
+                    found.append(process)
+            except (psutil.Error, IndexError):
+                continue
+        return found
+
+    def versions(self, model: str) -> list[str]:
+        """Every registered version, oldest first."""
+        found = self.tracker.client.search_model_versions(f"name = '{model}'")
+        return sorted((str(version.version) for version in found), key=int)
+
+    def runs(self, model: str) -> list[str]:
+        """The id of every MLflow run of a model."""
+        client = self.tracker.client
+        experiment = client.get_experiment_by_name(f"expunge/{model}")
+        assert experiment is not None
+        return [run.info.run_id for run in client.search_runs([experiment.experiment_id])]
+
+
+def night_arguments(batch: str, model: str | None = None) -> list[str]:
+    only = ["--model", model] if model else []
+    return ["night", "--batch", batch, "--jobs", str(JOBS), *only]
+
+
+def ended(process: "subprocess.Popen[str]") -> Ended:
+    try:
+        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"the command did not end in {COMMAND_TIMEOUT_S} s:\n{out}\n{err}")
+    return Ended(process.returncode, out, err)
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 240) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout:.0f} s for {what}")
+        time.sleep(0.05)
+
+
+def external_id(person: int) -> str:
+    """Something personal, to look for where it must not be."""
+    return f"jane.doe+{person}@example.org"
+
+
+@pytest.fixture(scope="session")
+def ray_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]:
+    """A head node as `make demo` starts it. At the end none of its processes may be left."""
+    home = tmp_path_factory.mktemp("nights") / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(_config(home))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("EXPUNGE_", "RAY_ADDRESS"))}
+    environment |= {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "EXPUNGE_HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "COLUMNS": "200",
+    }
+    with _demo().local_ray(environment) as address:
+        yield Nights(home, {**environment, "EXPUNGE_RAY_ADDRESS": address})
+    left = _left_over(home)
+    assert not left, f"still alive after Ray was stopped: {left}"
+
+
+@pytest.fixture
+def nights(ray_of_session: Nights, monkeypatch: pytest.MonkeyPatch) -> Nights:
+    """The session's home instead of the test's own."""
+    monkeypatch.setenv("EXPUNGE_HOME", str(ray_of_session.home))
+    return ray_of_session
+
+
+def _config(home: Path) -> str:
+    """The settings, a copy of the faces model under a name for each test, and a model whose weights are gone."""
+    from expunge.families import resolve_source
+
+    weightless = home / WEIGHTLESS
+    for config in Path(resolve_source("testbed:faces")).rglob("*.json"):
+        copy = weightless / config.relative_to(resolve_source("testbed:faces"))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(config.read_bytes())
+    sources = {**dict.fromkeys(MODELS, "testbed:faces"), WEIGHTLESS: str(weightless)}
+    tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
+    return CONFIG.format(learning_rate=LEARNING_RATE) + tables
+
+
+def _demo():  # noqa: ANN202
+    spec = importlib.util.spec_from_file_location("expunge_demo", JOBS / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _left_over(home: Path, grace: float = 30) -> list[str]:
+    """What still runs with this home. It is ended, so that a failing test leaves nothing behind either."""
+    deadline = time.monotonic() + grace
+    while (alive := _of_home(home)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for process in alive:
+        process.send_signal(signal.SIGKILL)
+    return [f"{process.pid} {process.name()}" for process in alive if process.is_running()]
+
+
+def _of_home(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("EXPUNGE_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
