@@ -40,6 +40,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             expunge(environment, "submit", "--batch", str(write_requests(Path(folder))))
         code = expunge(environment, "night", "--jobs", str(JOBS))
+    for batch in (home / "runs").glob("night-*"):
+        expunge(environment, "report", batch.name, "--output", str(home / "report.html"))
     print(f"home     EXPUNGE_HOME={home}")
     print(f"took     {time.monotonic() - started:.0f} s")
     return code
@@ -87,9 +89,11 @@ def expunge(environment: dict[str, str], *arguments: str) -> int:
 @contextmanager
 def local_ray(environment: dict[str, str]) -> Iterator[str]:
     """A head node on free ports, with token authentication; stopped, with all its processes, at the end."""
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", "--disable-usage-stats", "--num-gpus=0"]
+    # A second Ray on this host would find the default port in use, and then take no job.
+    command += [f"--dashboard-agent-listen-port={agent}"]
     # Two jobs of two workers side by side: while one waits for its imports, the other computes.
     command += [f"--num-cpus={max(4, os.cpu_count() or 1)}", "--min-worker-port=20000", "--max-worker-port=29999"]
     with tempfile.TemporaryFile() as log:

@@ -32,9 +32,8 @@ def main() -> int:
         return 0
     for outcome in night.outcomes:
         version = outcome.version.uri if outcome.version else "no version"
-        print(
-            f"{outcome.job.id}: {outcome.error or version}, passed {len(outcome.passed)} of {len(outcome.job.everything)}"
-        )
+        passed = f"passed {len(outcome.passed)} of {len(outcome.job.everything)}"
+        print(f"{outcome.job.id}: {outcome.error or version}, {passed}")
     return 1 if any(outcome.error for outcome in night.outcomes) else 0
 
 

@@ -86,7 +86,8 @@ class ModelSettings(Section):
 
     source: str = Field(description="a diffusers pipeline: a path, a hub id, or testbed:NAME")
     resolution: Resolution | None = Field(
-        default=None, description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own"
+        default=None,
+        description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own",
     )
     retain_prompts: tuple[str, ...] = Field(default=("",), description="the retain set is generated for these")
     forget_prompts: tuple[str, ...] = Field(

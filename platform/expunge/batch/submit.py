@@ -55,11 +55,23 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
     command += ["--no-wait", "--working-dir", str(jobs), "--", "python", "nightly.py", "--batch", batch]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-1]
+        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        reason = said[-1].rstrip(".") if said else f"exit code {done.returncode}"
         raise UnavailableError(
             f"Ray at {address} refused the job: {reason}", mend="check RAY_AUTH_TOKEN and the cluster's state"
         )
     return submission
+
+
+def last_words(submission: str, settings: Settings) -> str:
+    """The last line that the driver wrote: its error, where it ended with one."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        lines = JobSubmissionClient(address_of(settings)).get_job_logs(submission).splitlines()
+    except (RuntimeError, ConnectionError):
+        return "its log cannot be read"
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
 def night_status(submission: str, settings: Settings) -> str:

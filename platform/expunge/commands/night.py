@@ -36,7 +36,7 @@ BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 def night(
     batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False
 ) -> None:
-    """Drain the queue into a batch and run it on Ray with `ray job submit`. Exits with 3 if a verdict is not `passed`."""
+    """Run what waits as one batch, with `ray job submit`. Exits with 3 if a verdict is not `passed`."""
     from expunge.batch.submit import address_of, check_reachable, submit_night
     from expunge.requests.store import open_store
 
@@ -67,7 +67,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
 
     from expunge.batch.plan import Plan
     from expunge.batch.stages import Progress as JobProgress
-    from expunge.batch.submit import night_status
+    from expunge.batch.submit import last_words, night_status
 
     folder = settings.runs / batch
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
@@ -96,8 +96,8 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
             progress.update(bars[name], stage=JobProgress(folder / name).read()[0])
     if status != "SUCCEEDED" and not (folder / "night.json").exists():
         raise ExpungeError(
-            f"the night's Ray job {submission} is {status}",
-            mend=f"see `ray job logs {submission}`; run `expunge night --batch {batch}` to continue",
+            f"the night's Ray job {submission} is {status}: {last_words(submission, settings)}",
+            mend=f"run `expunge night --batch {batch}` to continue",
         )
 
 

@@ -164,7 +164,7 @@ def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forge
     z_f, z_s = bench.features(data.x_f), bench.features(data.x_s)
 
     def scores(model: DiffusionModel) -> tuple[Tensor, Tensor]:
-        """float64 [L, S, 3]: shift, similarity to target, similarity to surrogate by level and seed; and latents [L, R, ...]."""
+        """[L, S, 3]: shift, similarity to target and to surrogate by level and seed; and latents [L, R, ...]."""
         figures, shown = [], []
         for level in bench.options.levels:
             latents = bench.regenerate(model, data.x_f, data.prompt, level)

@@ -18,15 +18,15 @@ def resolve_source(source: str) -> str:
     kind, _, name = source.partition(":")
     if kind != "testbed":
         return source
-    folder = Path(__file__).parents[1] / "testbed" / "models" / name
-    if not folder.is_dir():
+    models = Path(__file__).parents[1] / "testbed" / "models"
+    if name not in (folder.name for folder in models.iterdir()):
         raise InputError(f"source: there is no testbed model {name!r}", mend="use testbed:faces or testbed:flags")
-    return str(folder)
+    return str(models / name)
 
 
 def native_resolution(settings: ModelSettings) -> Resolution:
     """(height, width) of the pipeline's own sample size, read from its config files alone."""
-    folder = Path(resolve_source(settings.source))
+    folder = _local(settings.source)
     name = pipeline_family(folder, settings.source)
     component = "unet" if name == "ddpm" else "transformer"
     size = _config(folder / component / "config.json", settings.source)["sample_size"]
@@ -70,6 +70,23 @@ def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionMod
         raise _unsupported(settings.source, type(pipeline).__name__)
     model.network.eval().requires_grad_(False)
     return model
+
+
+def _local(source: str) -> Path:
+    """The folder of a pipeline's config files; those of a hub id are fetched, its weights are not."""
+    folder = Path(resolve_source(source))
+    if folder.is_dir() or folder.is_absolute():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["model_index.json", "*/config.json"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"model {source}: neither a folder nor a hub id that can be fetched ({type(error).__name__})",
+            mend="give the folder of a diffusers pipeline, or a hub id while the hub can be reached",
+        ) from error
 
 
 def _unsupported(source: str, kind: str) -> InputError:

@@ -25,6 +25,7 @@ class SD3(DiffusionModel):
         self._vae = pipeline.vae
         self._prompt_tokens = prompt_tokens
         self._shift = float(pipeline.scheduler.config["shift"])
+        self._lowest = float(pipeline.scheduler.sigma_min)
         factor = pipeline.vae_scale_factor
         self.latent_shape = (
             int(pipeline.transformer.config["in_channels"]),
@@ -72,7 +73,7 @@ class SD3(DiffusionModel):
         )
 
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
-        u = torch.linspace(1, 0, steps + 1)[:-1]
-        # The scheduler's own shift, so that a picture here is the one the pipeline would make.
+        # The scheduler's own levels and shift, so that a picture here is the one the pipeline would make.
+        u = torch.linspace(1, self._lowest, steps)
         sigma = self._shift * u / (1 + (self._shift - 1) * u)
-        return list((first * sigma).split(1))
+        return list((first * sigma).clamp_min(1000 * MIN_B).split(1))

@@ -78,10 +78,12 @@ class ShardedEngine:
         self._engine.save_checkpoint(str(folder), tag=f"step-{step}", client_state={"step": step})
 
     def load(self, folder: Path) -> int:
-        """Restore from `folder`; returns the number of steps already done. Raises StorageError where it is not readable."""
+        """Restore from `folder`; returns the steps already done. Raises StorageError where it is not readable."""
         path, client = self._engine.load_checkpoint(str(folder))
         if path is None or client is None:
-            raise StorageError(f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again")
+            raise StorageError(
+                f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again"
+            )
         return int(client["step"])
 
     def _combine(self, shards: list[Shard]) -> StepStatistics:

@@ -1,0 +1,72 @@
+"""A night on which a request cannot be prepared and a whole model cannot be loaded: neither holds the others up."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from expunge.batch.outcome import NightOutcome
+from expunge.words import RequestState
+from tests.integration.nights import WEIGHTLESS, Ended, Nights, night_arguments
+
+MODEL, BATCH = "bad-night", "night-bad"
+
+
+@dataclass(frozen=True)
+class Bad:
+    end: Ended
+    outcome: NightOutcome
+    good: str
+    unprepared: str
+    unloadable: str
+
+
+@pytest.fixture(scope="module")
+def bad(ray_of_session: Nights) -> Bad:
+    nights = ray_of_session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_HOME", str(nights.home))
+        good = nights.submit(MODEL, 41)
+        unprepared = nights.submit(MODEL, 3, "--edit", "blend:colour=red")
+        unloadable = nights.submit(WEIGHTLESS, 10)
+        end = nights.expunge(*night_arguments(BATCH, MODEL), "--model", WEIGHTLESS)
+        return Bad(end, nights.outcome(BATCH), good, unprepared, unloadable)
+
+
+def test_a_request_that_cannot_be_prepared_fails_alone(nights: Nights, bad: Bad) -> None:
+    assert nights.store.get(bad.good).state is RequestState.REMOVED
+    record = nights.store.get(bad.unprepared)
+    assert record.state is RequestState.FAILED
+    assert record.evidence is not None
+    assert record.evidence["verdict"] == "skipped"
+    assert "colour" in record.evidence["why"]
+    assert nights.versions(MODEL) == ["1"]
+
+
+def test_a_model_without_weights_errs_in_one_line_and_its_request_waits_again(nights: Nights, bad: Bad) -> None:
+    errors = {outcome.job.model: outcome.error for outcome in bad.outcome.outcomes}
+    assert errors[MODEL] is None
+    error = errors[WEIGHTLESS]
+    assert error is not None
+    assert error.startswith(f"model {nights.home / WEIGHTLESS}: ")
+    assert "\n" not in error
+    assert "every component's weights" in error
+    record = nights.store.get(bad.unloadable)
+    assert record.state is RequestState.ACCEPTED
+    assert record.attempts == 1
+    assert nights.versions(WEIGHTLESS) == []
+
+
+def test_the_night_ends_with_the_exit_code_of_a_verdict_and_says_why(nights: Nights, bad: Bad) -> None:
+    assert bad.end.code == 3
+    assert bad.end.err.strip().splitlines()[-1].startswith(f"error: batch {BATCH}: not every verdict is passed: ")
+    assert "Traceback" not in bad.end.out + bad.end.err
+    rows = {request: next(line for line in bad.end.out.splitlines() if request in line) for request in _all(bad)}
+    assert "passed" in rows[bad.good]
+    assert "skipped" in rows[bad.unprepared]
+    assert "error" in rows[bad.unloadable]
+    assert f"version  models:/{MODEL}/1 (candidate, champion)" in bad.end.out
+    assert nights.store.batch(BATCH).closed
+
+
+def _all(bad: Bad) -> tuple[str, str, str]:
+    return bad.good, bad.unprepared, bad.unloadable
