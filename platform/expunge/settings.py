@@ -36,11 +36,11 @@ class TrainingSettings(Section):
     min_snr_gamma: float = Field(default=1.0, gt=0)
     band_level: Fraction = Field(default=0.45, description="centre of `band`, as the noise level b / (a + b)")
     band_width: float = Field(default=0.8, gt=0, description="standard deviation of log(b / a) in `band`")
-    forget_target: Literal["surrogate", "recognition"] = "surrogate"
+    forget_target: Literal["surrogate", "recognition"] = "recognition"
     retain_target: Literal["distill", "data"] = "distill"
     surgery: Literal["retain_normal", "none"] = "retain_normal"
     forget_weight: float = Field(
-        default=0.3, gt=0, description="weight of the mean forget gradient; the retain gradient has 1"
+        default=0.5, gt=0, description="weight of the mean forget gradient; the retain gradient has 1"
     )
     adapter: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = Field(default=16, ge=1)

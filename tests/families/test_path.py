@@ -1,4 +1,6 @@
-"""The one algebra: coefficients as in the literature, targets that point where they should, scales that are derivatives."""
+"""The one algebra: coefficients as in the literature, targets that point where they should."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_clean_scale_is_a_derivative(family: Prediction, samples: tuple[Tensor, 
         ("v_prediction", lambda at: at.b),
     ],
 )
-def test_clean_scale_in_closed_form(family: Prediction, formula) -> None:
+def test_clean_scale_in_closed_form(family: Prediction, formula: Callable[[PathPoint], Tensor]) -> None:
     at = on_path(family)
     torch.testing.assert_close(at.clean_scale, formula(at))
 

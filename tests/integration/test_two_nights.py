@@ -113,7 +113,7 @@ def test_the_champion_loads_back_and_generates(nights: Nights, both: Both) -> No
     assert both.second.version is not None
     pipeline = load_pipeline(f"models:/{MODEL}@champion")
     assert isinstance(pipeline, DDPMPipeline)
-    picture = pipeline(batch_size=1, num_inference_steps=2).images[0]
+    [picture] = pipeline(batch_size=1, num_inference_steps=2, return_dict=False)[0]
     assert isinstance(picture, Image.Image)
     assert picture.size == (24, 24)
 

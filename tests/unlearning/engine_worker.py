@@ -26,9 +26,7 @@ def steps(
     for step in batches:
         parts = [(x[rank::world], y[rank::world]) for x, y in step]
         losses, surgery = engine.step([lambda x=x, y=y: nn.functional.mse_loss(network(x), y) for x, y in parts])
-        records.append(
-            {"losses": losses, "cosine": surgery.cosine, "conflict": surgery.conflict, "norm": surgery.norm}
-        )
+        records.append({"losses": losses, "cosine": surgery.cosine, "conflict": surgery.conflict, "norm": surgery.norm})
     return records
 
 

@@ -1,0 +1,62 @@
+"""Requests, jobs and evidence that differ by what a test names, and a real store on SQLite."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import pytest
+
+from expunge.requests.store import RequestStore, open_store
+from expunge.settings import Settings, load_settings
+from expunge.words import Evidence, IntegrityEvidence, ModelVersion, RemovalRequest, RequestEvidence, UnlearnJob
+
+Ask = Callable[..., RemovalRequest]
+Judge = Callable[..., Evidence]
+Verdict = Literal["passed", "failed", "skipped"]
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[RequestStore]:
+    opened = open_store(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def ask() -> Ask:
+    def make(name: str, **fields: object) -> RemovalRequest:
+        given = {"id": f"req-{name}", "model": "flags", "images": ["0" * 64], "external_id": f"ticket-{name}"}
+        return RemovalRequest.model_validate({**given, **fields})
+
+    return make
+
+
+@pytest.fixture
+def judge() -> Judge:
+    """Evidence for a job: each request by its verdict, `passed` unless named."""
+
+    def make(job: UnlearnJob, *, intact: bool = True, **verdicts: Verdict) -> Evidence:
+        requests = tuple(
+            RequestEvidence(
+                request=request.id,
+                verdict=verdicts.get(request.id.removeprefix("req-"), "passed"),
+                why=f"measured {request.id}",
+            )
+            for request in job.everything
+        )
+        figures = {"psnr": 30, "psnr_unrelated": 10, "ssim": 0.9, "ssim_unrelated": 0.1, "kid": 0, "kid_floor": 0}
+        integrity = IntegrityEvidence.model_validate(
+            {**figures, "passed": intact, "why": "intact" if intact else "PSNR 12 is below 20"}
+        )
+        return Evidence(job=job.id, requests=requests, integrity=integrity)
+
+    return make
+
+
+@pytest.fixture
+def champion() -> ModelVersion:
+    return ModelVersion(name="flags", version="3", run_id="run-3", aliases=("champion",))

@@ -1,0 +1,206 @@
+"""How a night ends for each request, on a real store: the fates, and that settling twice is settling once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from expunge.batch.outcome import JobOutcome, NightOutcome, settle
+from expunge.batch.plan import Plan, plan
+from expunge.requests.schema import RequestRecord
+from expunge.requests.store import RequestStore
+from expunge.settings import Settings
+from expunge.words import Evidence, ModelVersion, RemovalBatch, RemovalRequest, RequestState
+
+Ask = Callable[..., RemovalRequest]
+Judge = Callable[..., Evidence]
+
+ACCEPTED, REMOVED, FAILED = RequestState.ACCEPTED, RequestState.REMOVED, RequestState.FAILED
+
+
+def drained(store: RequestStore, settings: Settings, *requests: RemovalRequest) -> tuple[RemovalBatch, Plan]:
+    """Tonight's batch, and its plan without a ledger."""
+    for request in requests:
+        store.add(request)
+    batch = store.drain(None)
+    return batch, plan(batch, settings, lambda model: (None, []))
+
+
+def states(store: RequestStore) -> dict[str, RequestState]:
+    return {record.request.id.removeprefix("req-"): record.state for record in store.list()}
+
+
+def test_each_request_by_its_verdict(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, champion: ModelVersion
+) -> None:
+    batch, planned = drained(store, settings, ask("good"), ask("bad"), ask("odd"))
+    evidence = judge(planned.jobs[0], bad="failed", odd="skipped")
+    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], evidence=evidence, version=champion)])
+    assert states(store) == {"good": REMOVED, "bad": ACCEPTED, "odd": FAILED}
+    for name in ("good", "bad", "odd"):
+        record = store.get(f"req-{name}")
+        assert record.history[-1].detail == f"measured req-{name}"
+        assert record.evidence is not None
+        assert record.evidence["version"] == "models:/flags/3"
+        assert record.evidence["request"] == f"req-{name}"
+        assert record.batch == batch.id
+    assert [store.get(f"req-{name}").attempts for name in ("good", "bad", "odd")] == [0, 1, 1]
+    store.close_batch(batch.id)
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_goes_back_to_the_queue_until_a_person_is_needed(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, attempts: int
+) -> None:
+    gate = settings.gate.model_copy(update={"max_attempts": attempts})
+    strict = settings.model_copy(update={"gate": gate})
+    store.add(ask("bad"))
+    for left in reversed(range(attempts)):
+        batch = store.drain(None)
+        planned = plan(batch, strict, lambda model: (None, []))
+        (job,) = planned.jobs
+        settle(store, strict, batch, planned, [JobOutcome(job=job, evidence=judge(job, bad="failed"))])
+        store.close_batch(batch.id)
+        assert states(store) == {"bad": ACCEPTED if left else FAILED}
+    assert store.get("req-bad").attempts == attempts
+
+
+def test_the_models_own_gate_counts(store: RequestStore, settings: Settings, ask: Ask, judge: Judge) -> None:
+    flags = settings.models["flags"].model_copy(update={"gate": {"max_attempts": 1}})
+    own = settings.model_copy(update={"models": {**settings.models, "flags": flags}})
+    batch, planned = drained(store, own, ask("bad"), ask("face", model="faces"))
+    outcomes = [JobOutcome(job=job, error="worker lost") for job in planned.jobs]
+    settle(store, own, batch, planned, outcomes)
+    assert states(store) == {"bad": FAILED, "face": ACCEPTED}
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"), [("training failed: worker lost", "worker lost"), (None, "the job left no evidence")]
+)
+def test_a_failed_job_requeues_its_requests(
+    store: RequestStore, settings: Settings, ask: Ask, error: str | None, detail: str
+) -> None:
+    batch, planned = drained(store, settings, ask("a"), ask("b"))
+    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], error=error)])
+    assert states(store) == {"a": ACCEPTED, "b": ACCEPTED}
+    record = store.get("req-a")
+    assert detail in record.history[-1].detail
+    assert record.evidence is None
+
+
+@pytest.mark.parametrize(
+    ("intact", "aliases", "detail"),
+    [(False, ("champion",), "PSNR 12 is below 20"), (True, (), "an earlier removal resurfaced")],
+)
+def test_without_a_proven_and_promoted_version_nothing_is_removed(
+    store: RequestStore,
+    settings: Settings,
+    ask: Ask,
+    judge: Judge,
+    champion: ModelVersion,
+    intact: bool,
+    aliases: tuple[str, ...],
+    detail: str,
+) -> None:
+    batch, planned = drained(store, settings, ask("good"))
+    evidence = judge(planned.jobs[0], intact=intact)
+    version = champion.model_copy(update={"aliases": aliases})
+    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], evidence=evidence, version=version)])
+    assert states(store) == {"good": ACCEPTED}
+    assert detail in store.get("req-good").history[-1].detail
+
+
+def test_a_refused_request_fails_with_its_reason(store: RequestStore, settings: Settings, ask: Ask) -> None:
+    batch, planned = drained(store, settings, ask("bird", model="birds"))
+    settle(store, settings, batch, planned, [])
+    assert states(store) == {"bird": FAILED}
+    assert "'birds' is not configured" in store.get("req-bird").history[-1].detail
+
+
+def settled(store: RequestStore) -> list[str]:
+    return [record.model_dump_json() for record in store.list()]
+
+
+def test_settling_again_changes_nothing(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, champion: ModelVersion
+) -> None:
+    batch, planned = drained(store, settings, ask("good"), ask("bad"), ask("odd"), ask("bird", model="birds"))
+    evidence = judge(planned.jobs[0], bad="failed", odd="skipped")
+    outcomes = [JobOutcome(job=planned.jobs[0], evidence=evidence, version=champion)]
+    settle(store, settings, batch, planned, outcomes)
+    before = settled(store)
+    settle(store, settings, batch, planned, outcomes)
+    assert settled(store) == before
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2])
+def test_a_kill_in_the_middle_is_made_up_for(
+    store: RequestStore,
+    settings: Settings,
+    ask: Ask,
+    judge: Judge,
+    champion: ModelVersion,
+    survived: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, planned = drained(store, settings, ask("good"), ask("bad"), ask("odd"))
+    evidence = judge(planned.jobs[0], bad="failed", odd="skipped")
+    outcomes = [JobOutcome(job=planned.jobs[0], evidence=evidence, version=champion)]
+    transition, calls = store.transition, []
+
+    def killed(request: str, to: RequestState, **details: Any) -> RequestRecord:
+        calls.append(request)
+        if len(calls) > survived:
+            raise KeyboardInterrupt("killed")
+        return transition(request, to, **details)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "transition", killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            settle(store, settings, batch, planned, outcomes)
+    settle(store, settings, batch, planned, outcomes)
+    assert states(store) == {"good": REMOVED, "bad": ACCEPTED, "odd": FAILED}
+    assert [store.get(f"req-{name}").attempts for name in ("good", "bad", "odd")] == [0, 1, 1]
+    assert {len(record.history) for record in store.list()} == {3}
+
+
+def test_a_request_that_a_later_night_has_is_left_to_it(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge
+) -> None:
+    batch, planned = drained(store, settings, ask("bad"))
+    outcomes = [JobOutcome(job=planned.jobs[0], evidence=judge(planned.jobs[0], bad="failed"))]
+    settle(store, settings, batch, planned, outcomes)
+    store.close_batch(batch.id)
+    later = store.drain(None)
+    assert later.id != batch.id
+    before = settled(store)
+    settle(store, settings, batch, planned, outcomes)
+    assert settled(store) == before
+    assert states(store) == {"bad": RequestState.BATCHED}
+
+
+@pytest.mark.parametrize(
+    ("refused", "verdict", "promoted", "expected"),
+    [
+        ({}, "passed", True, True),
+        ({"req-bird": "not configured"}, "passed", True, False),
+        ({}, "failed", True, False),
+        ({}, "passed", False, False),
+    ],
+)
+def test_all_passed(
+    settings: Settings,
+    store: RequestStore,
+    ask: Ask,
+    judge: Judge,
+    champion: ModelVersion,
+    refused: dict[str, str],
+    verdict: str,
+    promoted: bool,
+    expected: bool,
+) -> None:
+    batch, planned = drained(store, settings, ask("a"))
+    (job,) = planned.jobs
+    outcome = JobOutcome(job=job, evidence=judge(job, a=verdict), version=champion if promoted else None)
+    night = NightOutcome(batch=batch.id, jobs=planned.jobs, refused=refused, outcomes=(outcome,))
+    assert night.all_passed is expected

@@ -1,0 +1,111 @@
+"""Stage outputs: computed once, written whole, by one driver at a time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from expunge.batch.stages import Progress, once, only_driver, write_atomically
+from expunge.errors import UnavailableError
+
+
+class Output(BaseModel):
+    value: int
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> Output:
+        self.calls += 1
+        return Output(value=self.calls)
+
+
+def test_computes_once(tmp_path: Path) -> None:
+    compute, path = Counter(), tmp_path / "job" / "output.json"
+    assert [once(path, Output, compute).value for _ in range(3)] == [1, 1, 1]
+    assert compute.calls == 1
+    assert [p.name for p in path.parent.iterdir()] == ["output.json"], "no partial file is left"
+
+
+def test_a_failed_stage_leaves_no_output(tmp_path: Path) -> None:
+    def fail() -> Output:
+        raise RuntimeError("worker lost")
+
+    path = tmp_path / "output.json"
+    with pytest.raises(RuntimeError, match="worker lost"):
+        once(path, Output, fail)
+    assert not path.exists()
+    assert once(path, Output, Counter()).value == 1
+
+
+def test_a_kill_while_writing_leaves_the_old_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "output.json"
+    write_atomically(path, "old")
+
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            write_atomically(path, "new")
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            once(tmp_path / "other.json", Output, Counter())
+    assert path.read_text() == "old"
+    assert not (tmp_path / "other.json").exists()
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_an_output_of_another_shape_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "output.json").write_text('{"other": 1}')
+    with pytest.raises(ValidationError, match="value"):
+        once(tmp_path / "output.json", Output, Counter())
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from expunge.batch.stages import only_driver
+with only_driver(Path(sys.argv[1]), "night-1"):
+    sys.stdout.write("held\\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+
+def test_a_second_driver_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UnavailableError, match="night-1 is being run by another driver"),
+            only_driver(tmp_path, "night-1"),
+        ):
+            pytest.fail("two drivers")
+        with only_driver(tmp_path / "other", "night-2"):
+            pass
+        first.kill()
+        first.wait()
+    with only_driver(tmp_path, "night-1"):
+        pass
+
+
+def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="stage failed"), only_driver(tmp_path, "night-1"):
+            raise RuntimeError("stage failed")
+
+
+def test_progress(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "job")
+    assert progress.read() == ("wait", 0, 0)
+    progress("train", 5, 150)
+    assert Progress(tmp_path / "job").read() == ("train", 5, 150)
+    progress("done")
+    assert progress.read() == ("done", 0, 0)
