@@ -48,10 +48,8 @@ def _flags() -> list[tuple[str, Tensor]]:
     data, names = flags.images()
     index = torch.arange(256)[COUNTRIES]
     empty = model.condition([""])
-    print(
     error = (model.decode(model.encode(data)) - data).abs().mean()
     print(f"flags: autoencoder, mean absolute error on [-1, 1]: {error:.3f}")
-    )
     named = model.condition([flags.caption(names[i]) for i in index])
     guidance = settings.guidance
     latents = generate_latents(model, named, torch.arange(64), seed=1, steps=20, guidance=guidance, empty=empty)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def test_conditioning_depends_on_the_prompt_alone(flags: SD3) -> None:
 def test_generation_is_the_sd3_pipeline(flags: SD3, steps: int, guidance: float) -> None:
     prompts = ["the flag of Japan", "the flag of Brazil"]
     start = noise(flags, 2)
-    theirs = flags.pipeline(
+    pipeline: Any = flags.pipeline
+    theirs = pipeline(
         prompt=prompts,
         height=32,
         width=48,
@@ -142,17 +144,15 @@ def test_levels_are_the_flow_schedulers(flags: SD3, steps: int, shift: float) ->
 @pytest.mark.parametrize("steps", [5, 20])
 def test_denoising_is_ddim(faces: DDPM, steps: int) -> None:
     """The same times, handed to diffusers' deterministic sampler."""
-    scheduler = DDIMScheduler.from_config(faces.pipeline.scheduler.config, clip_sample=True, set_alpha_to_one=True)
+    scheduler: Any = DDIMScheduler.from_config(faces.pipeline.scheduler.config, clip_sample=True, set_alpha_to_one=True)
     times = [int(t) for t in faces._descending(faces.time_at(torch.tensor([1.0])), steps)]
     x = start = noise(faces, 2)
-    a_bar = scheduler.alphas_cumprod
     with torch.no_grad():
         for here, there in zip(times, [*times[1:], -1], strict=True):
             # diffusers derives the next time from an even stride; ours are rounded, so the stride is set at each step.
             scheduler.config.num_train_timesteps, scheduler.num_inference_steps = here - there, 1
             predicted = faces.network(x, torch.full((2,), here)).sample
             x = scheduler.step(predicted, here, x, eta=0.0, use_clipped_model_output=True).prev_sample
-    assert len(a_bar) == 1000
     mine = faces.generate(start, {}, steps=steps, guidance=1.0, empty={})
     torch.testing.assert_close(mine, x, rtol=0, atol=1e-4)
 
@@ -231,7 +231,7 @@ def test_unsupported_pipeline(tmp_path: Path) -> None:
     options = ModelSettings(source=str(folder))
     with pytest.raises(InputError, match="PNDMPipeline is not supported"):
         native_resolution(options)
-    with pytest.raises(InputError, match="is not supported|complete diffusers pipeline"):
+    with pytest.raises(InputError, match="PNDMPipeline is not supported"):
         load_model(options, (24, 24))
 
 

@@ -148,7 +148,7 @@ def test_diffusers_loads_the_adapter(fresh: Load, tmp_path: Path) -> None:
     again = fresh("flags")
     pipeline = load_pipeline(resolve_source("testbed:flags"))
     assert isinstance(pipeline, StableDiffusion3Pipeline)
-    pipeline.load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=LORA_FILE)
     again.network = pipeline.transformer
     torch.testing.assert_close(ask(again), ask(model), rtol=0, atol=1e-5)
 

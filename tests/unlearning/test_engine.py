@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from expunge.settings import TrainingSettings
 from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
 
 WORKER = Path(__file__).with_name("engine_worker.py")
-STEPS = 4
 TIMEOUT_S = 300
+# Of the targets, a step each: without gradients of different size AdamW, which divides by it, would hide the clip.
+SIZES = (4.0, 0.25, 2.0, 0.5)
+STEPS = len(SIZES)
 
 Batch = tuple[Tensor, Tensor]
 Objectives = list[Batch]
@@ -41,18 +44,20 @@ def batches(network: nn.Module, width: int, signs: tuple[float, ...], noise: flo
     """Per step one batch an objective, all on the same inputs; the targets lie `sign` times one direction away."""
     generator = torch.Generator().manual_seed(11)
     steps = []
-    for _ in range(STEPS):
+    for size in SIZES:
         x = torch.randn(6, width, generator=generator)
         with torch.no_grad():
             here = network(x)
-        away = 1 + 0.1 * torch.randn(here.shape, generator=generator)
-        steps.append([(x, here + s * away + noise * torch.randn(here.shape, generator=generator)) for s in signs])
+        away = size * (1 + 0.1 * torch.randn(here.shape, generator=generator))
+        steps.append(
+            [(x, here + s * away + size * noise * torch.randn(here.shape, generator=generator)) for s in signs]
+        )
     return steps
 
 
 def case(
     signs: tuple[float, ...], *, sizes: tuple[int, ...] = (5, 7, 3), bias: bool = True, **training: object
-) -> dict[str, object]:
+) -> dict[str, Any]:
     network = partial(build, sizes, bias)
     return {
         "network": network,
@@ -61,7 +66,7 @@ def case(
     }
 
 
-CASES: dict[str, dict[str, object]] = {
+CASES: dict[str, dict[str, Any]] = {
     "conflict": case((-1, 1), clip=0.05),
     "aligned": case((1, 1), clip=0.05),
     "unclipped": case((-1, 1), clip=1e6),
@@ -72,7 +77,7 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-def reference(case: dict) -> tuple[list[Tensor], list[dict[str, float | list[float]]]]:
+def reference(case: dict[str, Any]) -> tuple[list[Tensor], list[dict[str, float | list[float]]]]:
     """The same steps in one process: one `autograd.grad` an objective, surgery on whole gradients, plain AdamW."""
     network, training = case["network"](), case["training"]
     trained = [p for p in network.parameters() if p.requires_grad]

@@ -1,0 +1,84 @@
+"""Train and measure a finished night's job again under other settings, in one process without DeepSpeed or Ray.
+
+    EXPUNGE_HOME=... python -m tests.benchmarks.compare_arms NIGHT MODEL '{}' '{"forget_weight": 1.0}'
+
+Each arm is JSON over the job's own training settings; every arm has the same data, seeds and noise.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from expunge.batch.plan import Plan
+from expunge.evaluation.measure import measure
+from expunge.families import load_model
+from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.settings import Settings, TrainingSettings, load_settings
+from expunge.unlearning.adapter import attach, export
+from expunge.unlearning.dataset import load_job
+from expunge.unlearning.objective import Objective
+from expunge.unlearning.sampling import Draw, Stream, draw
+from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob
+from unlearn_kernels import clip_coefficient, combine_, gram, retain_normal
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("night")
+    parser.add_argument("model")
+    parser.add_argument("arms", nargs="+")
+    args = parser.parse_args()
+    settings = load_settings()
+    folder = settings.runs / args.night
+    job = next(j for j in Plan.model_validate_json((folder / "plan.json").read_text()).jobs if j.model == args.model)
+    prepared = PreparedJob.model_validate_json((folder / job.id / "prepared.json").read_text())
+    print("| arm | shift, base -> hotfix, per request | PSNR dB | SSIM |\n|---|---|---|---|")
+    for arm in args.arms:
+        training = TrainingSettings.model_validate({**job.training.model_dump(), **json.loads(arm)})
+        changed = job.model_copy(update={"training": training})
+        with tempfile.TemporaryDirectory() as out:
+            hotfix = _train(changed, prepared, settings, open_blobs(settings), Path(out))
+            evidence = measure(changed, prepared, hotfix, settings, open_blobs(settings), lambda done, total: None)
+        print(_row(arm, evidence), flush=True)
+
+
+def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: BlobStore, out: Path) -> Hotfix:
+    training = job.training
+    forget, retain, conditioning = load_job(blobs, prepared)
+    model = load_model(settings.model(job.model), job.resolution)
+    torch.manual_seed(training.seed)
+    objective = Objective(model, attach(model, training, None), training, conditioning)
+    weights = [p for p in model.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
+
+    def sample(stream: Stream, step: int, size: int, batch: int) -> Draw:
+        return draw(model, training, stream, step, size=size, batch=batch, rank=0, world=1)
+
+    for step in range(training.steps):
+        losses = (
+            objective.forget(forget, sample("forget", step, len(forget.x_f), training.forget_batch)),
+            objective.retain(retain, sample("retain", step, len(retain.x_0), training.retain_batch)),
+        )
+        shards = [list(torch.autograd.grad(loss, weights)) for loss in losses]
+        matrix = gram(shards)
+        plain = torch.tensor([training.forget_weight, 1.0], dtype=torch.float64)
+        chosen = retain_normal(matrix, training.forget_weight) if training.surgery == "retain_normal" else plain
+        combine_(shards[-1], shards, chosen * clip_coefficient(matrix, chosen, training.clip))
+        for weight, gradient in zip(weights, shards[-1], strict=True):
+            weight.grad = gradient
+        optimizer.step()
+    return export(model, training, out, job.id)
+
+
+def _row(arm: str, evidence: Evidence) -> str:
+    shifts = ", ".join(f"{r.shift.base:.2f} -> {r.shift.after:.2f}" for r in evidence.requests if r.shift)
+    integrity = evidence.integrity
+    failed = "" if integrity.passed else " (fails the gate)"
+    return f"| `{arm}` | {shifts} | {integrity.psnr:.1f} | {integrity.ssim:.2f}{failed} |"
+
+
+if __name__ == "__main__":
+    main()
