@@ -97,7 +97,7 @@ def local_ray(environment: dict[str, str]) -> Iterator[str]:
     # Two jobs of two workers side by side: while one waits for its imports, the other computes.
     command += [f"--num-cpus={max(4, os.cpu_count() or 1)}", "--min-worker-port=20000", "--max-worker-port=29999"]
     # Ray starts a job on the cluster that its temporary folder names: of two in one folder, on the newer.
-    private = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    private = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
     with private as folder, tempfile.TemporaryFile() as log:
         command += [f"--temp-dir={folder}"]
         ray = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

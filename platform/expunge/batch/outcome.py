@@ -64,7 +64,9 @@ def _fate(
         again = RequestState.FAILED
     if outcome.evidence is None:
         return again, outcome.error or "the job left no evidence", None
-    mine = next(r for r in outcome.evidence.requests if r.request == request)
+    mine = next((r for r in outcome.evidence.requests if r.request == request), None)
+    if mine is None:
+        return again, "the evaluation left no evidence for it", None
     evidence = {"integrity": outcome.evidence.integrity.model_dump(), **mine.model_dump()}
     if outcome.version:
         evidence["version"] = outcome.version.uri
