@@ -9,12 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+import psutil
 from PIL import Image
 
 BIN = Path(sys.executable).parent
@@ -105,11 +106,19 @@ def local_ray(environment: dict[str, str]) -> Iterator[str]:
             wait_for(dashboard, ray)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
-            ray.terminate()
-            try:
-                ray.wait(30)
-            except subprocess.TimeoutExpired:
-                ray.kill()
+            stop(psutil.Process(ray.pid))
+
+
+def stop(head: psutil.Process) -> None:
+    """End a head node and whatever it started: Ray's agents outlive a terminated head."""
+    everything = [head, *head.children(recursive=True)]
+    head.terminate()
+    psutil.wait_procs([head], timeout=20)
+    _, left = psutil.wait_procs(everything, timeout=5)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
 
 
 def wait_for(port: int, ray: subprocess.Popen[bytes]) -> None:

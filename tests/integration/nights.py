@@ -138,7 +138,7 @@ class Nights:
 
     def driver(self, batch: str) -> psutil.Process | None:
         """The process that runs `nightly.py` for a batch."""
-        return next(iter(self._processes(lambda words: "nightly.py" in words and batch in words)), None)
+        return next(iter(self._processes(lambda words: words[1:2] == ["nightly.py"] and batch in words)), None)
 
     def training_workers(self) -> list[psutil.Process]:
         return self._processes(lambda words: any("RayTrainWorker" in word for word in words))

@@ -55,7 +55,7 @@ def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionMod
         pipeline = load_pipeline(source)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model {settings.source}: {str(error).splitlines()[0]}",
+            f"model {settings.source}: {str(error).splitlines()[0].rstrip('.')}",
             mend="source must be a complete diffusers pipeline: model_index.json and every component's weights",
         ) from error
     if isinstance(pipeline, StableDiffusion3Pipeline):
