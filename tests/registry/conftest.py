@@ -38,8 +38,12 @@ def make_job() -> Callable[..., UnlearnJob]:
             for name in ids or ("r-1", "r-2")
         )
         return UnlearnJob(
-        batch="night-1",
-            model=model, source=source, resolution=(32, 48), requests=requests, training=TrainingSettings(seed=seed)
+            batch="night-1",
+            model=model,
+            source=source,
+            resolution=(32, 48),
+            requests=requests,
+            training=TrainingSettings(seed=seed),
         )
 
     return make

@@ -4,6 +4,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +14,7 @@ from expunge.settings import Settings
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REACH_TIMEOUT_S = 5
+STATUS_TRIES, STATUS_PAUSE_S = 5, 2.0
 
 
 def address_of(settings: Settings) -> str:
@@ -75,12 +77,17 @@ def last_words(submission: str, settings: Settings) -> str:
 
 
 def night_status(submission: str, settings: Settings) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. A server that is away for a moment is asked again."""
     from ray.job_submission import JobSubmissionClient
 
-    try:
-        return str(JobSubmissionClient(address_of(settings)).get_job_status(submission).value)
-    except (RuntimeError, ConnectionError) as error:
-        raise UnavailableError(
-            f"Ray at {address_of(settings)} does not answer ({error})", mend="the night goes on; run the command again"
-        ) from None
+    address = address_of(settings)
+    reason: Exception | None = None
+    for _ in range(STATUS_TRIES):
+        try:
+            return str(JobSubmissionClient(address).get_job_status(submission).value)
+        except (RuntimeError, ConnectionError) as error:
+            reason = error
+            time.sleep(STATUS_PAUSE_S)
+    raise UnavailableError(
+        f"Ray at {address} does not answer ({reason})", mend="the night goes on without us; run the command again"
+    )
