@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from expunge.errors import InputError
 from expunge.registry.tracking import Tracker
@@ -52,16 +52,10 @@ def apply(pipeline: "DiffusionPipeline", folder: Path, kind: str) -> "DiffusionP
 
 
 def _base(source: str) -> "DiffusionPipeline":
-    from diffusers import DiffusionPipeline
-
     from expunge.families import base, resolve_source
 
-    folder = resolve_source(source)
     try:
-        # diffusers refuses components that were saved as absent (an SD3 without its T5) unless they are passed as None.
-        index = cast(dict[str, object], DiffusionPipeline.load_config(folder))
-        absent = {name: None for name, entry in index.items() if entry == [None, None]}
-        return base.load_pipeline(folder, **absent)
+        return base.load_pipeline(resolve_source(source))
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
