@@ -12,6 +12,9 @@ from pydantic import BaseModel
 
 from expunge.errors import UnavailableError
 
+PLAN = "plan.json"
+"""The name of a batch's plan in the batch's folder."""
+
 Output = TypeVar("Output", bound=BaseModel)
 
 

@@ -66,6 +66,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from expunge.batch.plan import Plan
+    from expunge.batch.stages import PLAN
     from expunge.batch.stages import Progress as JobProgress
     from expunge.batch.submit import last_words, night_status
 
@@ -76,9 +77,9 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
         bars = {"": progress.add_task("plan", total=100, stage="starting the driver")}
         said: dict[str, str] = {}
         while (status := night_status(submission, settings)) in ("PENDING", "RUNNING"):
-            if (folder / "plan.json").exists() and "" in bars:
+            if (folder / PLAN).exists() and "" in bars:
                 progress.remove_task(bars.pop(""))
-                for job in Plan.model_validate_json((folder / "plan.json").read_text()).jobs:
+                for job in Plan.model_validate_json((folder / PLAN).read_text()).jobs:
                     bars[job.id] = progress.add_task(job.model, total=100, stage="wait")
             for name in filter(None, bars):
                 stage, done, total = JobProgress(folder / name).read()

@@ -1,0 +1,171 @@
+"""One job through its stages, as Ray tasks. What passes through Ray is the job's folder: requests stay in the home."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+
+from expunge.batch.outcome import JobOutcome
+from expunge.batch.plan import Plan
+from expunge.batch.stages import PLAN, Output, Progress, once
+from expunge.logs import configure
+from expunge.registry.tracking import Tracker
+from expunge.registry.versions import download, promote, register
+from expunge.requests.blobs import open_blobs
+from expunge.settings import Settings, load_settings
+from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, PreparedJob, UnlearnJob
+
+CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def run_job(folder: Path) -> str:
+    """Walk the job of `folder` through what it has not done yet; returns a JobOutcome. A failure ends its run, too."""
+    settings, job = load_settings(), _job_of(folder)
+    configure(settings.log_level)
+    if (folder / "outcome.json").exists():
+        return (folder / "outcome.json").read_text()
+    tracker = Tracker(settings.tracking)
+    run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
+    try:
+        return _run(job, folder, settings, tracker, run_id).model_dump_json()
+    except Exception:
+        tracker.finish(run_id, "FAILED")
+        raise
+
+
+def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, run_id: str) -> JobOutcome:
+    progress = Progress(folder)
+    progress("prepare")
+    prepared = once(folder / "prepared.json", PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
+    progress("train", 0, job.training.steps)
+    hotfix = _train(job, prepared, folder, settings, run_id, tracker)
+    progress("evaluate", 0, len(job.everything) + 1)
+    evidence = once(folder / "evidence.json", Evidence, lambda: _read(Evidence, _evaluate.remote(folder)))
+    progress("register")
+    version = once(
+        folder / "version.json",
+        ModelVersion,
+        lambda: _register(job, hotfix, evidence, run_id, tracker, settings),
+    )
+    if _promotable(job, evidence):
+        version = promote(tracker, version)
+    tracker.finish(run_id, "FINISHED")
+    outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id)
+    outcome = once(folder / "outcome.json", JobOutcome, lambda: outcome)
+    progress("done")
+    return outcome
+
+
+@ray.remote(num_cpus=1)
+def _prepare(folder: Path) -> str:
+    from expunge.batch.prepare import prepare
+
+    settings = load_settings()
+    return prepare(_job_of(folder), settings, open_blobs(settings)).model_dump_json()
+
+
+@ray.remote(num_cpus=1)
+def _evaluate(folder: Path) -> str:
+    from expunge.evaluation.measure import measure
+
+    settings, progress = load_settings(), Progress(folder)
+    prepared = PreparedJob.model_validate_json((folder / "prepared.json").read_text())
+    hotfix = Hotfix.model_validate_json((folder / "hotfix.json").read_text())
+    evidence = measure(
+        _job_of(folder),
+        prepared,
+        hotfix,
+        settings,
+        open_blobs(settings),
+        lambda done, total: progress("evaluate", done, total),
+    )
+    return evidence.model_dump_json()
+
+
+def _read(kind: type[Output], reference: "ray.ObjectRef[str]") -> Output:
+    return kind.model_validate_json(ray.get(reference))
+
+
+def _job_of(folder: Path) -> UnlearnJob:
+    """A job's folder is named by its id, beside the plan that holds it."""
+    jobs = Plan.model_validate_json((folder.parent / PLAN).read_text()).jobs
+    return next(job for job in jobs if job.id == folder.name)
+
+
+def _params(job: UnlearnJob) -> dict[str, object]:
+    resolution = "x".join(map(str, job.resolution))
+    return {**job.training.model_dump(mode="json"), "source": job.source, "resolution": resolution}
+
+
+def _tags(job: UnlearnJob) -> dict[str, str]:
+    requests, earlier = len(job.requests), len(job.ledger)
+    return {"expunge.batch": job.batch, "expunge.requests": str(requests), "expunge.ledger": str(earlier)}
+
+
+class _Recorder:
+    """Streams a training's figures to MLflow and to the progress file; it travels to rank 0 by pickle."""
+
+    def __init__(self, tracking: str, run_id: str, folder: Path, steps: int) -> None:
+        self._tracking, self._run_id, self._folder, self._steps = tracking, run_id, folder, steps
+        self._tracker: Tracker | None = None
+
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        self._tracker = self._tracker or Tracker(self._tracking)
+        self._tracker.log_metrics(self._run_id, step, figures)
+        Progress(self._folder)("train", step, self._steps)
+
+
+def _train(
+    job: UnlearnJob, prepared: PreparedJob, folder: Path, settings: Settings, run_id: str, tracker: Tracker
+) -> Hotfix:
+    from expunge.unlearning.loop import TrainTask
+    from expunge.unlearning.train import train
+
+    warm = None
+    if job.warm_start:
+        warm = download(tracker, job.warm_start, folder / "warm_start")
+    record = _Recorder(settings.tracking, run_id, folder, job.training.steps)
+    return train(TrainTask(job=job, prepared=prepared, folder=folder, warm_start=warm, record=record))
+
+
+def _register(
+    job: UnlearnJob,
+    hotfix: Hotfix,
+    evidence: Evidence,
+    run_id: str,
+    tracker: Tracker,
+    settings: Settings,
+) -> ModelVersion:
+    from expunge.evaluation.pictures import curves
+
+    tracker.log_metrics(run_id, job.training.steps, _figures(evidence))
+    tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
+    tracker.log_artifact_bytes(run_id, "unrelated.png", open_blobs(settings).get(evidence.pictures["unrelated"]))
+    removed = [request.id for request in job.everything if request.id in evidence.passed]
+    return register(
+        tracker,
+        job=job,
+        hotfix=hotfix,
+        evidence=evidence,
+        run_id=run_id,
+        batch_id=job.batch,
+        ledger=Ledger(model=job.model, version=None, requests=tuple(removed)),
+    )
+
+
+def _figures(evidence: Evidence) -> dict[str, float]:
+    """Numbers of the whole job for MLflow; those of single requests are in evidence.json."""
+    integrity = evidence.integrity.model_dump(exclude={"passed", "why"})
+    shifts = [r.shift.after for r in evidence.requests if r.shift]
+    return {
+        **{f"integrity/{name}": value for name, value in integrity.items()},
+        "forgetting/shift_mean": sum(shifts) / max(1, len(shifts)),
+        "forgetting/passed": float(len(evidence.passed)),
+    }
+
+
+def _promotable(job: UnlearnJob, evidence: Evidence) -> bool:
+    """Unrelated outputs stayed, nothing removed earlier resurfaced, and the version removes something new."""
+    earlier, tonight = ({request.id for request in part} for part in (job.ledger, job.requests))
+    return evidence.integrity.passed and earlier <= evidence.passed and bool(tonight & evidence.passed)
