@@ -50,6 +50,7 @@ def main() -> int:
 
 def write_requests(folder: Path) -> Path:
     """Five removal requests as their senders would write them: three faces, and two flags that are drawn wrong."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of an absent torchvision that nothing here uses
     from expunge.testbed import faces, flags
 
     people = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
