@@ -157,7 +157,7 @@ def _tracking(settings: Settings) -> str:
 def _ray(settings: Settings) -> str:
     address = settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
-        return "not configured: nights run in a local Ray"
+        return "not configured: `expunge night` tries http://127.0.0.1:8265"
     if not address.startswith(("http://", "https://")):
         raise ExpungeError("the job server's address is no http URL", mend="write e.g. http://127.0.0.1:8265")
     return _answers(f"{address.rstrip('/')}/api/version", "check EXPUNGE_RAY_ADDRESS and that Ray runs")

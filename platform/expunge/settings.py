@@ -136,7 +136,8 @@ class Settings(BaseSettings):
     )
     tracking_uri: str = Field(default="", description="MLflow; default: SQLite in the home")
     ray_address: str = Field(
-        default="", description="job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS or local"
+        default="",
+        description="job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS, else port 8265 here",
     )
     max_pixels: int = Field(default=32_000_000, ge=64, description="largest image that is decoded")
     max_bytes: int = Field(default=64_000_000, ge=64, description="largest image file that is read")
