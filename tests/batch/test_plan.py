@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from expunge.batch.plan import LedgerOf, Plan, plan
-from expunge.settings import ModelSettings, Settings
+from expunge.settings import ModelSettings, Settings, TrainingSettings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest
 
 Ask = Callable[..., RemovalRequest]
@@ -127,3 +128,8 @@ def test_every_difference_is_another_job(ask: Ask, settings: Settings, champion:
     ids = [job.id for planned in plans for job in planned.jobs]
     assert len(set(ids)) == len(plans)
     assert all(id.startswith("flags-") for id in ids)
+
+
+def test_a_batch_that_the_workers_cannot_share_evenly_is_refused() -> None:
+    with pytest.raises(ValidationError, match="retain_batch must be a multiple of workers"):
+        TrainingSettings(forget_batch=6, retain_batch=8, workers=3)

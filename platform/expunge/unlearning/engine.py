@@ -16,7 +16,7 @@ from typing import cast
 import torch
 
 # Before deepspeed is imported: what it reads at import time.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
 import torch.distributed as dist

@@ -25,16 +25,11 @@ def train(task: TrainTask) -> Hotfix:
         return Hotfix.model_validate_json(done.read_text())
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     training = task.job.training
-    cuda = training.gpus_per_worker > 0
     threads = {"OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(training.workers), "TOKENIZERS_PARALLELISM": "false"}
     trainer = TorchTrainer(
         partial(train_loop, task),
-        scaling_config=ScalingConfig(
-            num_workers=training.workers,
-            use_gpu=cuda,
-            resources_per_worker={"GPU": training.gpus_per_worker} if cuda else {"CPU": 1},
-        ),
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        scaling_config=ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(
             name="train",
             storage_path=str(Path(task.folder).absolute()),
