@@ -1,5 +1,6 @@
 """One job through its stages, as Ray tasks. What passes through Ray is the job's folder: requests stay in the home."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import ray
 from expunge.batch.outcome import JobOutcome
 from expunge.batch.plan import Plan
 from expunge.batch.stages import PLAN, Output, Progress, once
-from expunge.logs import configure
+from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import download, promote, register
 from expunge.requests.blobs import open_blobs
@@ -122,11 +123,22 @@ def _train(
     from expunge.unlearning.loop import TrainTask
     from expunge.unlearning.train import train
 
-    warm = None
-    if job.warm_start:
-        warm = download(tracker, job.warm_start, folder / "warm_start")
+    warm = _warm_start(job, folder, tracker)
     record = _Recorder(settings.tracking, run_id, folder, job.training.steps)
     return train(TrainTask(job=job, prepared=prepared, folder=folder, warm_start=warm, record=record))
+
+
+def _warm_start(job: UnlearnJob, folder: Path, tracker: Tracker) -> Path | None:
+    """The champion's weights, where they have the shape of what is trained now; else training starts from the base."""
+    if job.warm_start is None:
+        return None
+    weights = download(tracker, job.warm_start, folder / "warm_start")
+    before = json.loads((weights / "expunge.json").read_text())["training"]
+    now = job.training.model_dump(mode="json")
+    if any(before.get(name) != now[name] for name in ("adapter", "lora_rank")):
+        get_logger("batch").warning("cold start: the champion's adapter has another shape", job=job.id)
+        return None
+    return weights
 
 
 def _register(
