@@ -84,7 +84,7 @@ class GateSettings(Section):
         default=3.0, gt=0, description="distribution distance, as a multiple of base against base"
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="nights a request may fail its gate before it needs a person"
+        default=3, ge=1, description="nights after which a request that fails its gate needs a person"
     )
 
 

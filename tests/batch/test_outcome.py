@@ -69,7 +69,7 @@ def test_the_models_own_gate_counts(store: RequestStore, settings: Settings, ask
     flags = settings.models["flags"].model_copy(update={"gate": {"max_attempts": 1}})
     own = settings.model_copy(update={"models": {**settings.models, "flags": flags}})
     batch, planned = drained(store, own, ask("bad"), ask("face", model="faces"))
-    outcomes = [JobOutcome(job=job, error="worker lost") for job in planned.jobs]
+    outcomes = [JobOutcome(job=job, evidence=judge(job, bad="failed", face="failed")) for job in planned.jobs]
     settle(store, own, batch, planned, outcomes)
     assert states(store) == {"bad": FAILED, "face": ACCEPTED}
 
@@ -77,9 +77,10 @@ def test_the_models_own_gate_counts(store: RequestStore, settings: Settings, ask
 @pytest.mark.parametrize(
     ("error", "detail"), [("training failed: worker lost", "worker lost"), (None, "the job left no evidence")]
 )
-def test_a_failed_job_requeues_its_requests(
+def test_a_failed_job_requeues_its_requests_however_often(
     store: RequestStore, settings: Settings, ask: Ask, error: str | None, detail: str
 ) -> None:
+    settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"max_attempts": 1})})
     batch, planned = drained(store, settings, ask("a"), ask("b"))
     settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], error=error)])
     assert states(store) == {"a": ACCEPTED, "b": ACCEPTED}
@@ -90,7 +91,7 @@ def test_a_failed_job_requeues_its_requests(
 
 @pytest.mark.parametrize(
     ("intact", "aliases", "detail"),
-    [(False, ("champion",), "PSNR 12 is below 20"), (True, (), "an earlier removal resurfaced")],
+    [(False, ("champion",), "PSNR 12 is below 20"), (True, (), "another night changed the champion meanwhile")],
 )
 def test_without_a_proven_and_promoted_version_nothing_is_removed(
     store: RequestStore,
@@ -110,10 +111,10 @@ def test_without_a_proven_and_promoted_version_nothing_is_removed(
     assert detail in store.get("req-good").history[-1].detail
 
 
-def test_a_refused_request_fails_with_its_reason(store: RequestStore, settings: Settings, ask: Ask) -> None:
+def test_a_refused_request_waits_with_its_reason(store: RequestStore, settings: Settings, ask: Ask) -> None:
     batch, planned = drained(store, settings, ask("bird", model="birds"))
     settle(store, settings, batch, planned, [])
-    assert states(store) == {"bird": FAILED}
+    assert states(store) == {"bird": ACCEPTED}
     assert "'birds' is not configured" in store.get("req-bird").history[-1].detail
 
 
@@ -204,3 +205,16 @@ def test_all_passed(
     outcome = JobOutcome(job=job, evidence=judge(job, a=verdict), version=champion if promoted else None)
     night = NightOutcome(batch=batch.id, jobs=planned.jobs, refused=refused, outcomes=(outcome,))
     assert night.all_passed is expected
+
+
+def test_what_is_held_back_names_the_earlier_removals_that_were_not_proven_again(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, champion: ModelVersion
+) -> None:
+    store.add(ask("new"))
+    batch = store.drain(None)
+    planned = plan(batch, settings, lambda model: (champion, [ask("old"), ask("older")]))
+    (job,) = planned.jobs
+    version = champion.model_copy(update={"aliases": ("candidate",)})
+    settle(store, settings, batch, planned, [JobOutcome(job=job, evidence=judge(job, old="skipped"), version=version)])
+    assert states(store) == {"new": ACCEPTED}
+    assert store.get("req-new").history[-1].detail == ("not promoted: earlier removals were not proven again: req-old")

@@ -161,3 +161,14 @@ def test_unreachable_database(command: Command, monkeypatch: pytest.MonkeyPatch,
     ended = command("list")
     assert ended.code == 5
     assert ended.err.startswith("error: database sqlite:///")
+
+
+def test_a_failed_request_is_requeued(command: Command, picture: Path) -> None:
+    name = command("submit", picture, "--model", "flags", "--json").json["id"]
+    store = open_store(load_settings())
+    store.drain("night-1")
+    refused = command("requeue", "req-none")
+    assert refused.code == 4
+    store.transition(name, RequestState.FAILED)
+    assert command("requeue", name).out == f"requeued {name}\n"
+    assert command("show", name, "--json").json["state"] == "accepted"

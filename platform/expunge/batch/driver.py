@@ -20,6 +20,7 @@ from expunge.registry.versions import champion, ledger
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings
+from expunge.unlearning.loop import JOB
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
 
 
@@ -50,18 +51,25 @@ def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remov
         refused=list(planned.refused),
     )
 
-    # All at once: Ray starts each as its resources come free. The tasks themselves only wait, so they ask for no CPU.
-    running = {job.id: run_job.options(name=job.id).remote(folder / job.id) for job in planned.jobs}
-    outcomes = tuple(_outcome(job, running[job.id]) for job in planned.jobs)
-    for outcome in outcomes:
+    # Before anything is settled: a night that goes on after a kill must not run again what its requests were judged by.
+    night = once(folder / "outcomes.json", NightOutcome, lambda: _run_jobs(planned, folder))
+    for outcome in night.outcomes:
         log.info("job ended", batch=batch.id, job=outcome.job.id, error=outcome.error, passed=sorted(outcome.passed))
 
-    settle(store, settings, batch, planned, outcomes)
+    settle(store, settings, batch, planned, night.outcomes)
     if not store.batch(batch.id).report:
-        store.set_report(batch.id, _report(settings, tracker, batch, planned, outcomes))
+        store.set_report(batch.id, _report(settings, tracker, batch, planned, night.outcomes))
     store.close_batch(batch.id)
-    night = NightOutcome(batch=batch.id, jobs=planned.jobs, refused=planned.refused, outcomes=outcomes)
     return once(folder / "night.json", NightOutcome, lambda: night)
+
+
+def _run_jobs(planned: Plan, folder: Path) -> NightOutcome:
+    """All at once: Ray starts each as its resources come free. The tasks themselves only wait: they ask for no CPU."""
+    for job in planned.jobs:
+        once(folder / job.id / JOB, UnlearnJob, lambda job=job: job)
+    running = {job.id: run_job.options(name=job.id).remote(folder / job.id) for job in planned.jobs}
+    outcomes = tuple(_outcome(job, running[job.id]) for job in planned.jobs)
+    return NightOutcome(batch=planned.batch, jobs=planned.jobs, refused=planned.refused, outcomes=outcomes)
 
 
 def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:

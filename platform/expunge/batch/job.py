@@ -7,13 +7,14 @@ from pathlib import Path
 import ray
 
 from expunge.batch.outcome import JobOutcome
-from expunge.batch.plan import Plan
-from expunge.batch.stages import PLAN, Output, Progress, once
+from expunge.batch.stages import Output, Progress, once
+from expunge.files import lock
 from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import download, promote, register
+from expunge.registry.versions import champion, download, promote, register
 from expunge.requests.blobs import open_blobs
 from expunge.settings import Settings, load_settings
+from expunge.unlearning.loop import JOB, PREPARED
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, PreparedJob, UnlearnJob
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
@@ -24,23 +25,25 @@ def run_job(folder: Path) -> str:
     """Walk the job of `folder` through what it has not done yet; returns a JobOutcome. A failure ends its run, too."""
     settings, job = load_settings(), _job_of(folder)
     configure(settings.log_level)
-    if (folder / "outcome.json").exists():
-        return (folder / "outcome.json").read_text()
-    tracker = Tracker(settings.tracking)
-    run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
-    try:
-        return _run(job, folder, settings, tracker, run_id).model_dump_json()
-    except Exception:
-        tracker.finish(run_id, "FAILED")
-        raise
+    # A task whose driver was killed may live on for a moment beside the one that takes its place.
+    with lock(folder / ".lock", wait=True):
+        if (folder / "outcome.json").exists():
+            return (folder / "outcome.json").read_text()
+        tracker = Tracker(settings.tracking)
+        run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
+        try:
+            return _run(job, folder, settings, tracker, run_id).model_dump_json()
+        except Exception:
+            tracker.finish(run_id, "FAILED")
+            raise
 
 
 def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, run_id: str) -> JobOutcome:
     progress = Progress(folder)
     progress("prepare")
-    prepared = once(folder / "prepared.json", PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
+    once(folder / PREPARED, PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
     progress("train", 0, job.training.steps)
-    hotfix = _train(job, prepared, folder, settings, run_id, tracker)
+    hotfix = _train(job, folder, settings, run_id, tracker)
     progress("evaluate", 0, len(job.everything) + 1)
     evidence = once(folder / "evidence.json", Evidence, lambda: _read(Evidence, _evaluate.remote(folder)))
     progress("register")
@@ -49,8 +52,7 @@ def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, ru
         ModelVersion,
         lambda: _register(job, hotfix, evidence, run_id, tracker, settings),
     )
-    if _promotable(job, evidence):
-        version = promote(tracker, version)
+    version = _promote(job, evidence, version, tracker, settings)
     tracker.finish(run_id, "FINISHED")
     outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id)
     outcome = once(folder / "outcome.json", JobOutcome, lambda: outcome)
@@ -71,7 +73,7 @@ def _evaluate(folder: Path) -> str:
     from expunge.evaluation.measure import measure
 
     settings, progress = load_settings(), Progress(folder)
-    prepared = PreparedJob.model_validate_json((folder / "prepared.json").read_text())
+    prepared = PreparedJob.model_validate_json((folder / PREPARED).read_text())
     hotfix = Hotfix.model_validate_json((folder / "hotfix.json").read_text())
     evidence = measure(
         _job_of(folder),
@@ -89,9 +91,7 @@ def _read(kind: type[Output], reference: "ray.ObjectRef[str]") -> Output:
 
 
 def _job_of(folder: Path) -> UnlearnJob:
-    """A job's folder is named by its id, beside the plan that holds it."""
-    jobs = Plan.model_validate_json((folder.parent / PLAN).read_text()).jobs
-    return next(job for job in jobs if job.id == folder.name)
+    return UnlearnJob.model_validate_json((folder / JOB).read_text())
 
 
 def _params(job: UnlearnJob) -> dict[str, object]:
@@ -117,26 +117,25 @@ class _Recorder:
         Progress(self._folder)("train", step, self._steps)
 
 
-def _train(
-    job: UnlearnJob, prepared: PreparedJob, folder: Path, settings: Settings, run_id: str, tracker: Tracker
-) -> Hotfix:
+def _train(job: UnlearnJob, folder: Path, settings: Settings, run_id: str, tracker: Tracker) -> Hotfix:
     from expunge.unlearning.loop import TrainTask
     from expunge.unlearning.train import train
 
     warm = _warm_start(job, folder, tracker)
     record = _Recorder(settings.tracking, run_id, folder, job.training.steps)
-    return train(TrainTask(job=job, prepared=prepared, folder=folder, warm_start=warm, record=record))
+    return train(TrainTask(folder=folder, warm_start=warm, record=record))
 
 
 def _warm_start(job: UnlearnJob, folder: Path, tracker: Tracker) -> Path | None:
-    """The champion's weights, where they have the shape of what is trained now; else training starts from the base."""
+    """The champion's weights, where base and adapter are still the same; else training starts from the base."""
     if job.warm_start is None:
         return None
     weights = download(tracker, job.warm_start, folder / "warm_start")
-    before = json.loads((weights / "expunge.json").read_text())["training"]
+    about = json.loads((weights / "expunge.json").read_text())
     now = job.training.model_dump(mode="json")
-    if any(before.get(name) != now[name] for name in ("adapter", "lora_rank")):
-        get_logger("batch").warning("cold start: the champion's adapter has another shape", job=job.id)
+    same_shape = all(about["training"].get(name) == now[name] for name in ("adapter", "lora_rank"))
+    if not same_shape or about["source"] != job.source:
+        get_logger("batch").warning("cold start: the champion has another base or adapter", job=job.id)
         return None
     return weights
 
@@ -175,6 +174,21 @@ def _figures(evidence: Evidence) -> dict[str, float]:
         "forgetting/shift_mean": sum(shifts) / max(1, len(shifts)),
         "forgetting/passed": float(len(evidence.passed)),
     }
+
+
+def _promote(
+    job: UnlearnJob, evidence: Evidence, version: ModelVersion, tracker: Tracker, settings: Settings
+) -> ModelVersion:
+    """Make it the champion, unless the champion is no longer the one that the job was planned to build on.
+
+    Then another night has promoted a removal that this version does not hold: promoting would undo it.
+    """
+    with lock(settings.runs / f".{job.model}.lock", wait=True):
+        now = champion(tracker, job.model)
+        current = now.uri if now else None
+        if _promotable(job, evidence) and current in (job.warm_start, version.uri):
+            return promote(tracker, version)
+    return version
 
 
 def _promotable(job: UnlearnJob, evidence: Evidence) -> bool:

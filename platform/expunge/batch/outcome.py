@@ -44,7 +44,7 @@ def settle(
     """Write every request's fate to the store; those that an earlier, killed attempt has settled are left alone."""
     fates: dict[str, tuple[RequestState, str, dict | None]] = {}
     for request, why in planned.refused.items():
-        fates[request] = (RequestState.FAILED, why, None)
+        fates[request] = (RequestState.ACCEPTED, why, None)  # the operator's to mend, not the requester's
     for outcome in outcomes:
         for request in outcome.job.requests:
             fates[request.id] = _fate(request.id, outcome, store.get(request.id).attempts, settings)
@@ -62,8 +62,8 @@ def _fate(
     again = RequestState.ACCEPTED
     if attempts + 1 >= settings.gate_for(outcome.job.model).max_attempts:
         again = RequestState.FAILED
-    if outcome.evidence is None:
-        return again, outcome.error or "the job left no evidence", None
+    if outcome.evidence is None:  # the night failed, not the request: it waits as long as it takes
+        return RequestState.ACCEPTED, outcome.error or "the job left no evidence", None
     mine = next((r for r in outcome.evidence.requests if r.request == request), None)
     if mine is None:
         return again, "the evaluation left no evidence for it", None
@@ -77,5 +77,13 @@ def _fate(
     if not outcome.evidence.integrity.passed:
         return again, outcome.evidence.integrity.why, evidence
     if not outcome.promoted:
-        return again, "an earlier removal resurfaced in this hotfix, so it was not promoted", evidence
+        return again, _held_back(outcome), evidence
     return RequestState.REMOVED, mine.why, evidence
+
+
+def _held_back(outcome: JobOutcome) -> str:
+    """Why a version whose integrity holds, and which removes the request, was not promoted."""
+    lost = sorted({request.id for request in outcome.job.ledger} - outcome.passed)
+    if lost:
+        return f"not promoted: earlier removals were not proven again: {', '.join(lost)}"
+    return "not promoted: another night changed the champion meanwhile"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, UnavailableError
 from expunge.families import native_resolution
 from expunge.settings import Settings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob, Word
@@ -22,7 +22,7 @@ LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
 
 
 def plan(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Plan:
-    """One job a model: it removes tonight's requests and all of the model's ledger from the pristine base."""
+    """One job a model: it removes tonight's requests and all of the model's ledger."""
     jobs: list[UnlearnJob] = []
     refused: dict[str, str] = {}
     for name in dict.fromkeys(request.model for request in batch.requests):
@@ -30,10 +30,12 @@ def plan(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Plan:
         try:
             model = settings.model(name)
             resolution = model.resolution or native_resolution(model)
+            champion, removed = ledger(name)
+        except UnavailableError:  # of no model's making: the whole night waits for the registry
+            raise
         except ExpungeError as error:
             refused |= {request.id: str(error) for request in requests}
             continue
-        champion, removed = ledger(name)
         tonight = {request.id for request in requests}
         jobs.append(
             UnlearnJob(

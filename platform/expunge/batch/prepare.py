@@ -20,6 +20,9 @@ from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_te
 from expunge.unlearning.retain import generate_latents, prompt_rows, unlike
 from expunge.words import BlobId, EditSpec, PreparedJob, RemovalRequest, UnlearnJob
 
+SAME = 1e-3
+"""Latents that differ by less at every place are one picture: there is nothing to point away to."""
+
 SURPLUS = 1.25
 """So many more retain images are generated than asked for, as some may resemble a target and are dropped."""
 
@@ -32,7 +35,8 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
     options = settings.model(job.model)
     model = load_model(options, job.resolution)
     own = [request.prompt for request in job.everything if request.prompt]
-    prompts = list(dict.fromkeys([*options.retain_prompts, *options.forget_prompts, *own]))
+    kept = tuple(dict.fromkeys(options.retain_prompts))
+    prompts = list(dict.fromkeys([*kept, *options.forget_prompts, *own]))
     retain = _retain(job, model, options, prompts, settings)
     donors = to_pictures(model.decode(retain.x_0))
 
@@ -47,6 +51,9 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
             skipped[request.id] = str(error)
             continue
         x_f, x_s = (model.encode(to_tensor(pictures)) for pictures in (targets, replacements))
+        if (x_f - x_s).flatten(1).abs().amax(1).min() < SAME:
+            skipped[request.id] = "a surrogate is the same picture as its target at the model's resolution"
+            continue
         own = (request.prompt,) if request.prompt else ()
         used = [prompts.index(prompt) for prompt in dict.fromkeys((*own, *options.forget_prompts))]
         forget.append(
@@ -84,14 +91,17 @@ def _retain(
     job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: list[str], settings: Settings
 ) -> RetainSet:
     training = job.training
+    prompts_in_turn = dict.fromkeys(options.retain_prompts)  # they stand first among the prompts, in this order
     if training.retain_folder:
         pictures = _folder(training.retain_folder, job.resolution, settings)
-        return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), options.retain_prompts))
-    prompt = prompt_rows(round(SURPLUS * training.retain_size), options.retain_prompts)
+        return RetainSet(
+            model.encode(to_tensor(pictures)), prompt_rows(len(pictures), dict.fromkeys(options.retain_prompts))
+        )
+    prompt = prompt_rows(round(SURPLUS * training.retain_size), prompts_in_turn)
     latents = generate_latents(
         model,
         model.condition(prompts),
-        prompt,  # the retain prompts stand first among the prompts
+        prompt,
         seed=training.seed,
         steps=settings.evaluation.sampling_steps,
         guidance=options.guidance,

@@ -1,16 +1,15 @@
 """Stage outputs on disk: a stage whose output is there is not run again."""
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
 from expunge.errors import UnavailableError
+from expunge.files import lock, write_atomically
 
 PLAN = "plan.json"
 """The name of a batch's plan in the batch's folder."""
@@ -30,22 +29,13 @@ def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Outpu
     return output
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, also after a kill in the middle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 @contextmanager
 def only_driver(folder: Path, batch: str) -> Iterator[None]:
     """Hold a night for this process; the lock ends with it, however it ends. Raises UnavailableError if it is held."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.enter_context(lock(folder / ".lock", wait=False))
+        except BlockingIOError:
             raise UnavailableError(
                 f"batch {batch} is being run by another driver", mend="wait for it, or stop its Ray job"
             ) from None

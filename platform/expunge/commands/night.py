@@ -142,7 +142,7 @@ def _print(batch: str, night: "NightOutcome") -> None:
         kept = f"{integrity.psnr:.1f} dB, SSIM {integrity.ssim:.2f}{'' if integrity.passed else ' FAILED'}"
         earlier = {request.id for request in outcome.job.ledger}
         for request in outcome.evidence.requests:
-            verdict = request.verdict if integrity.passed or request.verdict != "passed" else "held back"
+            verdict = "held back" if request.verdict == "passed" and not outcome.promoted else request.verdict
             row = [request.request, outcome.job.model, f"{verdict}{' (again)' if request.request in earlier else ''}"]
             for figure in (request.shift, request.target):
                 row.append(f"{figure.base:.2f} -> {figure.after:.2f} (noise {figure.floor:.2f})" if figure else "")

@@ -1,4 +1,4 @@
-"""`expunge list`, `show`, `withdraw`: where requests stand."""
+"""`expunge list`, `show`, `withdraw`, `requeue`: where requests stand."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +59,17 @@ def withdraw(id: Id, as_json: AsJson = False) -> None:
         print_json({"id": id, "state": record.state})
     else:
         typer.echo(f"withdrawn {id}")
+
+
+def requeue(id: Id, as_json: AsJson = False) -> None:
+    """Put a failed request back into the queue, once what failed it is mended."""
+    from expunge.words import RequestState
+
+    record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command")
+    if as_json:
+        print_json({"id": id, "state": record.state})
+    else:
+        typer.echo(f"requeued {id}")
 
 
 def _state(text: str) -> "RequestState":

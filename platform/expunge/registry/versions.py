@@ -172,7 +172,9 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
         shutil.copytree(hotfix.path, folder)
         (folder / "expunge.json").write_text(json.dumps(about, indent=2) + "\n")
         (folder / "ledger.json").write_text(ledger.model_dump_json(indent=2) + "\n")
-        (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude={"pictures"}) + "\n")
+        # Numbers only: a sentence of a verdict may quote what a request holds.
+        private = {"pictures": True, "requests": {"__all__": {"why"}}}
+        (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude=private) + "\n")
         return tracker.log_folder(run_id, FOLDER, folder)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.errors import ExpungeError
 from expunge.families import load_model
+from expunge.files import write_atomically
 from expunge.requests.blobs import open_blobs
 from expunge.settings import load_settings
 from expunge.unlearning.adapter import attach, export
@@ -24,6 +25,9 @@ from expunge.words import PreparedJob, UnlearnJob
 if TYPE_CHECKING:
     from expunge.unlearning.engine import ShardedEngine
 
+JOB, PREPARED, HOTFIX = "job.json", "prepared.json", "hotfix.json"
+"""What a job's folder holds: its description, where its tensors are, and what training made."""
+
 LOG_EVERY = 5
 
 Record = Callable[[int, dict[str, float]], None]
@@ -32,10 +36,8 @@ Record = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class TrainTask:
-    """All that a worker needs; tensors come sealed from the blob store, never through Ray."""
+    """All that a worker is sent. The job lies in its folder and the tensors in the blob store: Ray carries neither."""
 
-    job: UnlearnJob
-    prepared: PreparedJob
     folder: Path
     warm_start: Path | None
     record: Record
@@ -46,13 +48,16 @@ def train_loop(task: TrainTask) -> None:
     # Here and not above: on the driver, importing DeepSpeed would initialise its accelerator.
     from expunge.unlearning.engine import ShardedEngine
 
-    settings, training = load_settings(), task.job.training
+    settings = load_settings()
+    job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
+    prepared = PreparedJob.model_validate_json((task.folder / PREPARED).read_text())
+    training = job.training
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
-    forget, retain, conditioning = load_job(open_blobs(settings), task.prepared)
-    model = load_model(settings.model(task.job.model), task.job.resolution)
+    forget, retain, conditioning = load_job(open_blobs(settings), prepared)
+    model = load_model(settings.model(job.model), job.resolution)
     frozen = attach(model, training, task.warm_start)
     objective = Objective(model, frozen, training, conditioning)
     drift = _Drift(model.network)
@@ -73,7 +78,7 @@ def train_loop(task: TrainTask) -> None:
         mean = _mean_over_ranks(losses)
         if not torch.isfinite(mean).all():
             raise ExpungeError(
-                f"job {task.job.id}: the loss is not finite at step {step}",
+                f"job {job.id}: the loss is not finite at step {step}",
                 mend="lower training.learning_rate, or look at its requests",
             )
         done = step + 1
@@ -89,8 +94,8 @@ def train_loop(task: TrainTask) -> None:
             _checkpoint(engine, done)
 
     if rank == 0:
-        hotfix = export(model, training, task.folder / "hotfix", task.job.id)
-        (task.folder / "hotfix.json").write_text(hotfix.model_dump_json())
+        hotfix = export(model, training, task.folder / "hotfix", job.id)
+        write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
     ray.train.report({"step": training.steps})
 
 

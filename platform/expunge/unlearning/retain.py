@@ -1,6 +1,6 @@
 """What must stay: images that the frozen model generates itself, or a folder of the owner's."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def unlike(latents: Tensor, targets: Tensor) -> Tensor:
     return (a @ b.T).amax(1) < RESEMBLES
 
 
-def prompt_rows(count: int, prompts: Sequence[str]) -> Tensor:
+def prompt_rows(count: int, prompts: Collection[str]) -> Tensor:
     """int64 [count]: the prompts in turn."""
     return torch.arange(count) % len(prompts)
 

@@ -8,8 +8,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from expunge.errors import ExpungeError
-from expunge.unlearning.loop import TrainTask, train_loop
-from expunge.words import Hotfix
+from expunge.unlearning.loop import HOTFIX, JOB, TrainTask, train_loop
+from expunge.words import Hotfix, UnlearnJob
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
 START_TIMEOUT_S = 24 * 3600
@@ -20,11 +20,12 @@ def train(task: TrainTask) -> Hotfix:
 
     Raises ExpungeError where the job fails more often than `training.max_failures`.
     """
-    done = task.folder / "hotfix.json"
+    done = task.folder / HOTFIX
     if done.exists():
         return Hotfix.model_validate_json(done.read_text())
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    training = task.job.training
+    job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
+    training = job.training
     threads = {"OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(training.workers), "TOKENIZERS_PARALLELISM": "false"}
     trainer = TorchTrainer(
         partial(train_loop, task),
@@ -42,8 +43,8 @@ def train(task: TrainTask) -> Hotfix:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
         raise ExpungeError(
-            f"job {task.job.id}: training failed: {_cause(error)}",
-            mend="see the job's Ray logs; submit again to continue",
+            f"job {job.id}: training failed: {_cause(error)}",
+            mend="see the job's Ray logs; its requests are back in the queue",
         ) from error
     return Hotfix.model_validate_json(done.read_text())
 

@@ -1,0 +1,59 @@
+"""Promotion: only over the champion that a job was planned to build on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.batch import job as jobs
+from expunge.batch.plan import plan
+from expunge.registry.tracking import Tracker
+from expunge.registry.versions import champion as champion_of
+from expunge.registry.versions import promote, register
+from expunge.requests.store import RequestStore
+from expunge.settings import Settings
+from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, UnlearnJob
+
+Ask = Callable[..., RemovalRequest]
+Judge = Callable[..., Evidence]
+
+
+@pytest.fixture
+def tracker(settings: Settings) -> Tracker:
+    return Tracker(settings.tracking)
+
+
+def registered(job: UnlearnJob, evidence: Evidence, tracker: Tracker, folder: Path) -> ModelVersion:
+    folder.mkdir(exist_ok=True)
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    return register(
+        tracker,
+        job=job,
+        hotfix=Hotfix(job=job.id, kind="full", path=folder, steps=1, digest="0"),
+        evidence=evidence,
+        run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
+        batch_id=job.batch,
+        ledger=Ledger(model=job.model, version=None, requests=("req-a",)),
+    )
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_a_night_that_was_overtaken_does_not_undo_the_other(
+    store: RequestStore, settings: Settings, tracker: Tracker, ask: Ask, judge: Judge, tmp_path: Path, overtaken: bool
+) -> None:
+    def planned(name: str) -> UnlearnJob:
+        store.add(ask(name))
+        (job,) = plan(store.drain(f"night-{name}"), settings, lambda model: (champion_of(tracker, model), [])).jobs
+        return job
+
+    slow, fast = planned("slow"), planned("fast")
+    if overtaken:
+        promote(tracker, registered(fast, judge(fast), tracker, tmp_path / "hotfix"))
+    version = registered(slow, judge(slow), tracker, tmp_path / "hotfix")
+    ended = jobs._promote(slow, judge(slow), version, tracker, settings)
+    assert ("champion" in ended.aliases) is not overtaken
+    now = champion_of(tracker, "flags")
+    assert now is not None
+    assert (now.uri == version.uri) is not overtaken
+    if not overtaken:  # after a kill behind the promotion it is asked for again
+        assert "champion" in jobs._promote(slow, judge(slow), version, tracker, settings).aliases
