@@ -41,6 +41,8 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
     """
     if not (jobs / "nightly.py").is_file():
         raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", mend="name the checkout's folder with --jobs")
+    if settings.home.resolve().is_relative_to(jobs.resolve()):
+        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", mend="move it: set EXPUNGE_HOME")
     address = address_of(settings)
     check_reachable(address)
     # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
