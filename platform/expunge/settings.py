@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from expunge.errors import InputError
@@ -153,6 +153,12 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _beside_the_testbed(cls, given: object) -> object:
+        """Naming a model of one's own does not take the shipped ones away; naming one of theirs replaces it."""
+        return {**_testbed_models(), **given} if isinstance(given, dict) else given
 
     @classmethod
     def settings_customise_sources(

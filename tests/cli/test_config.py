@@ -51,3 +51,15 @@ def test_table_names_the_file(command: Command, tmp_path: Path, monkeypatch: pyt
     file.write_text("")
     monkeypatch.setenv("EXPUNGE_CONFIG", str(file))
     assert command("config", "show").out.splitlines()[-1] == f"config file: {file}"
+
+
+def test_a_model_of_ones_own_stands_beside_the_shipped_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[models.own]\nsource = "/models/own"\n[models.flags]\nsource = "/models/flags"\n')
+    monkeypatch.setenv("EXPUNGE_CONFIG", str(file))
+    models = load_settings().models
+    assert {name: model.source for name, model in models.items()} == {
+        "faces": "testbed:faces",
+        "flags": "/models/flags",
+        "own": "/models/own",
+    }
