@@ -17,7 +17,7 @@ def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
     `<g_k', r> >= 0` for every k. Where r is 0 there is nothing to protect and nothing is projected. K = 1 gives [1].
     Raises ValueError when gram is not square or empty.
     """
-    gram = _host(gram)
+    gram = checked_gram(gram)
     if not gram.isfinite().all():
         return torch.full((len(gram),), math.nan, dtype=torch.float64)
     forget_count = len(gram) - 1
@@ -34,7 +34,7 @@ def clip_coefficient(gram: Tensor, coefficients: Tensor, max_norm: float) -> flo
     Rounding may make the quadratic form of a vanishing combination slightly negative: that counts as 0.
     Raises ValueError when the shapes do not agree or max_norm is not positive.
     """
-    gram = _host(gram)
+    gram = checked_gram(gram)
     if coefficients.shape != (len(gram),):
         raise ValueError(f"coefficients: shape {tuple(coefficients.shape)}, expected ({len(gram)},)")
     if not max_norm > 0:
@@ -49,17 +49,18 @@ def clip_coefficient(gram: Tensor, coefficients: Tensor, max_norm: float) -> flo
 
 def cosines(gram: Tensor) -> Tensor:
     """Cosine of each forget gradient to the retain gradient, float64 [K - 1]; 0 where either gradient is 0."""
-    gram = _host(gram)
+    gram = checked_gram(gram)
     norms = gram.diagonal()[:-1].sqrt() * gram[-1, -1].sqrt()
     return torch.where(norms == 0, 0, gram[:-1, -1] / norms)
 
 
 def conflicts(gram: Tensor) -> Tensor:
     """Which forget gradients point against the retain gradient, bool [K - 1]."""
-    return _host(gram)[:-1, -1] < 0
+    return checked_gram(gram)[:-1, -1] < 0
 
 
-def _host(gram: Tensor) -> Tensor:
+def checked_gram(gram: Tensor) -> Tensor:
+    """The Gram matrix as float64 on the host. Raises ValueError when it is not square, or empty."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
         raise ValueError(f"gram: shape {tuple(gram.shape)}, expected [K, K] with K >= 1")
     return gram.detach().to("cpu", torch.float64)

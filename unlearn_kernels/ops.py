@@ -1,35 +1,53 @@
-"""The public operations: their arguments are checked here, and the work is handed to the implementation.
+"""The public operations: arguments are checked and laid out here, and a backend does the work.
 
-Shapes: B batch, K shards (the last is the retain gradient), N elements of a shard.
+Each is a `torch.library` operator, so autograd, `torch.compile(fullgraph=True)` and fake tensors know it. Shapes:
+B batch, K shards (the last is the retain gradient), N elements of a shard.
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
-from unlearn_kernels import reference
+from unlearn_kernels.backends import backend_for
 
 Shard: TypeAlias = Tensor | Sequence[Tensor]
-"""One gradient: a tensor of any shape, or a list of them. Need not be contiguous, may be empty."""
+"""One gradient: a tensor of any shape, or a list of them. May be empty; a strided tensor is copied, one at a time."""
 Shards: TypeAlias = Tensor | Sequence[Shard]
 """K gradients with the same shapes entry by entry, or one [K, N] matrix whose rows are the gradients."""
 
+MOST_TERMS = 3
 
+
+@overload
 def noise_and_target(
-    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor
-) -> tuple[Tensor, Tensor]:
+    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, *, with_target: Literal[True] = True
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def noise_and_target(
+    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, *, with_target: Literal[False]
+) -> tuple[Tensor, None]: ...
+def noise_and_target(
+    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, *, with_target: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """The model input `x_t = a x_f + b eps` and the target `c_eps eps + c_f x_f + c_s x_s`.
 
     x_f, x_s, eps: floating [B, ...], the same shape. path: [B, 2], columns (a, b). coefficients: [B, 3], columns
-    (c_eps, c_f, c_s). Computed in float32 (float64 if a tensor is), both results in the dtype of `x_f`.
+    (c_eps, c_f, c_s). Computed in float32 (float64 if a tensor is), both results in the dtype of `x_f`; each input is
+    read once. Without `with_target` the target is None and x_s is not read. Not differentiable.
     Raises ValueError when the shapes do not agree.
     """
     _check_samples(x_f=x_f, x_s=x_s, eps=eps)
     _check_rows(len(x_f), 2, path=path)
     _check_rows(len(x_f), 3, coefficients=coefficients)
-    return reference.noise_and_target(x_f, x_s, eps, path, coefficients)
+    x_t, *target = _noise_and_target(
+        *(tensor.detach().contiguous() for tensor in (x_f, x_s, eps)),
+        *(_table(table, x_f) for table in (path, coefficients)),
+        with_target,
+    )
+    return x_t, target[0] if target else None
 
 
 def weighted_loss(
@@ -41,40 +59,73 @@ def weighted_loss(
     weight: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Scalar `mean_i weight_i mean_j (pred_ij - target_ij)^2`, target as in `noise_and_target`, never rounded.
+    """`regression_loss` to the target `c_eps eps + c_f x_f + c_s x_s`, the three-tensor form.
 
-    pred, eps, x_f, x_s: floating [B, ...], the same shape. coefficients: [B, 3]. weight: [B]. mask: bool or floating,
-    [B, ...] broadcastable to pred; the inner mean is then over the masked elements, and a sample whose mask is empty
-    adds 0. Computed and returned in float32 (float64 if a tensor is). Differentiable in `pred` only.
-    Raises ValueError when the shapes do not agree or nothing is there to average over.
+    pred, eps, x_f, x_s: floating [B, ...]. coefficients: [B, 3]. weight: [B]. The two-tensor form, which reads one
+    tensor less and sees x_t as it was rounded for the model, is `regression_loss(pred, (x_t, x_s), ...)`.
     """
     _check_samples(pred=pred, eps=eps, x_f=x_f, x_s=x_s)
-    _check_rows(len(pred), 3, coefficients=coefficients)
+    return regression_loss(pred, (eps, x_f, x_s), coefficients, weight, mask)
+
+
+def regression_loss(
+    pred: Tensor,
+    terms: Sequence[Tensor],
+    coefficients: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Scalar `mean_i weight_i mean_j (pred_ij - target_ij)^2`, where `target_i = sum_n coefficients_in terms[n]_i`.
+
+    pred and 1 to 3 terms: floating [B, ...], the same shape. coefficients: [B, len(terms)]. weight: [B]. mask: bool or
+    floating, [B, ...] broadcastable to pred, not negative; the inner mean is then over the masked elements, and a
+    sample whose mask is empty adds 0. The target is never rounded. Computed and returned in float32 (float64 if a
+    tensor is), summed in float64. Differentiable once, in `pred` only; loss and gradient take one sweep.
+    Raises ValueError when the shapes do not agree or nothing is there to average over; RuntimeError when the gradient
+    is differentiated again.
+    """
+    if not 1 <= len(terms) <= MOST_TERMS:
+        raise ValueError(f"terms: {len(terms)} tensors, expected 1 to {MOST_TERMS}")
+    _check_samples(pred=pred, **{f"terms[{n}]": term for n, term in enumerate(terms)})
+    _check_rows(len(pred), len(terms), coefficients=coefficients)
     if weight.shape != (len(pred),):
         raise ValueError(f"weight: shape {tuple(weight.shape)}, expected ({len(pred)},)")
     if pred.numel() == 0:
         raise ValueError(f"pred: shape {tuple(pred.shape)} has no element to average over")
-    if mask is not None and not _broadcasts(mask, pred):
-        raise ValueError(f"mask: shape {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
-    return reference.weighted_loss(pred, eps, x_f, x_s, coefficients, weight, mask)
+    loss, _ = _weighted_loss(
+        pred.contiguous(),
+        [term.detach().contiguous() for term in terms],
+        _table(coefficients, pred),
+        _table(weight, pred),
+        None if mask is None else _repeating_mask(mask.detach(), pred),
+        pred.requires_grad and torch.is_grad_enabled(),
+    )
+    return loss
 
 
 def gram(shards: Shards) -> Tensor:
-    """Inner products of K gradients: float64 [K, K] on their device, symmetric, accumulated in float64.
+    """Inner products of K gradients: float64 [K, K] on their device, symmetric.
 
-    The sum has one fixed order, whatever the number of threads and however the elements are spread over entries: equal
-    gradients give equal bits. NaN and infinity propagate. Extra memory: O(K) chunks.
-    Raises ValueError when there is no shard, or when shards differ in the shape of an entry.
+    Sums have one fixed order, whatever the number of threads and however the elements are spread over entries: equal
+    gradients give equal bits on one machine. Two float32 gradients are multiplied and summed in float64. Others are
+    multiplied in float32, and runs of at most 128 products summed in it: within 1e-5 of |g_i| |g_j|, in practice 1e-7.
+    There, elements above 1e19 overflow to infinity and below 1e-22 count as 0. NaN and infinity propagate.
+    Extra memory: O(K^2) numbers. Raises ValueError when there is no shard, or when shards differ in an entry's shape.
     """
-    return reference.gram(_check_shards(shards))
+    entries = _check_shards(shards)
+    filled = [[tensor.detach() for tensor in shard if tensor.numel()] for shard in entries]
+    if not filled[0]:
+        device = entries[0][0].device if entries[0] else None
+        return torch.zeros(len(entries), len(entries), dtype=torch.float64, device=device)
+    return _gram([tensor for shard in filled for tensor in shard], len(filled))
 
 
 def combine_(out: Shard, shards: Shards, coefficients: Tensor) -> None:
     """`out = sum_k coefficients_k shard_k`, in place.
 
     out: the shape of a shard, entry by entry; it may BE one of the shards, but must not overlap one in any other way.
-    coefficients: [K], float64 on the host. Accumulates in float32 (float64 if a tensor is) and rounds once, to the
-    dtype of `out`. A coefficient of 0 does not hide a NaN. Extra memory: O(1) chunks.
+    coefficients: [K], float64 on the host. Computed in float32 (float64 if a tensor is) and rounded once, to the dtype
+    of `out`. A coefficient of 0 does not hide a NaN. Extra memory: O(1). Two gradients are the fast case.
     Raises ValueError when shapes or the number of coefficients do not agree.
     """
     entries = _check_shards(shards)
@@ -82,7 +133,131 @@ def combine_(out: Shard, shards: Shards, coefficients: Tensor) -> None:
     _check_same_shapes(outs, entries[0], "out")
     if coefficients.shape != (len(entries),):
         raise ValueError(f"coefficients: shape {tuple(coefficients.shape)}, expected ({len(entries)},)")
-    reference.combine_(outs, entries, coefficients.tolist())
+    filled = [i for i, tensor in enumerate(outs) if tensor.numel()]
+    if filled:
+        tensors = [shard[i].detach() for shard in entries for i in filled]
+        _combine_([outs[i].detach() for i in filled], tensors, coefficients.detach().to("cpu", torch.float64))
+
+
+def axpby_(y: Shard, a: float, x: Shard, b: float) -> None:
+    """`y = a x + b y`, in place: `combine_` of two gradients."""
+    combine_(y, [x, y], torch.tensor([a, b], dtype=torch.float64))
+
+
+@custom_op("unlearn_kernels::noise_and_target", mutates_args=())
+def _noise_and_target(
+    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, with_target: bool
+) -> list[Tensor]:
+    backend = backend_for([x_f, x_s, eps])
+    x_t, target = backend.noise_and_target(x_f, x_s, eps, path, coefficients, with_target=with_target)
+    return [x_t] if target is None else [x_t, target]
+
+
+@_noise_and_target.register_fake
+def _(x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, with_target: bool) -> list[Tensor]:
+    return [torch.empty_like(x_f) for _ in range(2 if with_target else 1)]
+
+
+@custom_op("unlearn_kernels::weighted_loss", mutates_args=())
+def _weighted_loss(
+    pred: Tensor,
+    terms: list[Tensor],
+    coefficients: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient in pred, which is empty where it is not wanted: operators return no None."""
+    backend = backend_for([pred, *terms])
+    loss, gradient = backend.weighted_loss(pred, terms, coefficients, weight, mask, with_gradient=with_gradient)
+    return loss, pred.new_empty(0) if gradient is None else gradient
+
+
+@_weighted_loss.register_fake
+def _(
+    pred: Tensor,
+    terms: list[Tensor],
+    coefficients: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    double = any(tensor.dtype == torch.float64 for tensor in (pred, *terms))
+    loss = pred.new_empty((), dtype=torch.float64 if double else torch.float32)
+    return loss, torch.empty_like(pred) if with_gradient else pred.new_empty(0)
+
+
+def _keep_gradient(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]
+) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+    ctx.terms = len(cast(list[Tensor], inputs[1]))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _scale_gradient(
+    ctx: torch.autograd.function.FunctionCtx, upstream: Tensor, _: Tensor | None
+) -> tuple[Tensor | list[None] | None, ...]:
+    if torch.is_grad_enabled():
+        # The saved gradient is a constant: differentiating it again would give a silent 0.
+        raise RuntimeError("weighted_loss: differentiating its gradient again is not supported (create_graph=True)")
+    (gradient,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+    nothing: list[None] = [None] * ctx.terms  # pyright: ignore[reportAttributeAccessIssue]
+    return gradient * upstream, nothing, None, None, None, None
+
+
+_weighted_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+
+
+@custom_op("unlearn_kernels::gram", mutates_args=())
+def _gram(tensors: list[Tensor], count: int) -> Tensor:
+    """tensors: the entries of shard 0, of shard 1, ..."""
+    return backend_for(tensors).gram(_split([tensor.contiguous() for tensor in tensors], count))
+
+
+@_gram.register_fake
+def _(tensors: list[Tensor], count: int) -> Tensor:
+    return tensors[0].new_empty((count, count), dtype=torch.float64)
+
+
+@custom_op("unlearn_kernels::combine_", mutates_args=("out",))
+def _combine_(out: list[Tensor], tensors: list[Tensor], coefficients: Tensor) -> None:
+    backend = backend_for([*out, *tensors])
+    flat = [tensor.contiguous() for tensor in out]
+    shards = _split([tensor.contiguous() for tensor in tensors], len(coefficients))
+    backend.combine_(flat, shards, coefficients.tolist())
+    for tensor, result in zip(out, flat, strict=True):
+        if result is not tensor:
+            tensor.copy_(result)
+
+
+@_combine_.register_fake
+def _(out: list[Tensor], tensors: list[Tensor], coefficients: Tensor) -> None:
+    return None
+
+
+def _split(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
+    size = len(tensors) // count
+    return [tensors[k * size : (k + 1) * size] for k in range(count)]
+
+
+def _table(table: Tensor, like: Tensor) -> Tensor:
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return table.detach().to(like.device, dtype).contiguous()
+
+
+def _repeating_mask(mask: Tensor, pred: Tensor) -> Tensor:
+    """The mask as [B, S], S elements that repeat along a sample: one plane for all channels stays one plane."""
+    try:
+        fits = torch.broadcast_shapes(mask.shape, pred.shape) == pred.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"mask: shape {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
+    shape = (1,) * (pred.ndim - mask.ndim) + tuple(mask.shape)
+    first = next((d for d in range(1, pred.ndim) if shape[d] != 1), pred.ndim)
+    plane = _table(mask, pred).reshape(shape)
+    return plane.expand(len(pred), *shape[1:first], *pred.shape[first:]).reshape(len(pred), -1).contiguous()
 
 
 def _entries(shard: Shard) -> list[Tensor]:
@@ -123,10 +298,3 @@ def _check_rows(batch: int, columns: int, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != (batch, columns):
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected ({batch}, {columns})")
-
-
-def _broadcasts(mask: Tensor, pred: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(mask.shape, pred.shape) == pred.shape
-    except RuntimeError:
-        return False

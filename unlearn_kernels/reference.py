@@ -1,6 +1,6 @@
-"""Every operation in plain torch: exact, bounded in memory, and the oracle for anything faster.
+"""Every operation in plain torch and float64: the oracle of tests and benchmarks, and what runs where nothing else can.
 
-Arguments arrive checked, see `ops`.
+Arguments arrive checked and contiguous, see `ops`. Results are rounded once, to the dtype of the data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,35 +13,44 @@ CHUNK = 1 << 16
 
 
 def noise_and_target(
-    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor
-) -> tuple[Tensor, Tensor]:
-    dtype = _compute_dtype(x_f, x_s, eps)
-    a, b = _columns(path, x_f, dtype)
-    x_t = a * x_f.to(dtype) + b * eps.to(dtype)
-    return x_t.to(x_f.dtype), _target(eps, x_f, x_s, coefficients, dtype).to(x_f.dtype)
+    x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, *, with_target: bool
+) -> tuple[Tensor, Tensor | None]:
+    x_t = _mix([x_f, eps], path).to(x_f.dtype)
+    return x_t, _mix([eps, x_f, x_s], coefficients).to(x_f.dtype) if with_target else None
 
 
 def weighted_loss(
-    pred: Tensor, eps: Tensor, x_f: Tensor, x_s: Tensor, coefficients: Tensor, weight: Tensor, mask: Tensor | None
-) -> Tensor:
-    dtype = _compute_dtype(pred, eps, x_f, x_s)
-    with torch.no_grad():
-        target = _target(eps, x_f, x_s, coefficients, dtype)
-    weight = weight.detach().to(pred.device, dtype)
-    difference = pred.to(dtype) - target
+    pred: Tensor,
+    terms: Sequence[Tensor],
+    coefficients: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    *,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    batch, size = len(pred), pred.numel() // len(pred)
+    difference = pred.double() - _mix(terms, coefficients)
     if mask is None:
-        return (weight * difference.square().reshape(len(pred), -1).mean(1)).mean()
-    keep = mask.detach().to(pred.device, dtype).expand_as(pred)
-    # Zeroed before it is squared: what is masked out may be NaN, in the gradient too.
-    squares = difference.where(keep != 0, 0).square()
-    sums, sizes = ((keep * x).reshape(len(pred), -1).sum(1) for x in (squares, torch.ones_like(squares)))
-    return (weight * sums / sizes.where(sizes > 0, 1)).mean()
+        keep, elements = torch.ones(1, dtype=torch.float64, device=pred.device), torch.full_like(weight, size).double()
+    else:
+        repeats = size // mask.shape[1]
+        keep = mask.double().unsqueeze(1).expand(-1, repeats, -1).reshape(pred.shape)
+        # Zeroed before it is squared: what is masked out may be NaN, in the gradient too.
+        difference = difference.where(keep != 0, 0)
+        elements = mask.double().sum(1) * repeats
+    # Of a sample's squares in the loss; nothing is counted of a sample whose mask is empty.
+    factor = torch.where(elements > 0, weight.double() / (elements * batch), 0)
+    loss = (factor * (keep * difference.square()).reshape(batch, -1).sum(1)).sum()
+    if not any(tensor.dtype == torch.float64 for tensor in (pred, *terms)):
+        loss = loss.float()
+    if not with_gradient:
+        return loss, None
+    return loss, (2 * _over(factor, pred) * keep * difference).to(pred.dtype)
 
 
-@torch.no_grad()
-def gram(shards: list[list[Tensor]]) -> Tensor:
+def gram(shards: Sequence[Sequence[Tensor]]) -> Tensor:
     count = len(shards)
-    device = shards[0][0].device if shards[0] else torch.device("cpu")
+    device = shards[0][0].device
     total = torch.zeros(count, count, dtype=torch.float64, device=device)
     for chunk in _stream(shards, device):
         for i in range(count):
@@ -49,34 +58,29 @@ def gram(shards: list[list[Tensor]]) -> Tensor:
     return total.triu() + total.triu(1).T
 
 
-@torch.no_grad()
-def combine_(out: list[Tensor], shards: list[list[Tensor]], coefficients: Sequence[float]) -> None:
-    for out_entry, *entries in zip(out, *shards, strict=True):
-        dtype = _compute_dtype(out_entry, *entries)
-        for out_piece, *pieces in _pieces([out_entry, *entries]):
+def combine_(out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
+    for entries in zip(out, *shards, strict=True):
+        for out_piece, *pieces in _pieces(entries):
             # Every piece is read before the output is written, so the output may be one of them.
-            total = pieces[0].to(dtype) * coefficients[0]
+            total = pieces[0].double() * coefficients[0]
             for piece, coefficient in zip(pieces[1:], coefficients[1:], strict=True):
-                total.add_(piece.to(dtype), alpha=coefficient)
+                total.add_(piece.double(), alpha=coefficient)
             out_piece.copy_(total)
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+def _over(column: Tensor, like: Tensor) -> Tensor:
+    """[B] shaped to broadcast over the trailing dimensions of `like` [B, ...]."""
+    return column.reshape(len(like), *[1] * (like.ndim - 1))
 
 
-def _columns(table: Tensor, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The columns of [B, C], each shaped to broadcast over the trailing dimensions of `like` [B, ...]."""
-    shape = (len(like), *[1] * (like.ndim - 1))
-    return [column.reshape(shape) for column in table.to(like.device, dtype).unbind(1)]
+def _mix(tensors: Sequence[Tensor], table: Tensor) -> Tensor:
+    """float64 `sum_n table[:, n] tensors[n]`, tensors [B, ...] and table [B, len(tensors)]."""
+    columns = table.double().unbind(1)
+    first, *others = (_over(c, tensor) * tensor.double() for c, tensor in zip(columns, tensors, strict=True))
+    return sum(others, first)
 
 
-def _target(eps: Tensor, x_f: Tensor, x_s: Tensor, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    c_eps, c_f, c_s = _columns(coefficients, eps, dtype)
-    return c_eps * eps.to(dtype) + c_f * x_f.to(dtype) + c_s * x_s.to(dtype)
-
-
-def _stream(shards: list[list[Tensor]], device: torch.device) -> Iterator[Tensor]:
+def _stream(shards: Sequence[Sequence[Tensor]], device: torch.device) -> Iterator[Tensor]:
     """The K gradients side by side, as float64 [K, CHUNK] of one buffer that is used again; the last is zero-padded.
 
     Chunks run across the entries: many small tensors cost no more passes than one large one.
@@ -85,7 +89,7 @@ def _stream(shards: list[list[Tensor]], device: torch.device) -> Iterator[Tensor
     filled = 0
     for entries in zip(*shards, strict=True):
         for pieces in _pieces(entries):
-            rest = [piece.reshape(-1) for piece in pieces]
+            rest = list(pieces)
             while rest[0].numel():
                 size = min(CHUNK - filled, rest[0].numel())
                 for row, piece in zip(buffer, rest, strict=True):
@@ -113,16 +117,6 @@ def _sum_in_fixed_order_(values: Tensor) -> Tensor:
     return values[:, 0]
 
 
-def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Cut tensors of one shape alike, into views of at most CHUNK elements, in logical order."""
-    first = tensors[0]
-    if first.numel() <= CHUNK:
-        yield list(tensors)
-    elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from map(list, zip(*[tensor.view(-1).split(CHUNK) for tensor in tensors], strict=True))
-    elif len(first) == 1:
-        yield from _pieces([tensor[0] for tensor in tensors])
-    else:
-        rows = max(1, CHUNK * len(first) // first.numel())
-        for parts in zip(*[tensor.split(rows) for tensor in tensors], strict=True):
-            yield from _pieces(parts)
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Contiguous tensors of one shape, cut alike into flat views of at most CHUNK elements."""
+    return zip(*[tensor.view(-1).split(CHUNK) for tensor in tensors], strict=True)

@@ -1,4 +1,4 @@
-"""gram and combine_ against float64, over dtypes, odd sizes, lists, strides and numbers of gradients."""
+"""gram and combine_ against float64, over backends, dtypes, odd sizes, lists, strides and numbers of gradients."""
 
 import subprocess
 import sys
@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearn_kernels import combine_, gram
+from unlearn_kernels import axpby_, combine_, gram
 from unlearn_kernels.reference import CHUNK
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 DTYPES = [
     pytest.param(torch.float64, 1e-12, id="fp64"),
@@ -34,27 +36,61 @@ def _exact_gram(shards: list[Tensor]) -> Tensor:
     return matrix @ matrix.T
 
 
+def _assert_gram(result: Tensor, shards: list[Tensor], backend: str) -> None:
+    """Relative to |g_i| |g_j|; fused backends sum short runs in float32, see `gram`."""
+    exact = _exact_gram(shards)
+    norms = exact.diagonal().sqrt()
+    relative = (result - exact).abs() / (norms[:, None] * norms).clamp(min=1e-300)
+    assert relative.max() <= (1e-12 if backend == "reference" else 1e-6) if len(exact) else True
+
+
 def _exact_combination(shards: list[Tensor], weights: Tensor) -> Tensor:
     return torch.einsum("k,k...->...", weights, torch.stack([shard.double() for shard in shards]))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
-def test_gram_is_exact_whatever_the_dtype(dtype: torch.dtype, _rtol: float, size: int) -> None:
+def test_gram_is_exact_whatever_the_dtype(dtype: torch.dtype, _rtol: float, size: int, backend: str) -> None:
     shards = _gradients(3, size, dtype)
     result = gram(shards)
     assert result.dtype == torch.float64
     assert torch.equal(result, result.T)
-    torch.testing.assert_close(result, _exact_gram(shards), rtol=1e-12, atol=1e-9)
+    _assert_gram(result, shards, backend)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 16, 32])
-def test_any_number_of_gradients(count: int) -> None:
-    shards, weights = _gradients(count, 1037), _weights(count)
-    torch.testing.assert_close(gram(shards), _exact_gram(shards), rtol=1e-12, atol=1e-9)
-    out = torch.empty(1037)
+@pytest.mark.parametrize("size", SIZES)
+def test_two_float32_gradients_are_summed_in_float64(size: int, backend: str) -> None:
+    """The everyday case, and the one whose sign decides whether anything is projected."""
+    shards = _gradients(2, size)
+    rtol = 1e-6 if backend == "triton" else 1e-12
+    torch.testing.assert_close(gram(shards), _exact_gram(shards), rtol=rtol, atol=1e-9 if size else 0)
+
+
+@pytest.mark.parametrize("count", [*range(1, 10), 16, 31, 32])
+@pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
+def test_any_number_of_gradients(count: int, dtype: torch.dtype, rtol: float, backend: str) -> None:
+    shards, weights = _gradients(count, 1037, dtype), _weights(count)
+    _assert_gram(gram(shards), shards, backend)
+    out = torch.empty(1037, dtype=dtype)
     combine_(out, shards, weights)
-    torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=2 * rtol, atol=8 * rtol)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_of_different_dtypes(count: int, backend: str) -> None:
+    dtypes = [torch.bfloat16, torch.float32, torch.float16]
+    shards = [shard.to(dtype) for shard, dtype in zip(_gradients(count, CHUNK + 3), dtypes, strict=False)]
+    _assert_gram(gram(shards), shards, backend)
+    out = torch.empty(CHUNK + 3)
+    combine_(out, shards, _weights(count))
+    torch.testing.assert_close(out.double(), _exact_combination(shards, _weights(count)), rtol=1e-5, atol=1e-5)
+
+
+def test_axpby_is_the_case_of_two() -> None:
+    x, y = _gradients(2, CHUNK + 5)
+    expected = 0.25 * x.double() - 3 * y.double()
+    axpby_(y, 0.25, x, -3.0)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_matrix_and_lists_give_the_bits_of_flat_gradients() -> None:
@@ -68,14 +104,14 @@ def test_a_matrix_and_lists_give_the_bits_of_flat_gradients() -> None:
 @pytest.mark.parametrize(
     "shape", [(), (3, 5), (2, 0, 4), (1, CHUNK // 4, 7), (CHUNK + 3, 2), (2, 1, 2 * CHUNK)], ids=str
 )
-def test_strided_gradients(shape: tuple[int, ...]) -> None:
-    """Non-contiguous tensors are walked in logical order; the others of the same entry may be contiguous."""
+def test_strided_gradients(shape: tuple[int, ...], backend: str) -> None:
+    """Non-contiguous tensors are taken in logical order; the others of the same entry may be contiguous."""
     plain = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     backwards = tuple(reversed(range(len(shape))))
     strided = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).permute(backwards)
     stepped = torch.randn((*shape, 2), generator=torch.Generator().manual_seed(3))[..., 0]
     shards = [plain, strided, stepped]
-    torch.testing.assert_close(gram(shards), _exact_gram(shards), rtol=1e-12, atol=1e-9)
+    _assert_gram(gram(shards), shards, backend)
     expected = _exact_combination(shards, _weights(3))
     combine_(stepped, shards, _weights(3))
     torch.testing.assert_close(stepped.double(), expected, rtol=1e-6, atol=1e-6)
@@ -117,33 +153,42 @@ def test_the_output_may_be_a_parameter() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_shows(value: float) -> None:
-    shards = _gradients(3, CHUNK + 9)
+@pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
+def test_what_is_not_finite_shows(value: float, dtype: torch.dtype, _rtol: float) -> None:
+    shards = _gradients(3, CHUNK + 9, dtype)
     shards[1][CHUNK + 3] = value
     result = gram(shards)
     assert not result[1].isfinite().any()
     assert result[[0, 0, 2], [0, 2, 2]].isfinite().all()
-    out = torch.empty(CHUNK + 9)
+    out = torch.empty(CHUNK + 9, dtype=dtype)
     combine_(out, shards, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
     assert not out[CHUNK + 3].isfinite()
+    two = torch.empty(CHUNK + 9, dtype=dtype)
+    combine_(two, shards[1:], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert not two[CHUNK + 3].isfinite()
 
 
-def test_gram_has_the_same_bits_for_any_number_of_threads() -> None:
-    shards = _gradients(3, 5 * CHUNK + 13)
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
+def test_the_bits_are_the_same_for_any_number_of_threads(dtype: torch.dtype, _rtol: float, count: int) -> None:
+    shards = _gradients(count, 5 * CHUNK + 13, dtype)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(gram(shards))
+            out = torch.empty_like(shards[0])
+            combine_(out, shards, _weights(count))
+            results.append((gram(shards), out))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(result, results[0]) for result in results)
+    assert all(torch.equal(a, results[0][0]) and torch.equal(b, results[0][1]) for a, b in results)
 
 
 PEAK = """
-import resource, torch
-from unlearn_kernels import combine_, gram
+import resource, sys, torch
+from unlearn_kernels import combine_, gram, use_backend
+use_backend(sys.argv[1]).__enter__()
 size = 8_000_000
 matrix = torch.ones(3, size, dtype=torch.bfloat16)
 weights = torch.ones(3, dtype=torch.float64)
@@ -158,9 +203,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
-def test_extra_memory_is_bounded() -> None:
+def test_extra_memory_is_bounded(backend: str) -> None:
     """Another copy of one gradient in float32 would be 32 MB."""
-    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300)
+    command = [sys.executable, "-c", PEAK, backend]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert int(run.stdout) < 8_000  # kB
 
 

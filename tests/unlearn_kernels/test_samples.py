@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearn_kernels import noise_and_target, weighted_loss
+from unlearn_kernels import noise_and_target, regression_loss, weighted_loss
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 # (dtype of the tensors, relative tolerance of what is rounded to it, relative tolerance of the float32 loss)
 DTYPES = [
@@ -15,7 +17,7 @@ DTYPES = [
     pytest.param(torch.bfloat16, 2**-8, 1e-6, id="bf16"),
     pytest.param(torch.float16, 2**-11, 1e-6, id="fp16"),
 ]
-SHAPES = [(1, 1), (3,), (2, 7), (4, 1, 24, 24), (3, 16, 5, 9), (5, 2, 3, 4, 3)]
+SHAPES = [(1, 1), (3,), (2, 7), (4, 1, 24, 24), (3, 16, 5, 9), (5, 2, 3, 4, 3), (2, 2, 187, 191)]
 
 
 class Samples(NamedTuple):
@@ -59,16 +61,31 @@ def test_noise_and_target_is_the_stated_sum(
 
 def test_flow_target_points_from_the_target_image_to_the_surrogate() -> None:
     """SD3: x_t = (1 - s) x_f + s eps and target = (x_t - x_s) / s, here by the coefficients (1, 1/s - 1, -1/s)."""
-    _, eps, x_f, x_s = _samples((3, 4, 4), torch.float64)
-    sigma = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    _, eps, x_f, x_s = _samples((3, 4, 4), torch.float32)
+    sigma = torch.tensor([0.1, 0.5, 0.9])
     path = torch.stack([1 - sigma, sigma], 1)
-    coefficients = torch.stack([torch.ones(3, dtype=torch.float64), 1 / sigma - 1, -1 / sigma], 1)
+    coefficients = torch.stack([torch.ones(3), 1 / sigma - 1, -1 / sigma], 1)
     x_t, target = noise_and_target(x_f, x_s, eps, path, coefficients)
-    torch.testing.assert_close(target, (x_t - x_s) / sigma[:, None, None])
+    torch.testing.assert_close(target, (x_t - x_s) / sigma[:, None, None], rtol=1e-5, atol=1e-5)
+
+
+def test_the_target_is_optional() -> None:
+    _, eps, x_f, x_s = _samples((3, 4, 4), torch.float32)
+    x_t, target = noise_and_target(x_f, torch.full_like(x_s, torch.nan), eps, _table(3, 2), _table(3, 3))
+    alone, nothing = noise_and_target(x_f, x_s, eps, _table(3, 2), _table(3, 3), with_target=False)
+    assert nothing is None
+    assert target.isnan().all()
+    assert torch.equal(x_t, alone)
+
+
+def test_an_empty_batch_stays_one() -> None:
+    _, eps, x_f, x_s = _samples((0, 4), torch.float32)
+    x_t, target = noise_and_target(x_f, x_s, eps, _table(0, 2), _table(0, 3))
+    assert x_t.shape == target.shape == (0, 4)
 
 
 @pytest.mark.parametrize("masked", [None, "bool", "soft"])
-@pytest.mark.parametrize("shape", [(2, 7), (4, 1, 24, 24), (3, 16, 5, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 7), (4, 1, 24, 24), (3, 16, 5, 9), (2, 2, 187, 191)], ids=str)
 @pytest.mark.parametrize(("dtype", "rtol", "loss_rtol"), DTYPES)
 def test_loss_and_gradient(
     shape: tuple[int, ...], dtype: torch.dtype, rtol: float, loss_rtol: float, masked: str | None
@@ -98,6 +115,95 @@ def test_loss_and_gradient(
     torch.testing.assert_close(pred.grad.double(), exact.grad, rtol=4 * rtol, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "shape", [(), (5,), (1, 5), (4, 1), (3, 4, 5), (1, 3, 1, 1), (2, 1, 4, 5), (2, 3, 4, 1), (2, 3, 1, 5)], ids=str
+)
+def test_whatever_broadcasts_is_a_mask(shape: tuple[int, ...]) -> None:
+    pred, eps, x_f, x_s = _samples((2, 3, 4, 5), torch.float32)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(4)) + 0.1
+    spread = mask.expand(2, 3, 4, 5).clone()
+    arguments = (eps, x_f, x_s, _table(2, 3), torch.tensor([1.0, 0.3]))
+    torch.testing.assert_close(weighted_loss(pred, *arguments, mask), weighted_loss(pred, *arguments, spread))
+
+
+@pytest.mark.parametrize("pred_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_pred_and_latents_of_different_dtypes(pred_dtype: torch.dtype) -> None:
+    """A bfloat16 network over float32 latents: the target is not rounded to the network's dtype."""
+    pred, eps, x_f, x_s = _samples((3, 4, 31), torch.float32)
+    pred = pred.to(pred_dtype).requires_grad_()
+    loss = weighted_loss(pred, eps, x_f.bfloat16(), x_s, _table(3, 3), torch.ones(3))
+    loss.backward()
+    exact = pred.detach().double() - _naive_target(eps, x_f.bfloat16(), x_s, _table(3, 3))
+    torch.testing.assert_close(loss.detach().double(), exact.square().mean(), rtol=1e-6, atol=0)
+    assert pred.grad is not None
+    torch.testing.assert_close(pred.grad.double(), 2 * exact / exact.numel(), rtol=2**-7, atol=1e-6)
+
+
+def test_two_tensors_say_what_three_do() -> None:
+    """(x_t - x_s) / sigma: the same target by the coefficients (1 / sigma, -1 / sigma) of (x_t, x_s)."""
+    pred, eps, x_f, x_s = _samples((3, 4, 31), torch.float32)
+    sigma = torch.tensor([0.2, 0.5, 0.9])
+    three = torch.stack([torch.ones(3), 1 / sigma - 1, -1 / sigma], 1)
+    x_t, _ = noise_and_target(x_f, x_s, eps, torch.stack([1 - sigma, sigma], 1), three)
+    two = torch.stack([1 / sigma, -1 / sigma], 1)
+    losses = [
+        regression_loss(pred, (x_t, x_s), two, torch.ones(3)),
+        weighted_loss(pred, eps, x_f, x_s, three, torch.ones(3)),
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+def test_one_tensor_is_a_plain_distance() -> None:
+    pred, teacher, *_ = _samples((3, 4, 31), torch.float32)
+    loss = regression_loss(pred, [teacher], torch.ones(3, 1), torch.ones(3))
+    torch.testing.assert_close(loss, (pred - teacher).square().mean(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "loss_rtol"), DTYPES)
+def test_sigma_at_its_clamp(dtype: torch.dtype, rtol: float, loss_rtol: float) -> None:
+    """Coefficients of 1 / sigma = 1e4 cancel down to a difference of images; nothing overflows or loses the rest."""
+    pred, eps, x_f, x_s = _samples((2, 3, 50), dtype)
+    inverse = 1e4 if dtype != torch.float16 else 100.0
+    coefficients = torch.tensor([[1.0, inverse - 1, -inverse]]).expand(2, 3)
+    weight = torch.tensor([1 / inverse**2, 0.5 / inverse**2])
+    pred.requires_grad_()
+    loss = weighted_loss(pred, eps, x_f, x_s, coefficients, weight)
+    loss.backward()
+    difference = pred.detach().double() - _naive_target(eps, x_f, x_s, coefficients)
+    expected = (weight.double() * difference.square().flatten(1).mean(1)).mean()
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=10 * loss_rtol, atol=0)
+    assert pred.grad is not None
+    assert pred.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_strided_samples(dim: int) -> None:
+    plain = _samples((2, 6, 10), torch.float32)
+    strided = Samples(*[x.transpose(1, 2).contiguous().transpose(1, 2) if dim == 1 else x for x in plain])
+    strided = Samples(*[torch.stack([x, x], -1)[..., 0] if dim == 2 else x for x in strided])
+    assert not strided.pred.is_contiguous()
+    arguments = (_table(2, 3), torch.ones(2))
+    assert torch.equal(weighted_loss(*plain, *arguments), weighted_loss(*strided, *arguments))
+    tables = (_table(2, 2), _table(2, 3))
+    plain_x, _ = noise_and_target(plain.x_f, plain.x_s, plain.eps, *tables)
+    strided_x, _ = noise_and_target(strided.x_f, strided.x_s, strided.eps, *tables)
+    assert torch.equal(plain_x, strided_x)
+
+
+def test_the_loss_has_the_same_bits_for_any_number_of_threads() -> None:
+    samples = _samples((3, 2, 190, 190), torch.float32)
+    before = torch.get_num_threads()
+    losses = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            losses.append(weighted_loss(*samples, _table(3, 3), torch.ones(3)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+
+
 def test_only_pred_gets_a_gradient() -> None:
     pred, eps, x_f, x_s = (tensor.requires_grad_() for tensor in _samples((2, 5), torch.float32))
     coefficients, weight = _table(2, 3).requires_grad_(), torch.ones(2, requires_grad=True)
@@ -108,14 +214,14 @@ def test_only_pred_gets_a_gradient() -> None:
 
 def test_the_loss_is_a_mean_over_the_batch() -> None:
     """Two micro-batches, averaged, are one batch: gradient accumulation changes nothing."""
-    tensors = _samples((4, 3, 5), torch.float64)
+    tensors = _samples((4, 3, 5), torch.float32)
     coefficients, weight = _table(4, 3), torch.tensor([0.5, 1, 2, 0])
     whole = weighted_loss(*tensors, coefficients, weight)
     first, second = (
         weighted_loss(*Samples(*[tensor[part] for tensor in tensors]), coefficients[part], weight[part])
         for part in (slice(0, 2), slice(2, 4))
     )
-    torch.testing.assert_close(whole, (first + second) / 2)
+    torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-6, atol=0)
 
 
 def test_what_is_masked_out_may_be_nan_and_an_empty_mask_adds_nothing() -> None:
@@ -157,3 +263,7 @@ def test_arguments_are_checked() -> None:
         weighted_loss(pred[:0], eps[:0], x_f[:0], x_s[:0], table[:0], weight[:0])
     with pytest.raises(ValueError, match=r"eps: dtype torch\.int64"):
         weighted_loss(pred, eps.long(), x_f, x_s, table, weight)
+    with pytest.raises(ValueError, match="terms: 4 tensors, expected 1 to 3"):
+        regression_loss(pred, [eps, x_f, x_s, eps], torch.ones(2, 4), weight)
+    with pytest.raises(ValueError, match=r"terms\[1\]: shape \(2, 4\)"):
+        regression_loss(pred, [eps, x_f[:, :4]], torch.ones(2, 2), weight)

@@ -1,0 +1,154 @@
+"""The operators as torch sees them: autograd, fake tensors, torch.compile, and the choice of a backend."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unlearn_kernels import combine_, gram, noise_and_target, regression_loss, use_backend, weighted_loss
+from unlearn_kernels.backends import VARIABLE, backend_name, why_absent
+from unlearn_kernels.native import library
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+OPERATORS = torch.ops.unlearn_kernels
+
+
+def _samples(count: int, shape: tuple[int, ...] = (2, 3, 4)) -> list[Tensor]:
+    return list(torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).unbind(0))
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_opcheck_noise_and_target(with_target: bool) -> None:
+    arguments = (*_samples(3), torch.rand(2, 2), torch.rand(2, 3), with_target)
+    torch.library.opcheck(OPERATORS.noise_and_target.default, arguments)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_opcheck_weighted_loss(terms: int, masked: bool) -> None:
+    pred, *others = _samples(1 + terms)
+    mask = torch.rand(2, 4) if masked else None
+    arguments = (pred.requires_grad_(), others, torch.rand(2, terms), torch.rand(2), mask, True)
+    torch.library.opcheck(OPERATORS.weighted_loss.default, arguments)
+
+
+def test_opcheck_gram_and_combine() -> None:
+    tensors = _samples(4)
+    torch.library.opcheck(OPERATORS.gram.default, (tensors, 2))
+    coefficients = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    torch.library.opcheck(OPERATORS.combine_.default, (_samples(2), tensors, coefficients))
+
+
+def _loss(*tensors: Tensor) -> Tensor:
+    pred, eps, x_f, x_s, mask = tensors
+    return weighted_loss(pred, eps, x_f, x_s, torch.ones(2, 3), torch.ones(2), mask)
+
+
+def _noise(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    x_f, x_s, eps = tensors[:3]
+    return noise_and_target(x_f, x_s, eps, torch.ones(2, 2), torch.ones(2, 3))
+
+
+def _surgery(*tensors: Tensor) -> Tensor:
+    out = tensors[1].clone()
+    combine_(out, tensors[:2], torch.tensor([0.25, 1.0], dtype=torch.float64))
+    return gram([out, *tensors[:2]])
+
+
+@pytest.mark.parametrize("function", [_loss, _noise, _surgery])
+def test_compiles_without_a_break_in_the_graph(function: Callable[..., Tensor | tuple[Tensor, Tensor]]) -> None:
+    tensors = _samples(5)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), function(*tensors))
+
+
+def test_compiled_gradient_is_the_eager_one() -> None:
+    torch._dynamo.reset()
+    gradients = []
+    for function in (_loss, torch.compile(_loss, fullgraph=True, backend="aot_eager")):
+        pred, *others = _samples(5)
+        pred.requires_grad_()
+        (2 * function(pred, *others)).backward()
+        assert pred.grad is not None
+        gradients.append(pred.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_meta_tensors_have_shapes_and_dtypes() -> None:
+    pred, eps, x_f, x_s = (tensor.to("meta", torch.bfloat16) for tensor in _samples(4))
+    table = torch.ones(2, 3, device="meta")
+    loss = weighted_loss(pred.requires_grad_(), eps, x_f, x_s, table, torch.ones(2, device="meta"))
+    loss.backward()
+    assert (loss.dtype, loss.shape) == (torch.float32, ())
+    assert pred.grad is not None
+    assert (pred.grad.dtype, pred.grad.shape) == (torch.bfloat16, pred.shape)
+    assert gram([eps, x_f]).shape == (2, 2)
+
+
+def test_differentiating_twice_raises_and_never_gives_zero() -> None:
+    pred, eps, x_f, x_s = _samples(4)
+    loss = weighted_loss(pred.requires_grad_(), eps, x_f, x_s, torch.ones(2, 3), torch.ones(2))
+    with pytest.raises(RuntimeError, match="differentiating its gradient again is not supported"):
+        torch.autograd.grad(loss**2, pred, create_graph=True)
+
+
+@pytest.mark.parametrize("wanted", ["requires_grad", "no_grad"])
+def test_no_gradient_is_computed_where_none_is_wanted(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    original = torch.ops.unlearn_kernels.weighted_loss.default
+
+    def spy(*arguments: object) -> tuple[Tensor, Tensor]:
+        asked.append(bool(arguments[-1]))
+        return original(*arguments)
+
+    monkeypatch.setattr("unlearn_kernels.ops._weighted_loss", spy)
+    pred, term = _samples(2)
+    with torch.set_grad_enabled(wanted == "requires_grad"):
+        regression_loss(pred.requires_grad_(), [term], torch.ones(2, 1), torch.ones(2))
+    assert asked == [wanted == "requires_grad"]
+
+
+def test_backends_are_chosen_by_device_and_dtype() -> None:
+    with (
+        pytest.raises(ValueError, match="backend: 'cuda', expected one of triton, native, reference"),
+        use_backend("cuda"),
+    ):
+        pass
+    with use_backend("reference"):
+        assert backend_name([torch.ones(1)]) == "reference"
+    if why_absent("native") is None:
+        with use_backend("native"), pytest.raises(ValueError, match="takes float32, bfloat16 and float16 only"):
+            gram([torch.ones(2, dtype=torch.float64)])
+
+
+def test_without_an_override_the_cpu_runs_the_c_kernels_but_for_float64() -> None:
+    if why_absent("native") is not None:
+        pytest.skip("no C library")
+    script = (
+        "import torch; from unlearn_kernels.backends import backend_name as b;"
+        "print(b([torch.ones(1)]), b([torch.ones(1).double()]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["native", "reference"]
+
+
+def test_loading_the_library_keeps_denormals() -> None:
+    """Code linked in by -ffast-math would flush them to zero, for torch and numpy too."""
+    if why_absent("native") is not None:
+        pytest.skip("no C library")
+    assert isinstance(library(), ctypes.CDLL)
+    tiny = 1e-40
+    assert np.float32(tiny) * np.float32(0.5) > 0
+    assert (torch.tensor(tiny) * 0.5).item() > 0
+    out = torch.empty(8)
+    combine_(out, [torch.full((8,), tiny)], torch.tensor([0.5], dtype=torch.float64))
+    assert (out > 0).all()

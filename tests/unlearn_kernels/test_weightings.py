@@ -1,0 +1,73 @@
+"""TorchJD's weightings behind our conventions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unlearn_kernels import WEIGHTINGS, combine_, gram, retain_normal, weighting
+
+SUMS = ("pcgrad", "upgrad", "dualproj")
+
+
+def _gradients(count: int, *, aligned: bool, seed: int = 0) -> Tensor:
+    """float64 [K, 400]; `aligned`: every inner product is positive."""
+    rows = torch.randn(count, 400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return rows + 3 if aligned else rows
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_without_conflict_it_is_the_sum_of_retain_normal(name: str, count: int) -> None:
+    matrix = gram(_gradients(count, aligned=True))
+    torch.testing.assert_close(weighting(name, matrix, 0.3), retain_normal(matrix, 0.3), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["upgrad", "dualproj", "mgda"])
+@pytest.mark.parametrize("count", [2, 5, 32])
+def test_nothing_is_left_against_any_gradient(name: str, count: int) -> None:
+    shards = _gradients(count, aligned=False)
+    out = torch.empty_like(shards[0])
+    combine_(out, shards, weighting(name, gram(shards)))
+    assert (shards @ out).min() > -0.02 * float(shards.norm(dim=1).max() * out.norm())
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_two_in_conflict(name: str) -> None:
+    shards = torch.tensor([[-1.0, 1.0], [2.0, 0.0]], dtype=torch.float64)
+    coefficients = weighting(name, gram(shards))
+    assert coefficients.dtype == torch.float64
+    assert float((coefficients @ shards) @ shards[1]) >= -1e-3
+    if name == "pcgrad":
+        # Each is projected off the other: (-1, 1) -> (0, 1) and (2, 0) -> (1, 1).
+        torch.testing.assert_close(coefficients @ shards, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+def test_ranks_agree_on_the_order_of_pcgrad_and_keep_their_random_state() -> None:
+    matrix = gram(_gradients(6, aligned=False))
+    torch.manual_seed(1)
+    first, state = weighting("pcgrad", matrix, seed=7), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(weighting("pcgrad", matrix, seed=7), first)
+    assert not torch.equal(weighting("pcgrad", matrix, seed=8), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_what_is_not_finite_gives_nan(name: str) -> None:
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[1, 1] = math.inf
+    assert weighting(name, matrix).isnan().all()
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_zero_gradients_are_no_error(name: str) -> None:
+    shards = torch.zeros(3, 5, dtype=torch.float64)
+    assert weighting(name, gram(shards)).isfinite().all()
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'gradvac', expected one of pcgrad, upgrad, dualproj, mgda, cagrad"):
+        weighting("gradvac", torch.eye(2))

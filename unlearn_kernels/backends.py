@@ -1,0 +1,107 @@
+"""Which implementation runs: chosen by the tensors' device and dtype, or by the caller.
+
+- `triton` on CUDA and ROCm devices, where triton is installed;
+- `native` on the CPU, where the C library was built;
+- `reference` everywhere else, and for float64.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+NAMES = ("triton", "native", "reference")
+FUSED = (torch.float32, torch.bfloat16, torch.float16)
+"""What `triton` and `native` take."""
+
+_FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=None)
+VARIABLE = "UNLEARN_KERNELS_BACKEND"
+
+
+class Backend(Protocol):
+    """What an implementation offers; tensors are contiguous and on one device, tables as wide as `ops` says.
+
+    K gradients are K lists of non-empty tensors. `terms` are 1 to 3 tensors of pred's shape. `mask` is [B, S] and
+    repeats along a sample. Without autograd: `weighted_loss` returns the loss and its gradient in `pred`.
+    """
+
+    def noise_and_target(
+        self, x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, *, with_target: bool
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def weighted_loss(
+        self,
+        pred: Tensor,
+        terms: Sequence[Tensor],
+        coefficients: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        *,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def gram(self, shards: Sequence[Sequence[Tensor]]) -> Tensor: ...
+
+    def combine_(
+        self, out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coefficients: Sequence[float]
+    ) -> None: ...
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside, every operation runs on `name`, or raises ValueError where that one cannot.
+
+    The variable UNLEARN_KERNELS_BACKEND does the same for a whole process.
+    """
+    _load(name)
+    token = _FORCED.set(name)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def backend_for(tensors: Sequence[Tensor]) -> Backend:
+    """The implementation for these tensors. Raises ValueError where a forced one does not take them."""
+    name = backend_name(tensors)
+    return _load(name)
+
+
+def backend_name(tensors: Sequence[Tensor]) -> str:
+    """The name of what `backend_for` gives."""
+    device = tensors[0].device.type
+    fused = all(tensor.dtype in FUSED for tensor in tensors)
+    forced = _FORCED.get() or os.environ.get(VARIABLE)
+    if forced:
+        if forced != "reference" and not fused:
+            raise ValueError(f"the {forced} backend takes float32, bfloat16 and float16 only")
+        if forced == "native" and device != "cpu":
+            raise ValueError(f"the native backend takes tensors on the CPU, not on {device}")
+        return forced
+    preferred = {"cuda": "triton", "cpu": "native"}.get(device)
+    return preferred if fused and preferred and why_absent(preferred) is None else "reference"
+
+
+@cache
+def why_absent(name: str) -> str | None:
+    """Why a backend cannot run in this process, or None where it can."""
+    try:
+        _load(name)
+    except (ImportError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _load(name: str) -> Backend:
+    if name not in NAMES:
+        raise ValueError(f"backend: {name!r}, expected one of {', '.join(NAMES)}")
+    module = import_module(f"unlearn_kernels.{name}")
+    if name == "native":
+        module.library()
+    return cast(Backend, module)

@@ -1,0 +1,268 @@
+/* gram and combine: K gradients, each given as the same list of entries (tensors). */
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Tensor k of entry e is data[e * count + k]; the entries lie side by side at starts[e] .. starts[e + 1] elements. */
+typedef struct {
+    int64_t entries, count;
+    const void *const *data;
+    const uint8_t *types;
+    const int64_t *starts;
+} shards;
+
+static int64_t entry_at(const shards *s, int64_t position) {
+    int64_t low = 0, high = s->entries;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (s->starts[middle] <= position)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* ---- gram ---- */
+
+/* TILE x TILE inner products at a time: 9 of 16 registers hold sums, and the operands are loaded once. */
+#define TILE 3
+
+enum { NOT_A_PAIR = -1 };
+
+typedef struct {
+    shards s;
+    int64_t first, pairs; /* the chunk of unit 0; the inner products of one chunk */
+    int pair; /* the type of two gradients that are all float32 or all bfloat16 */
+    double *partials; /* [units, pairs] */
+} gram_task;
+
+/* `n` elements of gradient k from `position` on, of type `wanted` (their own, or F32), padded by zeros. */
+static const void *load(const shards *s, int64_t k, int64_t position, int64_t n, int wanted, void *buffer) {
+    int64_t entry = entry_at(s, position), offset = position - s->starts[entry], bytes = wanted == F32 ? 4 : 2;
+    for (int64_t done = 0, size; done < n; done += size, entry++, offset = 0) {
+        size = MIN(n - done, s->starts[entry + 1] - s->starts[entry] - offset);
+        int type = s->types[entry * s->count + k];
+        const void *data = s->data[entry * s->count + k];
+        char *target = (char *)buffer + done * bytes;
+        const void *piece = (const char *)data + offset * bytes;
+        if (type != wanted) piece = as_float(type, data, offset, size, (float *)(void *)target);
+        if (size == n && n % LANES == 0) return piece;
+        if (piece != target) memcpy(target, piece, (size_t)(size * bytes));
+    }
+    memset((char *)buffer + n * bytes, 0, (size_t)((PADDED(n) - n) * bytes));
+    return buffer;
+}
+
+static inline double sum4(v4d v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+static inline v4d low(v8f v) { return (v4d){v[0], v[1], v[2], v[3]}; }
+static inline v4d high(v8f v) { return (v4d){v[4], v[5], v[6], v[7]}; }
+static inline double sum8(v8f v) { return sum4(low(v) + high(v)); }
+
+/* Add to sums [TILE, TILE] the inner products of rows x[0..2] with rows y[0..2], each of n values, n a multiple of 8:
+ * every lane sums n / 8 products in float32, and these sums are added in float64. */
+CLONES static void tile(const float *const *x, const float *const *y, int64_t n, double *sums) {
+    const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *y0 = y[0], *y1 = y[1], *y2 = y[2];
+    v8f a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0}, g = {0}, h = {0}, j = {0};
+    for (int64_t i = 0; i < n; i += 8) {
+        v8f p = *(const v8f *)(x0 + i), q = *(const v8f *)(x1 + i), r = *(const v8f *)(x2 + i);
+        v8f u = *(const v8f *)(y0 + i);
+        a += p * u, d += q * u, g += r * u;
+        u = *(const v8f *)(y1 + i);
+        b += p * u, e += q * u, h += r * u;
+        u = *(const v8f *)(y2 + i);
+        c += p * u, f += q * u, j += r * u;
+    }
+    double results[TILE * TILE] = {sum8(a), sum8(b), sum8(c), sum8(d), sum8(e), sum8(f), sum8(g), sum8(h), sum8(j)};
+    for (int i = 0; i < TILE * TILE; i++) sums[i] += results[i];
+}
+
+/* The same for two rows alone, in float64 throughout: with two float32 gradients, memory is the limit anyway. */
+CLONES static void pair_f32(const float *x, const float *y, int64_t n, double *sums) {
+    v4d a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
+    for (int64_t i = 0; i < n; i += 8) {
+        v8f p = *(const v8f *)(x + i), q = *(const v8f *)(y + i);
+        v4d p0 = low(p), p1 = high(p), q0 = low(q), q1 = high(q);
+        a += p0 * p0, b += p0 * q0, c += q0 * q0;
+        d += p1 * p1, e += p1 * q1, f += q1 * q1;
+    }
+    sums[0] += sum4(a + d), sums[1] += sum4(b + e), sums[TILE + 1] += sum4(c + f);
+}
+
+/* Of two bfloat16 rows, in float32 as in `tile`. A 32-bit word holds two elements: shifted up it is the one, masked it is
+ * the other, and their order does not matter. */
+CLONES static void pair_bf16(const uint16_t *x, const uint16_t *y, int64_t n, double *sums) {
+    v8f a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
+    for (int64_t i = 0; i < n; i += 16) {
+        v8u u = *(const v8u *)(x + i), w = *(const v8u *)(y + i);
+        v8f p0 = (v8f)(u << 16), p1 = (v8f)(u & 0xffff0000u), q0 = (v8f)(w << 16), q1 = (v8f)(w & 0xffff0000u);
+        a += p0 * p0, b += p0 * q0, c += q0 * q0;
+        d += p1 * p1, e += p1 * q1, f += q1 * q1;
+    }
+    sums[0] += sum8(a) + sum8(d), sums[1] += sum8(b) + sum8(e), sums[TILE + 1] += sum8(c) + sum8(f);
+}
+
+static int64_t blocks_of(int64_t count) { return (count + TILE - 1) / TILE; }
+
+static void gram_chunk(void *task, int64_t unit, void *scratch) {
+    const gram_task *t = task;
+    const shards *s = &t->s;
+    int64_t from = (t->first + unit) * CHUNK, to = MIN(from + CHUNK, s->starts[s->entries]);
+    int64_t count = s->count, rows = blocks_of(count) * TILE;
+    double *sums = t->partials + unit * t->pairs;
+    float *buffer = scratch;
+    const float **row = (const float **)(buffer + rows * PANEL);
+    memset(sums, 0, (size_t)t->pairs * sizeof(double));
+    memset(buffer + count * PANEL, 0, (size_t)((rows - count) * PANEL) * sizeof(float));
+    for (int64_t k = count; k < rows; k++) row[k] = buffer + k * PANEL;
+    for (int64_t at = from; at < to; at += PANEL) {
+        int64_t n = MIN(PANEL, to - at), whole = PADDED(n);
+        if (t->pair != NOT_A_PAIR) {
+            const void *x = load(s, 0, at, n, t->pair, buffer), *y = load(s, 1, at, n, t->pair, buffer + PANEL);
+            if (t->pair == F32)
+                pair_f32(x, y, whole, sums);
+            else
+                pair_bf16(x, y, whole, sums);
+            continue;
+        }
+        for (int64_t k = 0; k < count; k++) row[k] = load(s, k, at, n, F32, buffer + k * PANEL);
+        double *at_tile = sums;
+        for (int64_t a = 0; a < rows; a += TILE)
+            for (int64_t b = a; b < rows; b += TILE, at_tile += TILE * TILE) tile(row + a, row + b, whole, at_tile);
+    }
+}
+
+/* Where <g_i, g_j>, i <= j, stands among the sums of a chunk. */
+static int64_t place(int64_t count, int64_t i, int64_t j) {
+    int64_t blocks = blocks_of(count), a = i / TILE, b = j / TILE;
+    return ((a * blocks - a * (a - 1) / 2 + b - a) * TILE + i % TILE) * TILE + j % TILE;
+}
+
+/* out [count, count] float64: the inner products of all pairs. Returns 0, or -1 where memory is lacking. */
+EXPORT int unlearn_gram(int64_t entries, int64_t count, const void *const *data, const uint8_t *types,
+                        const int64_t *starts, int threads, double *out) {
+    int64_t chunks = (starts[entries] + CHUNK - 1) / CHUNK, blocks = blocks_of(count), rows = blocks * TILE;
+    int64_t pairs = blocks * (blocks + 1) / 2 * TILE * TILE;
+    /* A megabyte of partial sums at a time, added in the order of the chunks: the bits do not depend on the size. */
+    int64_t wave = MIN(chunks, (1 << 20) / (pairs * (int64_t)sizeof(double)) + 1);
+    gram_task task = {.s = {entries, count, data, types, starts}, .pairs = pairs, .pair = NOT_A_PAIR};
+    if (count == 2 && entries > 0 && types[0] != F16) task.pair = types[0];
+    for (int64_t i = 0; i < entries * count; i++)
+        if (types[i] != types[0]) task.pair = NOT_A_PAIR;
+    double *total = calloc((size_t)pairs, sizeof(double));
+    task.partials = malloc((size_t)(wave * pairs + 1) * sizeof(double));
+    int failed = total == NULL || task.partials == NULL;
+    int64_t scratch = rows * (PANEL * (int64_t)sizeof(float) + (int64_t)sizeof(float *));
+    for (; !failed && task.first < chunks; task.first += wave) {
+        int64_t units = MIN(wave, chunks - task.first);
+        failed = parallel(threads, units, gram_chunk, &task, scratch) != 0;
+        for (int64_t unit = 0; unit < units; unit++)
+            for (int64_t i = 0; i < pairs; i++) total[i] += task.partials[unit * pairs + i];
+    }
+    for (int64_t i = 0; !failed && i < count; i++)
+        for (int64_t j = i; j < count; j++) out[i * count + j] = out[j * count + i] = total[place(count, i, j)];
+    free(total);
+    free(task.partials);
+    return failed ? -1 : 0;
+}
+
+/* ---- combine ---- */
+
+/* Longer than PANEL: with many gradients each stream should be read for a while before the next. */
+#define STRETCH 4096
+
+typedef struct {
+    shards s;
+    void *const *out; /* [entries] */
+    const uint8_t *out_types;
+    const float *coefficients;
+} combine_task;
+
+CLONES static void scale(const float *a, float x, int64_t n, float *out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = x * a[i];
+}
+
+CLONES static void axpby(const float *a, float x, const float *b, float y, int64_t n, float *out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = x * a[i] + y * b[i];
+}
+
+CLONES static void add(const float *a, float x, int64_t n, float *out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] += x * a[i];
+}
+
+CLONES static void add_pair(const float *a, float x, const float *b, float y, int64_t n, float *out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] += x * a[i] + y * b[i];
+}
+
+static inline v8u rounded(v8f sum) {
+    v8u bits = (v8u)sum;
+    return bits + 0x7fff + ((bits >> 16) & 1);
+}
+
+/* bfloat16 to bfloat16 without leaving the registers: panels would cost as much as the memory. Two elements to a word, as
+ * in `pair_bf16`. What is NaN here was one as bfloat16, with nothing in its lower bits for the rounding to carry. */
+CLONES static void axpby_bf16(const uint16_t *a, float x, const uint16_t *b, float y, int64_t n, uint16_t *out) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v8u u = *(const v8u *)(a + i), w = *(const v8u *)(b + i);
+        v8u low = rounded(x * (v8f)(u << 16) + y * (v8f)(w << 16));
+        v8u high = rounded(x * (v8f)(u & 0xffff0000u) + y * (v8f)(w & 0xffff0000u));
+        *(v8u *)(out + i) = (low >> 16) | (high & 0xffff0000u);
+    }
+    for (; i < n; i++) {
+        word p = {.bits = (uint32_t)a[i] << 16}, q = {.bits = (uint32_t)b[i] << 16};
+        word sum = {.value = x * p.value + y * q.value};
+        out[i] = bf16_of(sum.bits);
+    }
+}
+
+static void combine_chunk(void *task, int64_t unit, void *scratch) {
+    const combine_task *t = task;
+    const shards *s = &t->s;
+    const float *c = t->coefficients;
+    float *left = scratch, *right = left + STRETCH, *sum = right + STRETCH;
+    int64_t at = unit * CHUNK, end = MIN(at + CHUNK, s->starts[s->entries]);
+    for (int64_t entry = entry_at(s, at); at < end; entry++) {
+        int64_t stop = MIN(end, s->starts[entry + 1]);
+        const void *const *data = s->data + entry * s->count;
+        const uint8_t *types = s->types + entry * s->count;
+        for (int64_t n; at < stop; at += n) {
+            int64_t offset = at - s->starts[entry];
+            n = MIN(STRETCH, stop - at);
+            int type = t->out_types[entry];
+            if (s->count == 2 && type == BF16 && types[0] == BF16 && types[1] == BF16) {
+                axpby_bf16((const uint16_t *)data[0] + offset, c[0], (const uint16_t *)data[1] + offset, c[1], n,
+                           (uint16_t *)t->out[entry] + offset);
+                continue;
+            }
+            /* Two gradients into float32 need no detour. More would be overwritten where the output is one of them. */
+            float *out = s->count <= 2 && type == F32 ? (float *)t->out[entry] + offset : sum;
+            const float *a = as_float(types[0], data[0], offset, n, left);
+            if (s->count == 1)
+                scale(a, c[0], n, out);
+            else
+                axpby(a, c[0], as_float(types[1], data[1], offset, n, right), c[1], n, out);
+            int64_t k = 2;
+            for (; k + 1 < s->count; k += 2) {
+                a = as_float(types[k], data[k], offset, n, left);
+                add_pair(a, c[k], as_float(types[k + 1], data[k + 1], offset, n, right), c[k + 1], n, out);
+            }
+            if (k < s->count) add(as_float(types[k], data[k], offset, n, left), c[k], n, out);
+            narrow(type, out, n, t->out[entry], offset);
+        }
+    }
+}
+
+/* out [entries] = sum over k of coefficients[k] * gradient k; out may be one of the gradients. 0, or -1 as above. */
+EXPORT int unlearn_combine(int64_t entries, int64_t count, void *const *out, const uint8_t *out_types,
+                           const void *const *data, const uint8_t *types, const int64_t *starts,
+                           const float *coefficients, int threads) {
+    combine_task task = {{entries, count, data, types, starts}, out, out_types, coefficients};
+    int64_t chunks = (starts[entries] + CHUNK - 1) / CHUNK;
+    return parallel(threads, chunks, combine_chunk, &task, 3 * STRETCH * (int64_t)sizeof(float));
+}

@@ -1,0 +1,69 @@
+"""Builds the C kernels into the wheel. Where there is no C compiler the wheel is pure Python, and says so.
+
+The library has a C ABI and no Python or torch in it: one wheel per platform serves every version of both.
+`CC` and `CFLAGS` are honoured. `UNLEARN_KERNELS_BUILD=0` leaves the library out, `=1` fails where it cannot be built.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = Path(__file__).parent
+VARIABLE = "UNLEARN_KERNELS_BUILD"
+# -ffast-math is left out on purpose: gcc 12 would link code that makes the whole process flush denormals to zero.
+FLAGS = (
+    *("-std=c11", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast", "-fopenmp-simd"),
+    # Vectors stay inside the library: how they would be passed between functions is of no interest.
+    "-Wno-psabi",
+)
+
+
+class NoCompiler(RuntimeError):
+    """There is no working C compiler."""
+
+
+def compile_library(target: Path) -> None:
+    """Compile the sources into the shared library `target`. Raises NoCompiler with what the compiler said."""
+    names = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(names[0]) is None:
+        raise NoCompiler(f"{names[0]} is not on the PATH")
+    sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
+    # Beside the target and renamed: a process that has the old library loaded keeps it.
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    command = [*names, *FLAGS, *shlex.split(os.environ.get("CFLAGS", "")), *sources, "-o", str(partial)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        partial.unlink(missing_ok=True)
+        raise NoCompiler(f"{shlex.join(command)}: {run.stderr.strip()}")
+    partial.replace(target)
+
+
+class KernelsHook(BuildHookInterface):
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        suffix = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
+        target = SOURCES.parent / f"libunlearn_kernels{suffix}"
+        target.unlink(missing_ok=True)
+        wanted = os.environ.get(VARIABLE, "")
+        if wanted == "0":
+            self.app.display_warning(f"unlearn_kernels: C kernels left out, as {VARIABLE} says")
+            return
+        try:
+            compile_library(target)
+        except NoCompiler as error:
+            if wanted == "1":
+                raise
+            self.app.display_warning(f"unlearn_kernels: built without C kernels, plain torch will run: {error}")
+            return
+        build_data["artifacts"].append(f"/{target.relative_to(self.root)}")
+        build_data["pure_python"] = False
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"

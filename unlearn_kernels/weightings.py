@@ -1,0 +1,77 @@
+"""Other surgeries than `retain_normal`: coefficients from TorchJD's weightings (the extra `surgeries`).
+
+They treat all gradients alike: what the retain gradient has against a forget gradient is removed as well.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unlearn_kernels.coefficients import checked_gram
+
+
+def _pcgrad(count: int) -> Callable[[Tensor], Tensor]:
+    from torchjd.aggregation import PCGradWeighting
+
+    return PCGradWeighting()
+
+
+def _upgrad(count: int) -> Callable[[Tensor], Tensor]:
+    from torchjd.aggregation import UPGradWeighting
+
+    return UPGradWeighting(pref_vector=torch.ones(count, dtype=torch.float64))
+
+
+def _dualproj(count: int) -> Callable[[Tensor], Tensor]:
+    from torchjd.aggregation import DualProjWeighting
+
+    return DualProjWeighting(pref_vector=torch.ones(count, dtype=torch.float64))
+
+
+def _mgda(count: int) -> Callable[[Tensor], Tensor]:
+    from torchjd.aggregation import MGDAWeighting
+
+    weighting = MGDAWeighting()
+    return lambda gram: count * weighting(gram)
+
+
+def _cagrad(count: int) -> Callable[[Tensor], Tensor]:
+    from torchjd.aggregation import CAGradWeighting
+
+    # c = 0.5 is the middle of the range that its authors tried.
+    weighting = CAGradWeighting(c=0.5)
+    return lambda gram: count * weighting(gram)
+
+
+_MAKERS = {"pcgrad": _pcgrad, "upgrad": _upgrad, "dualproj": _dualproj, "mgda": _mgda, "cagrad": _cagrad}
+WEIGHTINGS = tuple(_MAKERS)
+"""PCGrad (arXiv 2001.06782), UPGrad (2406.16232), DualProj (GEM's projection, 1706.08840), MGDA (1810.04650) and
+CAGrad (2110.14048)."""
+
+
+def weighting(name: str, gram: Tensor, forget_weight: float = 1.0, *, seed: int = 0) -> Tensor:
+    """Coefficients, float64 [K], by one of WEIGHTINGS; the last gradient is the retain gradient.
+
+    Each forget gradient first weighs forget_weight / (K - 1), so without conflict PCGrad, UPGrad and DualProj give the
+    sum that `retain_normal` gives. MGDA and CAGrad choose a mean, which is scaled to a sum. PCGrad takes the gradients
+    in random order: `seed` decides it, as all ranks must agree. torch's random state stays as it was.
+    A Gram matrix that is not finite gives NaN. Raises ValueError for an unknown name or a gram that is not square,
+    ImportError where TorchJD or what a weighting needs is not installed.
+    """
+    if name not in _MAKERS:
+        raise ValueError(f"weighting: {name!r}, expected one of {', '.join(WEIGHTINGS)}")
+    gram = checked_gram(gram)
+    count = len(gram)
+    if not gram.isfinite().all():
+        return torch.full((count,), math.nan, dtype=torch.float64)
+    scale = torch.full((count,), forget_weight / max(1, count - 1), dtype=torch.float64)
+    scale[-1] = 1
+    try:
+        choose = _MAKERS[name](count)
+    except ImportError as error:
+        raise ImportError(f"{name} needs the extra: pip install 'expunge[surgeries]' ({error})") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return scale * choose(scale[:, None] * gram * scale)
