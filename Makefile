@@ -9,11 +9,12 @@ export MKL_NUM_THREADS ?= 1
 export DS_BUILD_OPS := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup test lint demo bench clean
+.PHONY: setup test lint demo bench bench-kernels clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+# The install compiles the C kernels: a change of theirs is one of it.
+$(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $(STAMP)
@@ -30,11 +31,13 @@ lint: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python jobs/demo.py
 
-bench: $(STAMP)
-	$(BIN)/python -m tests.benchmarks.bench_surgery $(ARGS)
+bench: bench-kernels
+
+bench-kernels: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.bench_kernels $(ARGS)
 
 # Build products and caches only: nobody's data lives in the checkout.
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(STAMP)
+	rm -rf build dist unlearn_kernels/libunlearn_kernels.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(STAMP)
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 	find . -path ./.venv -prune -o -name '*.egg-info' -type d -exec rm -rf {} +

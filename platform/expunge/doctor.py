@@ -42,7 +42,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, in the order in which one would mend them. Nothing raises: a failure is a row."""
-    checks = [_python(), *map(_package, _PACKAGES), _kernels(), _devices(), _encoder()]
+    checks = [_python(), *map(_package, _PACKAGES), *_kernels(), _devices(), _encoder()]
     try:
         settings = load_settings()
     except ExpungeError as error:
@@ -81,22 +81,37 @@ def _package(name: str) -> Check:
         return Check(name, False, "not installed", f"pip install {name}")
 
 
-def _kernels() -> Check:
-    mend = "install expunge again: it brings unlearn_kernels along"
+def _kernels() -> list[Check]:
+    """Where the fused kernels are not there plain torch runs: the same results, only slower."""
     try:
-        import unlearn_kernels
+        from unlearn_kernels.backends import why_absent
     except ImportError as error:
-        return Check("unlearn_kernels", False, str(error), mend)
-    return Check("unlearn_kernels", True, str(Path(unlearn_kernels.__file__ or "").parent))
+        mend = "install expunge again: it brings unlearn_kernels along"
+        return [Check("unlearn_kernels", False, str(error), mend)]
+    rows = [("native", "CPU kernels", "C", "install a C compiler, then expunge again")]
+    if _gpus():
+        rows.append(("triton", "GPU kernels", "Triton", "install the triton that belongs to this torch"))
+    checks = []
+    for backend, name, found, mend in rows:
+        why = why_absent(backend)
+        checks.append(
+            Check(name, why is None, found if why is None else f"plain torch runs: {why}", mend, required=False)
+        )
+    return checks
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _devices() -> Check:
     """A machine without a GPU is well, only slow."""
     try:
-        import torch
+        names = _gpus()
     except ImportError as error:
         return Check("devices", False, f"torch does not import ({error})", "pip install torch")
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check("devices", True, ", ".join(names) or "cpu", required=False)
 
 

@@ -17,8 +17,8 @@ Rows = Callable[[], dict[str, doctor.Check]]
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     # Looking for GPUs imports torch: seconds that these tests have no use for.
-    for name in ("_devices", "_kernels"):
-        monkeypatch.setattr(doctor, name, lambda name=name: doctor.Check(name, True, "cpu"))
+    monkeypatch.setattr(doctor, "_devices", lambda: doctor.Check("devices", True, "cpu"))
+    monkeypatch.setattr(doctor, "_kernels", list)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     return lambda: {check.name: check for check in doctor.examine()}
 
@@ -94,3 +94,13 @@ def test_exit_code(command: Command, monkeypatch: pytest.MonkeyPatch, ok: bool, 
     told = command("doctor", "--json")
     assert told.code == code
     assert told.json[0]["status"] == ("ok" if ok else "missing" if required else "absent")
+
+
+def test_kernels_that_were_not_built_are_no_failure_but_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearn_kernels import backends
+
+    reason = "libunlearn_kernels.so was not built"
+    monkeypatch.setattr(backends, "why_absent", lambda name: reason if name == "native" else None)
+    (row,) = doctor._kernels()
+    assert (row.name, row.status, row.found) == ("CPU kernels", "absent", f"plain torch runs: {reason}")
+    assert "C compiler" in row.mend

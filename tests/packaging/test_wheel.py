@@ -1,5 +1,7 @@
-"""What is built is what works: a wheel, unpacked elsewhere, imports alone and brings its data."""
+"""What is built is what works: a wheel, unpacked elsewhere, imports alone and brings its data and its C kernels."""
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,12 +16,34 @@ PACKAGES = (ROOT / "platform" / "expunge", ROOT / "unlearn_kernels")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    run = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False, timeout=300)
+    return _build(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built where there is no compiler, from a copy: the build leaves its library in the sources."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("platform", "unlearn_kernels"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    return _build(copy, tmp_path_factory.mktemp("pure"), CC="no-such-compiler")
+
+
+def _build(root: Path, out: Path, **environment: str) -> Path:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(root)]
+    run = subprocess.run(
+        command, cwd=out, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     (built,) = out.glob("expunge-*.whl")
     return built
+
+
+def _install(wheel: Path, target: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def _sources() -> set[str]:
@@ -62,7 +86,9 @@ def test_it_says_what_it_needs(wheel: Path) -> None:
     assert metadata["Name"] == "expunge"
     assert metadata["Requires-Python"] == "<3.13,>=3.11"
     assert "torch<2.14,>=2.9" in metadata.get_all("Requires-Dist", [])
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "faces", "postgres", "s3"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("dev", "faces", "postgres", "s3", "surgeries"),
+    }
     assert "expunge = expunge.cli:main" in scripts
 
 
@@ -81,9 +107,7 @@ with files("expunge.testbed").joinpath("data/flags.npz").open("rb") as file:
 def test_it_imports_outside_of_the_repository(wheel: Path, tmp_path: Path) -> None:
     """The path of the installed copy stands first, so that the editable install cannot help out."""
     target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
-    done = subprocess.run(install, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    _install(wheel, target)
     run = subprocess.run(
         [sys.executable, "-c", IMPORTS, str(target)],
         cwd=tmp_path,
@@ -94,3 +118,34 @@ def test_it_imports_outside_of_the_repository(wheel: Path, tmp_path: Path) -> No
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["256"]
+
+
+KERNELS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from unlearn_kernels import gram
+from unlearn_kernels.backends import backend_name, why_absent
+assert gram([torch.ones(3), torch.ones(3)]).tolist() == [[3, 3], [3, 3]]
+print(backend_name([torch.ones(1)]), why_absent("native") or "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("built", "tag", "says"),
+    [
+        ("wheel", "py3-none-linux_x86_64", "native"),
+        ("pure_wheel", "py3-none-any", "reference libunlearn_kernels.so was not built"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="the names are of one platform")
+def test_kernels_with_and_without_a_compiler(
+    built: str, tag: str, says: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    wheel: Path = request.getfixturevalue(built)
+    assert wheel.stem.endswith(tag)
+    _install(wheel, tmp_path / "site")
+    command = [sys.executable, "-c", KERNELS, str(tmp_path / "site")]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(says)

@@ -90,13 +90,12 @@ CLONES static void pair_f32(const float *x, const float *y, int64_t n, double *s
     sums[0] += sum4(a + d), sums[1] += sum4(b + e), sums[TILE + 1] += sum4(c + f);
 }
 
-/* Of two bfloat16 rows, in float32 as in `tile`. A 32-bit word holds two elements: shifted up it is the one, masked it is
- * the other, and their order does not matter. */
+/* Of two bfloat16 rows, in float32 as in `tile`. */
 CLONES static void pair_bf16(const uint16_t *x, const uint16_t *y, int64_t n, double *sums) {
     v8f a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
     for (int64_t i = 0; i < n; i += 16) {
         v8u u = *(const v8u *)(x + i), w = *(const v8u *)(y + i);
-        v8f p0 = (v8f)(u << 16), p1 = (v8f)(u & 0xffff0000u), q0 = (v8f)(w << 16), q1 = (v8f)(w & 0xffff0000u);
+        v8f p0 = first_of(u), p1 = second_of(u), q0 = first_of(w), q1 = second_of(w);
         a += p0 * p0, b += p0 * q0, c += q0 * q0;
         d += p1 * p1, e += p1 * q1, f += q1 * q1;
     }
@@ -199,20 +198,12 @@ CLONES static void add_pair(const float *a, float x, const float *b, float y, in
     for (int64_t i = 0; i < n; i++) out[i] += x * a[i] + y * b[i];
 }
 
-static inline v8u rounded(v8f sum) {
-    v8u bits = (v8u)sum;
-    return bits + 0x7fff + ((bits >> 16) & 1);
-}
-
-/* bfloat16 to bfloat16 without leaving the registers: panels would cost as much as the memory. Two elements to a word, as
- * in `pair_bf16`. What is NaN here was one as bfloat16, with nothing in its lower bits for the rounding to carry. */
+/* bfloat16 to bfloat16 without leaving the registers: panels would cost as much as the memory. */
 CLONES static void axpby_bf16(const uint16_t *a, float x, const uint16_t *b, float y, int64_t n, uint16_t *out) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
         v8u u = *(const v8u *)(a + i), w = *(const v8u *)(b + i);
-        v8u low = rounded(x * (v8f)(u << 16) + y * (v8f)(w << 16));
-        v8u high = rounded(x * (v8f)(u & 0xffff0000u) + y * (v8f)(w & 0xffff0000u));
-        *(v8u *)(out + i) = (low >> 16) | (high & 0xffff0000u);
+        *(v8u *)(out + i) = both_of(x * first_of(u) + y * first_of(w), x * second_of(u) + y * second_of(w));
     }
     for (; i < n; i++) {
         word p = {.bits = (uint32_t)a[i] << 16}, q = {.bits = (uint32_t)b[i] << 16};

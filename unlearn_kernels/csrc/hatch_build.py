@@ -51,16 +51,15 @@ class KernelsHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         suffix = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
         target = SOURCES.parent / f"libunlearn_kernels{suffix}"
-        target.unlink(missing_ok=True)
         wanted = os.environ.get(VARIABLE, "")
-        if wanted == "0":
-            self.app.display_warning(f"unlearn_kernels: C kernels left out, as {VARIABLE} says")
-            return
         try:
+            if wanted == "0":
+                raise NoCompiler(f"{VARIABLE}=0")
             compile_library(target)
         except NoCompiler as error:
             if wanted == "1":
                 raise
+            target.unlink(missing_ok=True)  # of an earlier build
             self.app.display_warning(f"unlearn_kernels: built without C kernels, plain torch will run: {error}")
             return
         build_data["artifacts"].append(f"/{target.relative_to(self.root)}")

@@ -43,6 +43,17 @@ typedef union {
 /* The bits of a float32 rounded to nearest even. A NaN stays one as long as its lower 16 bits are 0. */
 static inline uint16_t bf16_of(uint32_t bits) { return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16); }
 
+/* Eight words of two bfloat16 each. Shifted up a word is its first element, masked its second: what treats all elements
+ * alike can work on the two halves without unpacking them. */
+static inline v8f first_of(v8u words) { return (v8f)(words << 16); }
+static inline v8f second_of(v8u words) { return (v8f)(words & 0xffff0000u); }
+/* The way back, rounding to nearest even: for values whose NaN have nothing in their lower bits, as those of bfloat16. */
+static inline v8u both_of(v8f first, v8f second) {
+    v8u a = (v8u)first, b = (v8u)second;
+    a += 0x7fff + ((a >> 16) & 1), b += 0x7fff + ((b >> 16) & 1);
+    return (a >> 16) | (b & 0xffff0000u);
+}
+
 /* n elements of `type` at `source` + `offset`, as float32: the place itself where they are, else widened into buffer. */
 const float *as_float(int type, const void *source, int64_t offset, int64_t n, float *buffer);
 /* Round n float32 to nearest even into elements of `type`. */

@@ -80,7 +80,7 @@ EXPORT int unlearn_noise_and_target(int64_t batch, int64_t size, const void *con
 
 typedef struct {
     int64_t size, masked; /* elements of a sample; of its mask, which repeats along the sample */
-    int terms;
+    int terms, all_bf16; /* and without a mask */
     const void *pred, *data[MOST_TERMS];
     uint8_t type, types[MOST_TERMS];
     const float *coefficients, *mask; /* [B, terms]; [B, masked] or NULL */
@@ -131,6 +131,33 @@ DEFINE_LOSS(masked_3, THREE, MASKED)
 typedef double (*loss_kernel)(const float *, const float *const *, const float *, const float *, float, int64_t, float *);
 static const loss_kernel LOSSES[2][MOST_TERMS] = {{loss_1, loss_2, loss_3}, {masked_1, masked_2, masked_3}};
 
+/* The same without a mask where all is bfloat16, n a multiple of 16: nothing leaves the registers. `out` may be NULL. */
+#define DEFINE_LOSS_BF16(name, TARGET)                                                                           \
+    CLONES static double name(const uint16_t *pred, const uint16_t *const *term, const float *c, float s, int64_t n, \
+                              uint16_t *out) {                                                                   \
+        v8f even = {0}, odd = {0};                                                                               \
+        const uint16_t *t0 = term[0], *t1 = term[1], *t2 = term[2];                                              \
+        float c0 = c[0], c1 = c[1], c2 = c[2];                                                                   \
+        (void)t1, (void)t2, (void)c1, (void)c2;                                                                  \
+        for (int64_t i = 0; i < n; i += 16) {                                                                    \
+            v8u p = *(const v8u *)(pred + i);                                                                    \
+            v8f d = first_of(p) - (TARGET(first_of)), e = second_of(p) - (TARGET(second_of));                    \
+            even += d * d, odd += e * e;                                                                         \
+            if (out != NULL) *(v8u *)(out + i) = both_of(s * d, s * e);                                          \
+        }                                                                                                        \
+        return sum8(even) + sum8(odd);                                                                           \
+    }
+#define WORDS(t) (*(const v8u *)((t) + i))
+#define HALF_ONE(half) c0 *half(WORDS(t0))
+#define HALF_TWO(half) c0 *half(WORDS(t0)) + c1 *half(WORDS(t1))
+#define HALF_THREE(half) c0 *half(WORDS(t0)) + c1 *half(WORDS(t1)) + c2 *half(WORDS(t2))
+DEFINE_LOSS_BF16(bf16_1, HALF_ONE)
+DEFINE_LOSS_BF16(bf16_2, HALF_TWO)
+DEFINE_LOSS_BF16(bf16_3, HALF_THREE)
+
+typedef double (*bf16_kernel)(const uint16_t *, const uint16_t *const *, const float *, float, int64_t, uint16_t *);
+static const bf16_kernel BF16_LOSSES[MOST_TERMS] = {bf16_1, bf16_2, bf16_3};
+
 /* As `as_float`, padded by zeros. */
 static const float *padded(int type, const void *source, int64_t offset, int64_t n, float *buffer) {
     const float *values = as_float(type, source, offset, n, buffer);
@@ -156,6 +183,13 @@ static void loss_block(void *task, int64_t unit, void *scratch) {
             mask = padded(F32, t->mask, b.sample * t->masked + within, n, buffers + 4 * PANEL);
         }
         int64_t offset = b.sample * t->size + at, whole = PADDED(n);
+        if (t->all_bf16 && whole == n) {
+            const uint16_t *half[MOST_TERMS], *all = (const uint16_t *)t->pred + offset;
+            for (int k = 0; k < MOST_TERMS; k++) half[k] = k < t->terms ? (const uint16_t *)t->data[k] + offset : all;
+            uint16_t *gradient = t->gradient == NULL ? NULL : (uint16_t *)t->gradient + offset;
+            sum += BF16_LOSSES[t->terms - 1](all, half, c, (float)(2 * factor), n, gradient);
+            continue;
+        }
         const float *pred = padded(t->type, t->pred, offset, n, buffers), *term[MOST_TERMS] = {pred, pred, pred};
         for (int k = 0; k < t->terms; k++)
             term[k] = padded(t->types[k], t->data[k], offset, n, buffers + (k + 1) * PANEL);
@@ -183,7 +217,11 @@ EXPORT int unlearn_weighted_loss(int64_t batch, int64_t size, int type, const vo
     task.partials = malloc((size_t)units * sizeof(double));
     int failed = factors == NULL || task.partials == NULL;
     if (!failed) {
-        for (int k = 0; k < terms; k++) task.data[k] = data[k], task.types[k] = types[k];
+        task.all_bf16 = mask == NULL && type == BF16;
+        for (int k = 0; k < terms; k++) {
+            task.data[k] = data[k], task.types[k] = types[k];
+            task.all_bf16 &= types[k] == BF16;
+        }
         for (int64_t i = 0; i < batch; i++) {
             double elements = 0;
             for (int64_t j = 0; mask != NULL && j < masked; j++) elements += mask[i * masked + j];

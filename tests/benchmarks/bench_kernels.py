@@ -1,0 +1,238 @@
+"""Time, memory and error of `unlearn_kernels` beside its peers on the same tensors: `make bench-kernels`.
+
+All run in turn within one process, so that a busy machine slows all alike: ratios are what can be compared between
+machines and days. CPU time counts all threads. CSV on stdout; `--markdown` prints the README's table instead.
+"""
+
+import argparse
+import csv
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
+
+import numpy as np
+import torch
+
+from tests.benchmarks import kernel_peers as peers
+from unlearn_kernels import axpby_, gram
+from unlearn_kernels.backends import backend_name
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HEADER = ["what", "name", "dtype", "K", "elements", "threads", "figure", "p20", "p50", "p80", "unit"]
+STAMP = ["device", "backend", "torch", "expunge"]
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    name: str
+    dtype: str
+    count: int
+    elements: int
+    threads: int
+    figure: str
+    values: list[float]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.values))
+
+    def cells(self) -> list[object]:
+        quantiles = [f"{q:.4g}" for q in np.quantile(self.values, [0.2, 0.5, 0.8])]
+        key = [self.what, self.name, self.dtype, self.count, self.elements, self.threads, self.figure]
+        return [*key, *quantiles, self.unit]
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    run: Callable[[], object]
+
+
+def interleaved(contenders: Sequence[Contender], repeats: int, reset: Callable[[], object]) -> dict[str, np.ndarray]:
+    """Milliseconds [repeats, 2] of each: CPU time and wall time. One turn first, to warm up and compile."""
+    times: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
+    for repeat in range(repeats + 1):
+        for contender in contenders:
+            reset()
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            contender.run()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            if repeat:
+                times[contender.name].append((1e3 * cpu, 1e3 * wall))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Times of all, and the ratio of each peer to `ours`, turn by turn."""
+    key = (dtype, count, elements, torch.get_num_threads())
+    for name, values in times.items():
+        for column, figure in enumerate(("cpu", "wall")):
+            yield Row(what, name, *key, figure, list(values[:, column]), "ms")
+            if name != "ours":
+                yield Row(what, name, *key, f"{figure} / ours", list(values[:, column] / times["ours"][:, column]), "1")
+
+
+def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
+    """K = 2 in conflict, eight tensors a gradient. The stream is torch's own in-place add of the same two gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1024, max(1, elements // 8 // 1024))] * 8
+    forget, start = ([torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in shapes] for _ in range(2))
+    start = [s - f for s, f in zip(start, forget, strict=True)]
+    retain = [gradient.clone() for gradient in start]
+    flat = [torch.zeros(sum(g.numel() for g in start)) for _ in range(2)]
+
+    def reset() -> None:
+        torch._foreach_copy_(retain, start)
+
+    contenders = [
+        Contender("ours", lambda: peers.ours(forget, retain)),
+        Contender("eager", lambda: peers.eager(forget, retain)),
+        Contender("foreach", lambda: peers.foreach(forget, retain)),
+        Contender("compile", lambda: peers.compiled(forget, retain)),
+        Contender("compile, by the Gram", lambda: peers.compiled_gram(forget, retain)),
+        Contender("combine_ alone", lambda: axpby_(retain, 0.5, forget, 0.5)),
+        Contender("gram alone", lambda: gram([forget, retain])),
+        Contender("fp32 stream", lambda: flat[0].add_(flat[1], alpha=0.5)),
+    ]
+    times = interleaved(contenders, repeats, reset)
+    yield from _rows("surgery", dtype, 2, elements, times)
+    # Bytes a second, as a share of what the float32 stream moves: it reads two vectors and writes one.
+    bandwidth = 3 * 4 * elements / times["fp32 stream"][:, 1]
+    size = start[0].element_size()
+    for name, vectors in (("ours", 5), ("combine_ alone", 3), ("gram alone", 2)):
+        share = vectors * size * elements / times[name][:, 1] / bandwidth
+        yield Row("surgery", name, dtype, 2, elements, torch.get_num_threads(), "bandwidth / stream", list(share), "1")
+
+
+def many(count: int, elements: int, repeats: int) -> Iterator[Row]:
+    """K float32 gradients as the matrix that TorchJD asks for; the usual loops up to K = 8, they are quadratic in K."""
+    start = torch.randn(count, elements, generator=torch.Generator().manual_seed(0))
+    shards = start.clone()
+    contenders = [
+        Contender("ours", lambda: peers.ours_matrix(shards)),
+        Contender("torchjd", lambda: peers.torchjd(shards)),
+    ]
+    if count <= 8:
+        contenders += [
+            Contender("loop", lambda: peers.loop(shards)),
+            Contender("libmtl", lambda: peers.libmtl(shards)),
+        ]
+    times = interleaved(contenders, repeats, lambda: shards.copy_(start))
+    yield from _rows("pcgrad", "fp32", count, elements, times)
+
+
+def loss(shape: tuple[int, ...], dtype: str, repeats: int) -> Iterator[Row]:
+    """Forward and backward, three-tensor form; errors of the loss against float64 on the same rounded tensors."""
+    generator = torch.Generator().manual_seed(0)
+    pred, *terms = (torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(4))
+    sigma = torch.linspace(0.1, 0.9, shape[0])
+    coefficients = torch.stack([torch.ones_like(sigma), 1 / sigma - 1, -1 / sigma], 1)
+    weight = sigma**2
+    pred.requires_grad_()
+
+    def step(function: peers.Loss) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(pred, terms, coefficients, weight), pred)
+
+    functions = {"ours": peers.our_loss, "eager": peers.eager_loss, "compile": peers.compiled_loss}
+    contenders = [Contender(name, step(function)) for name, function in functions.items()]
+    yield from _rows("loss", dtype, 1, pred.numel(), interleaved(contenders, repeats, gc.collect))
+    with torch.no_grad():
+        exact = peers.eager_loss(pred.double(), [t.double() for t in terms], coefficients.double(), weight.double())
+        for name, function in functions.items():
+            error = abs(function(pred, terms, coefficients, weight).double() / exact - 1).item()
+            yield Row("loss", name, dtype, 1, pred.numel(), torch.get_num_threads(), "relative error", [error], "1")
+
+
+PEAK = """
+import re, sys, torch
+from pathlib import Path
+from tests.benchmarks import kernel_peers as peers
+def peak():  # of this process alone; ru_maxrss starts with that of the parent
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
+torch.set_num_threads(1)
+size = 40_000_000
+forget, retain = [torch.ones(size)], [torch.full((size,), -1.0)]
+function = getattr(peers, sys.argv[1])
+function([torch.ones(1000)], [-torch.ones(1000)])
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+function(forget, retain)
+print((peak() - before) / (4 * size))
+"""
+
+
+def memory() -> Iterator[Row]:
+    """Peak memory of one surgery beyond its two gradients, in vectors of N; in a process of its own each."""
+    for name, function in (("ours", "ours"), ("eager", "eager"), ("foreach", "foreach"), ("loop", "loop_of_lists")):
+        run = subprocess.run([sys.executable, "-c", PEAK, function], capture_output=True, text=True, check=True)
+        yield Row("memory", name, "fp32", 2, 40_000_000, 1, "extra vectors", [float(run.stdout)], "N")
+
+
+def measure(args: argparse.Namespace) -> Iterator[Row]:
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        torch._dynamo.reset()
+        for elements, dtype in product(args.sizes, DTYPES):
+            yield from surgery(elements, dtype, args.repeats if elements <= 50_000_000 else max(3, args.repeats // 3))
+        for dtype in DTYPES:
+            yield from loss((8, 16, 128, 128), dtype, 3 * args.repeats)
+        for count in args.counts:
+            elements = 20_000_000 if count <= 4 else 10_000_000 if count <= 8 else 5_000_000
+            yield from many(count, int(elements * args.scale), max(3, args.repeats // 2))
+    yield from memory()
+
+
+def markdown(rows: Iterable[Row]) -> Iterator[str]:
+    """Ratios of CPU time, peer / ours, and what stands beside them in the README."""
+    yield "| case | threads | against | CPU time of the peer / ours | wall |"
+    yield "|---|---|---|---|---|"
+    found = list(rows)
+    for row in found:
+        if row.figure != "cpu / ours" or row.name in ("fp32 stream", "combine_ alone", "gram alone"):
+            continue
+        wall = next(
+            r.median
+            for r in found
+            if (r.what, r.name, r.dtype, r.count, r.elements, r.threads, r.figure)
+            == (row.what, row.name, row.dtype, row.count, row.elements, row.threads, "wall / ours")
+        )
+        case = f"{row.what} K = {row.count}, {row.elements / 1e6:.3g}M {row.dtype}"
+        yield f"| {case} | {row.threads} | {row.name} | {row.median:.1f} | {wall:.1f} |"
+    yield ""
+    for row in found:
+        if row.figure in ("bandwidth / stream", "relative error", "extra vectors"):
+            where = f"{row.what} {row.dtype} {row.elements / 1e6:.3g}M, {row.threads} threads"
+            yield f"- {row.figure}, {where}: {row.name} {row.median:.2g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000_000, 200_000_000], help="elements, K = 2")
+    parser.add_argument("--counts", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="K of the PCGrad comparison")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of the PCGrad comparison")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args()
+    stamp = ["cpu", backend_name([torch.ones(1)]), torch.__version__, version("expunge")]
+    if args.markdown:
+        for line in markdown(measure(args)):
+            print(line)
+        return
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow([*HEADER, *STAMP])
+    for row in measure(args):
+        table.writerow([*row.cells(), *stamp])
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What `bench_kernels` compares: the same work as others write it. A surgery leaves its result in the retain gradient.
+
+A gradient is a list of tensors; `forget`, `retain` lists of the same shapes.
+"""
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unlearn_kernels import (
+    clip_coefficient,
+    combine_,
+    gram,
+    regression_loss,
+    retain_normal,
+    weighted_loss,
+    weighting,
+)
+
+MAX_NORM = 1.0
+Gradient = list[Tensor]
+Surgery = Callable[[Gradient, Gradient], None]
+
+
+def ours(forget: Gradient, retain: Gradient) -> None:
+    matrix = gram([forget, retain])
+    coefficients = retain_normal(matrix)
+    combine_(retain, [forget, retain], coefficients * clip_coefficient(matrix, coefficients, MAX_NORM))
+
+
+def eager(forget: Gradient, retain: Gradient) -> None:
+    """Concatenate, dot, project, clip, write back."""
+    f, r = torch.cat([g.flatten() for g in forget]), torch.cat([g.flatten() for g in retain])
+    dot = torch.dot(f, r)
+    if dot < 0:
+        f = f - dot / torch.dot(r, r) * r
+    total = f + r
+    total = total * torch.clamp(MAX_NORM / torch.linalg.vector_norm(total), max=1.0)
+    for gradient, part in zip(retain, total.split([g.numel() for g in retain]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def foreach(forget: Gradient, retain: Gradient) -> None:
+    """Fused over the list, one pass an operation, without concatenating."""
+    dot = torch.stack([product.sum() for product in torch._foreach_mul(forget, retain)]).sum()
+    against = dot.clamp(max=0) / torch.stack(torch._foreach_norm(retain)).square().sum()
+    torch._foreach_mul_(retain, 1 - against)
+    torch._foreach_add_(retain, forget)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(retain)))
+    torch._foreach_mul_(retain, torch.clamp(MAX_NORM / norm, max=1.0))
+
+
+compiled: Surgery = torch.compile(eager, fullgraph=True, dynamic=False)
+
+
+def _gram_in_torch(forget: Gradient, retain: Gradient) -> None:
+    """Our algebra in torch, to see what the kernels themselves add: three dots in one pass, one combination."""
+    pairs = list(zip(forget, retain, strict=True))
+    ff = torch.stack([(f.float() * f.float()).sum() for f in forget]).sum()
+    fr = torch.stack([(f.float() * r.float()).sum() for f, r in pairs]).sum()
+    rr = torch.stack([(r.float() * r.float()).sum() for r in retain]).sum()
+    c = 1 - fr.clamp(max=0) / rr
+    norm = (ff + 2 * c * fr + c * c * rr).clamp(min=0).sqrt()
+    clip = torch.clamp(MAX_NORM / norm, max=1.0)
+    for f, r in pairs:
+        r.copy_(clip * (f.float() + c * r.float()))
+
+
+compiled_gram: Surgery = torch.compile(_gram_in_torch, fullgraph=True, dynamic=False)
+
+
+def loop(shards: Tensor) -> Tensor:
+    """PCGrad as it is usually written: every gradient projected off every other, [K, N] -> [N]."""
+    projected = [gradient.clone() for gradient in shards]
+    for gradient in projected:
+        others = list(shards)
+        random.shuffle(others)
+        for other in others:
+            dot = torch.dot(gradient, other)
+            if dot < 0:
+                gradient -= dot * other / other.norm() ** 2
+    return torch.stack(projected).mean(0)
+
+
+def loop_of_lists(forget: Gradient, retain: Gradient) -> None:
+    """The same from and into the gradients of a model."""
+    shards = torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in (forget, retain)])
+    for gradient, part in zip(retain, loop(shards).split([g.numel() for g in retain]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def libmtl(shards: Tensor) -> Tensor:
+    """The operations of LibMTL 1.1.5's PCGrad on its matrix of gradients, without its backward passes."""
+    projected = shards.clone()
+    for i in range(len(shards)):
+        for j in random.sample(range(len(shards)), len(shards)):
+            dot = torch.dot(projected[i], shards[j])
+            if dot < 0:
+                projected[i] -= dot * shards[j] / (shards[j].norm().pow(2))
+                (dot / (shards[j].norm().pow(2))).item()
+    return projected.sum(0).clone()
+
+
+def torchjd(shards: Tensor) -> Tensor:
+    from torchjd.aggregation import PCGrad
+
+    return PCGrad()(shards)
+
+
+def ours_matrix(shards: Tensor) -> Tensor:
+    """As TorchJD's PCGrad, in place of the last row."""
+    combine_(shards[-1], shards, weighting("pcgrad", gram(shards)))
+    return shards[-1]
+
+
+Loss = Callable[[Tensor, list[Tensor], Tensor, Tensor], Tensor]
+
+
+def eager_loss(pred: Tensor, terms: list[Tensor], coefficients: Tensor, weight: Tensor) -> Tensor:
+    """As a training script writes it, in the dtype of its tensors."""
+    shape = (-1, *[1] * (pred.ndim - 1))
+    columns = [column.to(pred.dtype).view(shape) for column in coefficients.unbind(1)]
+    target = sum(c * term for c, term in zip(columns, terms, strict=True))
+    return (weight.to(pred.dtype) * (pred - target).square().flatten(1).mean(1)).mean()
+
+
+compiled_loss: Loss = torch.compile(eager_loss, fullgraph=True, dynamic=False)
+
+
+def our_loss(pred: Tensor, terms: list[Tensor], coefficients: Tensor, weight: Tensor) -> Tensor:
+    if len(terms) == 3:
+        eps, x_f, x_s = terms
+        return weighted_loss(pred, eps, x_f, x_s, coefficients, weight)
+    return regression_loss(pred, terms, coefficients, weight)
