@@ -8,13 +8,17 @@ import math
 import torch
 from torch import Tensor
 
+VANISHING = 1e-60
+"""<r, r> relative to the largest <g, g>: a coefficient of |g| / |r| beyond 1e30 would soon overflow float32."""
+
 
 def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
     """Coefficients, float64 [K], of `retain + forget_weight * mean_k g_k'`.
 
     `g_k' = g_k - min(0, <g_k, r>) / <r, r> r` is the forget gradient without what it has against the retain gradient r:
     PCGrad's projection (Yu et al. 2020, arXiv 2001.06782), one-sided: the retain gradient is never changed. So
-    `<g_k', r> >= 0` for every k. Where r is 0 there is nothing to protect and nothing is projected. K = 1 gives [1].
+    `<g_k', r> >= 0` for every k. Where r is 0, or vanishes beside a g_k (VANISHING), there is nothing to protect and
+    nothing is projected. K = 1 gives [1].
     Raises ValueError when gram is not square or empty.
     """
     gram = checked_gram(gram)
@@ -23,8 +27,10 @@ def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
     forget_count = len(gram) - 1
     share = forget_weight / max(1, forget_count)
     coefficients = torch.full((len(gram),), share, dtype=torch.float64)
+    coefficients[-1] = 1
     against, norm = gram[:-1, -1].clamp(max=0).sum(), gram[-1, -1]
-    coefficients[-1] = 1 - share * against / norm if norm > 0 else 1
+    if norm > VANISHING * gram.diagonal().max():
+        coefficients[-1] = 1 - share * against / norm
     return coefficients
 
 

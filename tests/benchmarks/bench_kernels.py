@@ -58,15 +58,17 @@ class Contender:
 def interleaved(contenders: Sequence[Contender], repeats: int, reset: Callable[[], object]) -> dict[str, np.ndarray]:
     """Milliseconds [repeats, 2] of each: CPU time and wall time. One turn first, to warm up and compile."""
     times: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
+    gc.disable()  # as timeit does: a collection between two turns would cool the caches
     for repeat in range(repeats + 1):
+        gc.collect()
         for contender in contenders:
             reset()
-            gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             contender.run()
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             if repeat:
                 times[contender.name].append((1e3 * cpu, 1e3 * wall))
+    gc.enable()
     return {name: np.array(values) for name, values in times.items()}
 
 
@@ -81,16 +83,18 @@ def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.
 
 
 def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
-    """K = 2 in conflict, eight tensors a gradient. The stream is torch's own in-place add of the same two gradients."""
+    """K = 2 in conflict, eight tensors a gradient. The stream is torch's in-place add of two float32 gradients so large."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1024, max(1, elements // 8 // 1024))] * 8
     forget, start = ([torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in shapes] for _ in range(2))
     start = [s - f for s, f in zip(start, forget, strict=True)]
     retain = [gradient.clone() for gradient in start]
-    flat = [torch.zeros(sum(g.numel() for g in start)) for _ in range(2)]
+    stream = [[torch.zeros(s) for s in shapes] for _ in range(2)]
 
     def reset() -> None:
+        # Before each turn alike, so that all begin with the same write-backs pending.
         torch._foreach_copy_(retain, start)
+        torch._foreach_zero_(stream[0])
 
     contenders = [
         Contender("ours", lambda: peers.ours(forget, retain)),
@@ -100,7 +104,7 @@ def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
         Contender("compile, by the Gram", lambda: peers.compiled_gram(forget, retain)),
         Contender("combine_ alone", lambda: axpby_(retain, 0.5, forget, 0.5)),
         Contender("gram alone", lambda: gram([forget, retain])),
-        Contender("fp32 stream", lambda: flat[0].add_(flat[1], alpha=0.5)),
+        Contender("fp32 stream", lambda: torch._foreach_add_(*stream, alpha=0.5)),
     ]
     times = interleaved(contenders, repeats, reset)
     yield from _rows("surgery", dtype, 2, elements, times)
@@ -143,7 +147,7 @@ def loss(shape: tuple[int, ...], dtype: str, repeats: int) -> Iterator[Row]:
 
     functions = {"ours": peers.our_loss, "eager": peers.eager_loss, "compile": peers.compiled_loss}
     contenders = [Contender(name, step(function)) for name, function in functions.items()]
-    yield from _rows("loss", dtype, 1, pred.numel(), interleaved(contenders, repeats, gc.collect))
+    yield from _rows("loss", dtype, 1, pred.numel(), interleaved(contenders, repeats, lambda: None))
     with torch.no_grad():
         exact = peers.eager_loss(pred.double(), [t.double() for t in terms], coefficients.double(), weight.double())
         for name, function in functions.items():

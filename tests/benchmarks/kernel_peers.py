@@ -52,7 +52,16 @@ def foreach(forget: Gradient, retain: Gradient) -> None:
     torch._foreach_mul_(retain, torch.clamp(MAX_NORM / norm, max=1.0))
 
 
-compiled: Surgery = torch.compile(eager, fullgraph=True, dynamic=False)
+def _branchless(forget: Gradient, retain: Gradient) -> None:
+    """`eager` without its branch, which would break the graph."""
+    f, r = torch.cat([g.flatten() for g in forget]), torch.cat([g.flatten() for g in retain])
+    total = f - torch.dot(f, r).clamp(max=0) / torch.dot(r, r) * r + r
+    total = total * torch.clamp(MAX_NORM / torch.linalg.vector_norm(total), max=1.0)
+    for gradient, part in zip(retain, total.split([g.numel() for g in retain]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+compiled: Surgery = torch.compile(_branchless, fullgraph=True, dynamic=False)
 
 
 def _gram_in_torch(forget: Gradient, retain: Gradient) -> None:
