@@ -1,0 +1,54 @@
+"""`helm test`: a tiny removal, from the request to its verdict. Arguments go to the trigger's own script.
+
+The request is for a model of its own, `helm-test`, so that nobody's request is drained.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MODEL = "helm-test"
+TRIGGER = os.environ.get("TRIGGER", "/opt/expunge/jobs/submit_rayjob.py")
+
+
+def main() -> int:
+    request = submit()
+    sys.stderr.write(f"{request}: accepted\n")
+    triggered = subprocess.run([sys.executable, TRIGGER, "--model", MODEL, *sys.argv[1:]], check=False)
+    if triggered.returncode:
+        return triggered.returncode
+    return subprocess.run(
+        ["expunge", "verdicts", json.loads(expunge("show", request))["batch"]], check=False
+    ).returncode
+
+
+def submit() -> str:
+    """Ask for the removal of one of the testbed's faces, with another as its surrogate; returns the request's id."""
+    from expunge.testbed import faces
+
+    pictures = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        target, surrogate = (Path(folder) / name for name in ("target.png", "surrogate.png"))
+        Image.fromarray(pictures[3]).save(target)
+        Image.fromarray(pictures[90]).save(surrogate)
+        identity = ["--external-id", f"helm-test-{os.environ['NIGHT']}", "--reason", "helm test"]
+        answer = expunge("submit", str(target), "--model", MODEL, "--surrogate", str(surrogate), *identity)
+    return json.loads(answer)["id"]
+
+
+def expunge(*arguments: str) -> str:
+    done = subprocess.run(["expunge", *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stdout)
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
