@@ -20,8 +20,8 @@ NAMES = ("triton", "native", "reference")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
 """What `triton` and `native` take."""
 
-_FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=None)
 VARIABLE = "UNLEARN_KERNELS_BACKEND"
+_FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=os.environ.get(VARIABLE))
 
 
 class Backend(Protocol):
@@ -57,7 +57,7 @@ class Backend(Protocol):
 def use_backend(name: str) -> Iterator[None]:
     """Inside, every operation runs on `name`, or raises ValueError where that one cannot.
 
-    The variable UNLEARN_KERNELS_BACKEND does the same for a whole process.
+    The variable UNLEARN_KERNELS_BACKEND, read when this is imported, does the same for a whole process.
     """
     _load(name)
     token = _FORCED.set(name)
@@ -69,15 +69,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 def backend_for(tensors: Sequence[Tensor]) -> Backend:
     """The implementation for these tensors. Raises ValueError where a forced one does not take them."""
-    name = backend_name(tensors)
-    return _load(name)
+    return _load(backend_name(tensors))
 
 
 def backend_name(tensors: Sequence[Tensor]) -> str:
     """The name of what `backend_for` gives."""
     device = tensors[0].device.type
     fused = all(tensor.dtype in FUSED for tensor in tensors)
-    forced = _FORCED.get() or os.environ.get(VARIABLE)
+    forced = _FORCED.get()
     if forced:
         if forced != "reference" and not fused:
             raise ValueError(f"the {forced} backend takes float32, bfloat16 and float16 only")
@@ -98,6 +97,7 @@ def why_absent(name: str) -> str | None:
     return None
 
 
+@cache
 def _load(name: str) -> Backend:
     if name not in NAMES:
         raise ValueError(f"backend: {name!r}, expected one of {', '.join(NAMES)}")

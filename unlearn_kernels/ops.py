@@ -43,7 +43,7 @@ def noise_and_target(
     _check_samples(x_f=x_f, x_s=x_s, eps=eps)
     _check_rows(len(x_f), 2, path=path)
     _check_rows(len(x_f), 3, coefficients=coefficients)
-    x_t, *target = _OPERATORS.noise_and_target(
+    x_t, *target = _OPERATORS.noise_and_target.default(
         *(tensor.detach().contiguous() for tensor in (x_f, x_s, eps)),
         *(_table(table, x_f) for table in (path, coefficients)),
         with_target,
@@ -66,7 +66,7 @@ def weighted_loss(
     tensor less and sees x_t as it was rounded for the model, is `regression_loss(pred, (x_t, x_s), ...)`.
     """
     _check_samples(pred=pred, eps=eps, x_f=x_f, x_s=x_s)
-    return regression_loss(pred, (eps, x_f, x_s), coefficients, weight, mask)
+    return _loss(pred, (eps, x_f, x_s), coefficients, weight, mask)
 
 
 def regression_loss(
@@ -88,6 +88,10 @@ def regression_loss(
     if not 1 <= len(terms) <= MOST_TERMS:
         raise ValueError(f"terms: {len(terms)} tensors, expected 1 to {MOST_TERMS}")
     _check_samples(pred=pred, **{f"terms[{n}]": term for n, term in enumerate(terms)})
+    return _loss(pred, terms, coefficients, weight, mask)
+
+
+def _loss(pred: Tensor, terms: Sequence[Tensor], coefficients: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
     _check_rows(len(pred), len(terms), coefficients=coefficients)
     if weight.shape != (len(pred),):
         raise ValueError(f"weight: shape {tuple(weight.shape)}, expected ({len(pred)},)")
@@ -102,7 +106,7 @@ def regression_loss(
     )
     if pred.requires_grad and torch.is_grad_enabled():
         return cast(Tensor, _Loss.apply(*arguments))
-    return _OPERATORS.weighted_loss(*arguments, False)[0]
+    return _OPERATORS.weighted_loss.default(*arguments, False)[0]
 
 
 def gram(shards: Shards) -> Tensor:
@@ -110,7 +114,7 @@ def gram(shards: Shards) -> Tensor:
 
     Sums have one fixed order, whatever the number of threads and however the elements are spread over entries: equal
     gradients give equal bits on one machine. Two float32 gradients are multiplied and summed in float64. Others are
-    multiplied in float32, and runs of at most 128 products summed in it: within 1e-5 of |g_i| |g_j|, in practice 1e-7.
+    multiplied in float32, and runs of at most 64 products summed in it: within 1e-5 of |g_i| |g_j|, in practice 1e-7.
     There, elements above 1e19 overflow to infinity and below 1e-22 count as 0. NaN and infinity propagate.
     Extra memory: O(K^2) numbers. Raises ValueError when there is no shard, or when shards differ in an entry's shape.
     """
@@ -119,7 +123,7 @@ def gram(shards: Shards) -> Tensor:
     if not filled[0]:
         device = entries[0][0].device if entries[0] else None
         return torch.zeros(len(entries), len(entries), dtype=torch.float64, device=device)
-    return _OPERATORS.gram([tensor for shard in filled for tensor in shard], len(filled))
+    return _OPERATORS.gram.default([tensor for shard in filled for tensor in shard], len(filled))
 
 
 def combine_(out: Shard, shards: Shards, coefficients: Tensor) -> None:
@@ -138,7 +142,9 @@ def combine_(out: Shard, shards: Shards, coefficients: Tensor) -> None:
     filled = [i for i, tensor in enumerate(outs) if tensor.numel()]
     if filled:
         tensors = [shard[i].detach() for shard in entries for i in filled]
-        _OPERATORS.combine_([outs[i].detach() for i in filled], tensors, coefficients.detach().to("cpu", torch.float64))
+        _OPERATORS.combine_.default(
+            [outs[i].detach() for i in filled], tensors, coefficients.detach().to("cpu", torch.float64)
+        )
 
 
 def axpby_(y: Shard, a: float, x: Shard, b: float) -> None:
@@ -216,7 +222,7 @@ class _Loss(torch.autograd.Function):
         weight: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        loss, gradient = _OPERATORS.weighted_loss(pred, terms, coefficients, weight, mask, True)
+        loss, gradient = _OPERATORS.weighted_loss.default(pred, terms, coefficients, weight, mask, True)
         ctx.save_for_backward(gradient)
         return loss
 

@@ -83,7 +83,7 @@ def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.
 
 
 def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
-    """K = 2 in conflict, eight tensors a gradient. The stream is torch's in-place add of two float32 gradients so large."""
+    """K = 2 in conflict, eight tensors a gradient. The stream is torch adding a float32 gradient to another."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1024, max(1, elements // 8 // 1024))] * 8
     forget, start = ([torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in shapes] for _ in range(2))
@@ -145,7 +145,12 @@ def loss(shape: tuple[int, ...], dtype: str, repeats: int) -> Iterator[Row]:
     def step(function: peers.Loss) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(pred, terms, coefficients, weight), pred)
 
-    functions = {"ours": peers.our_loss, "eager": peers.eager_loss, "compile": peers.compiled_loss}
+    functions = {
+        "ours": peers.our_loss,
+        "eager": peers.eager_loss,
+        "eager, own dtype": peers.narrow_loss,
+        "compile": peers.compiled_loss,
+    }
     contenders = [Contender(name, step(function)) for name, function in functions.items()]
     yield from _rows("loss", dtype, 1, pred.numel(), interleaved(contenders, repeats, lambda: None))
     with torch.no_grad():

@@ -61,12 +61,16 @@ static inline v4d high(v8f v) { return (v4d){v[4], v[5], v[6], v[7]}; }
 static inline double sum8(v8f v) { return sum4(low(v) + high(v)); }
 
 /* Add to sums [TILE, TILE] the inner products of rows x[0..2] with rows y[0..2], each of n values, n a multiple of 8:
- * every lane sums n / 8 products in float32, and these sums are added in float64. */
-CLONES static void tile(const float *const *x, const float *const *y, int64_t n, double *sums) {
+ * every lane sums n / 8 products in float32, and these sums are added in float64. Meanwhile `soon` and `later` are fetched:
+ * rows of the next panel, which else would be waited for while no sum is formed. */
+CLONES static void tile(const float *const *x, const float *const *y, int64_t n, const char *soon, const char *later,
+                        double *sums) {
     const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *y0 = y[0], *y1 = y[1], *y2 = y[2];
     v8f a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0}, g = {0}, h = {0}, j = {0};
     for (int64_t i = 0; i < n; i += 8) {
         v8f p = *(const v8f *)(x0 + i), q = *(const v8f *)(x1 + i), r = *(const v8f *)(x2 + i);
+        __builtin_prefetch(soon + 4 * i, 0, 2);
+        __builtin_prefetch(later + 4 * i, 0, 2);
         v8f u = *(const v8f *)(y0 + i);
         a += p * u, d += q * u, g += r * u;
         u = *(const v8f *)(y1 + i);
@@ -126,9 +130,13 @@ static void gram_chunk(void *task, int64_t unit, void *scratch) {
             continue;
         }
         for (int64_t k = 0; k < count; k++) row[k] = load(s, k, at, n, F32, buffer + k * PANEL);
-        double *at_tile = sums;
+        int64_t done = 0, tiles = t->pairs / (TILE * TILE);
         for (int64_t a = 0; a < rows; a += TILE)
-            for (int64_t b = a; b < rows; b += TILE, at_tile += TILE * TILE) tile(row + a, row + b, whole, at_tile);
+            for (int64_t b = a; b < rows; b += TILE, done++) {
+                const char *soon = (const char *)(row[done * count / tiles] + whole);
+                const char *later = (const char *)(row[((done + 1) * count - 1) / tiles] + whole);
+                tile(row + a, row + b, whole, soon, later, sums + done * TILE * TILE);
+            }
     }
 }
 

@@ -15,7 +15,7 @@ enum { F32 = 0, BF16 = 1, F16 = 2 };
 /* Work is cut into chunks of this many elements, whatever the number of threads: the unit of every partial sum. */
 #define CHUNK 65536
 /* Elements that are widened at a time: small enough for the first cache, long enough for the prefetcher. */
-#define PANEL 1024
+#define PANEL 512
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
