@@ -21,7 +21,8 @@ FUSED = (torch.float32, torch.bfloat16, torch.float16)
 """What `triton` and `native` take."""
 
 VARIABLE = "UNLEARN_KERNELS_BACKEND"
-_FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=os.environ.get(VARIABLE))
+_DEFAULT = os.environ.get(VARIABLE)
+_FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=_DEFAULT)
 
 
 class Backend(Protocol):
