@@ -1,7 +1,7 @@
 """Time, memory and error of `unlearn_kernels` beside its peers on the same tensors: `make bench-kernels`.
 
 All run in turn within one process, so that a busy machine slows all alike: ratios are what can be compared between
-machines and days. CPU time counts all threads. CSV on stdout; `--markdown` prints the README's table instead.
+machines and days. CPU time counts all threads. CSV on stdout, from which `--table CSV` makes the README's table.
 """
 
 import argparse
@@ -10,10 +10,11 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -199,27 +200,31 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
     yield from memory()
 
 
-def markdown(rows: Iterable[Row]) -> Iterator[str]:
-    """Ratios of CPU time, peer / ours, and what stands beside them in the README."""
-    yield "| case | threads | against | CPU time of the peer / ours | wall |"
+ASIDE = ("fp32 stream", "combine_ alone", "gram alone")
+
+
+def table(file: Path) -> Iterator[str]:
+    """The README's table, from the CSV of an earlier run: medians of the ratios, turn by turn."""
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    ratios = {
+        (r["what"], r["dtype"], r["K"], r["elements"], r["name"], r["threads"], r["figure"]): float(r["p50"])
+        for r in rows
+        if r["name"] not in ASIDE
+    }
+    yield "| case | peer | CPU time of the peer / ours, one thread | two threads | wall time, two threads |"
     yield "|---|---|---|---|---|"
-    found = list(rows)
-    for row in found:
-        if row.figure != "cpu / ours" or row.name in ("fp32 stream", "combine_ alone", "gram alone"):
-            continue
-        wall = next(
-            r.median
-            for r in found
-            if (r.what, r.name, r.dtype, r.count, r.elements, r.threads, r.figure)
-            == (row.what, row.name, row.dtype, row.count, row.elements, row.threads, "wall / ours")
-        )
-        case = f"{row.what} K = {row.count}, {row.elements / 1e6:.3g}M {row.dtype}"
-        yield f"| {case} | {row.threads} | {row.name} | {row.median:.1f} | {wall:.1f} |"
+    for what, dtype, count, elements, name, threads, figure in ratios:
+        if (threads, figure) == ("1", "cpu / ours"):
+            key = (what, dtype, count, elements, name)
+            values = [ratios.get((*key, t, f)) for t, f in (("1", figure), ("2", figure), ("2", "wall / ours"))]
+            case = f"{what} {dtype}, K = {count}, {float(elements) / 1e6:.3g}M"
+            yield f"| {case} | {name} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |"
     yield ""
-    for row in found:
-        if row.figure in ("bandwidth / stream", "relative error", "extra vectors"):
-            where = f"{row.what} {row.dtype} {row.elements / 1e6:.3g}M, {row.threads} threads"
-            yield f"- {row.figure}, {where}: {row.name} {row.median:.2g}"
+    for row in rows:
+        if row["figure"] in ("bandwidth / stream", "relative error", "extra vectors"):
+            case = f"{row['what']} {row['dtype']} {float(row['elements']) / 1e6:.3g}M, {row['threads']} threads"
+            yield f"- {case}: {row['name']}, {row['figure']} {float(row['p50']):.2g}"
 
 
 def main() -> None:
@@ -229,17 +234,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of the PCGrad comparison")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--table", type=Path, metavar="CSV", help="print the README's table of an earlier run")
     args = parser.parse_args()
-    stamp = ["cpu", backend_name([torch.ones(1)]), torch.__version__, version("expunge")]
-    if args.markdown:
-        for line in markdown(measure(args)):
-            print(line)
+    if args.table:
+        print("\n".join(table(args.table)))
         return
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow([*HEADER, *STAMP])
+    stamp = ["cpu", backend_name([torch.ones(1)]), torch.__version__, version("expunge")]
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow([*HEADER, *STAMP])
     for row in measure(args):
-        table.writerow([*row.cells(), *stamp])
+        rows.writerow([*row.cells(), *stamp])
         sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ from expunge.settings import TrainingSettings
 from expunge.unlearning.dataset import ForgetSet, RetainSet
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS
-from unlearn_kernels import noise_and_target, weighted_loss
+from unlearn_kernels import noise_and_target, regression_loss, weighted_loss
 
 Frozen = Callable[[], AbstractContextManager[object]]
 """Inside it, `model.predict` answers as the base model does."""
@@ -30,7 +30,7 @@ class Objective:
         x_f, x_s = data.x_f[draw.rows], data.x_s[draw.rows]
         cond = rows(self.conditioning, data.prompt[draw.rows])
         point = self.model.at(draw.time)
-        x_t, _ = noise_and_target(x_f, x_s, draw.noise, point.scales, point.coefficients)
+        x_t, _ = noise_and_target(x_f, x_s, draw.noise, point.scales, point.coefficients, with_target=False)
         endpoint = x_s if self.training.forget_target == "surrogate" else self._recognised(x_t, x_f, x_s, draw, cond)
         prediction = self.model.predict(x_t, draw.time, cond)
         weight = WEIGHTINGS[self.training.weighting](point, self.training)
@@ -41,7 +41,7 @@ class Objective:
         x_0 = data.x_0[draw.rows]
         cond = rows(self.conditioning, data.prompt[draw.rows])
         point = self.model.at(draw.time)
-        x_t, _ = noise_and_target(x_0, x_0, draw.noise, point.scales, point.coefficients)
+        x_t, _ = noise_and_target(x_0, x_0, draw.noise, point.scales, point.coefficients, with_target=False)
         weight = torch.ones_like(point.a)
         if self.training.retain_target == "data":
             prediction = self.model.predict(x_t, draw.time, cond)
@@ -50,9 +50,8 @@ class Objective:
         with torch.no_grad(), self.frozen():
             teacher = self.model.predict(x_t, draw.time, cond)
         prediction = self.model.predict(x_t, draw.time, cond)
-        # The teacher's prediction takes the place of eps with coefficient 1: the same loss, the same kernel.
-        only_first = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(x_0), 3)
-        return weighted_loss(prediction, teacher, x_0, x_0, only_first, weight)
+        # The teacher's prediction is the target: the same loss with one term.
+        return regression_loss(prediction, [teacher], torch.ones(len(x_0), 1), weight)
 
     @torch.no_grad()
     def _recognised(self, x_t: Tensor, x_f: Tensor, x_s: Tensor, draw: Draw, cond: Conditioning) -> Tensor:
