@@ -231,7 +231,7 @@ mlflow.allowedHosts: {{ . | quote }} opens the server to DNS rebinding; write th
 {{- range $name, $value := .Values.ray.env }}
 {{- if hasPrefix "EXPUNGE_" $name }}
 ray.env.{{ $name }}: settings reach the trigger and Ray alike by config.toml; write it to config
-{{- else if regexMatch "(?i)(password|secret|token|credential|private|access_key|api_?key)" $name }}
+{{- else if regexMatch "(?i)(^|_)(password|secret|token|credentials?|private_key|access_key|api_?key)(_|$)" $name }}
 ray.env.{{ $name }}: environments are shown in Ray's dashboard and in pod specs; keep it in a Secret, and name that as an existingSecret
 {{- end }}
 {{- end }}
