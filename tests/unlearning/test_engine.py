@@ -1,202 +1,135 @@
-"""The sharded engine on 1 and 2 gloo ranks against plain torch: equal trajectories, exact resumption."""
+"""The sharded engine on every ZeRO stage against plain torch, on 1 and 2 gloo ranks.
 
-import copy
-import os
-import socket
-import subprocess
-import sys
-from functools import partial
-from itertools import pairwise
-from pathlib import Path
+The trajectories are committed, so that a change of the reference itself is seen, too.
+"""
+
+import json
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from expunge.settings import TrainingSettings
-from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
+from tests.unlearning.engine_cases import CASES, COMMITTED, STAGES, STEPS, VARIANTS, Record, reference
+from tests.unlearning.groups import run_group
 
-WORKER = Path(__file__).with_name("engine_worker.py")
-TIMEOUT_S = 300
-# Of the targets, a step each: without gradients of different size AdamW, which divides by it, would hide the clip.
-SIZES = (4.0, 0.25, 2.0, 0.5)
-STEPS = len(SIZES)
-
-Batch = tuple[Tensor, Tensor]
-Objectives = list[Batch]
+WORLDS = (1, 2)
 
 # float32, and the ranks sum in another order; AdamW divides by the gradient's own size and so magnifies that.
 TOLERANCE = 1e-5
+# Of the way that the weights go, in norm: bf16 has 8 bits.
+BF16_TOLERANCE = 0.05
 
+FP32 = [name for name, variant in VARIANTS.items() if variant.precision == "fp32"]
+BF16 = [name for name, variant in VARIANTS.items() if variant.precision == "bf16"]
 
-def build(sizes: tuple[int, ...], bias: bool) -> nn.Sequential:
-    """Odd sizes: two ranks pad the partition, and its boundary falls inside a tensor. The last layer is frozen."""
-    torch.manual_seed(3)
-    layers: list[nn.Module] = []
-    for wide, narrow in pairwise(sizes):
-        layers += [nn.Linear(wide, narrow, bias=bias), nn.Tanh()]
-    frozen = nn.Linear(sizes[-1], sizes[0]).requires_grad_(False)
-    return nn.Sequential(*layers, frozen)
-
-
-def batches(network: nn.Module, width: int, signs: tuple[float, ...], noise: float) -> list[Objectives]:
-    """Per step one batch an objective, all on the same inputs; the targets lie `sign` times one direction away."""
-    generator = torch.Generator().manual_seed(11)
-    steps = []
-    for size in SIZES:
-        x = torch.randn(6, width, generator=generator)
-        with torch.no_grad():
-            here = network(x)
-        away = size * (1 + 0.1 * torch.randn(here.shape, generator=generator))
-        steps.append(
-            [(x, here + s * away + size * noise * torch.randn(here.shape, generator=generator)) for s in signs]
-        )
-    return steps
-
-
-def case(
-    signs: tuple[float, ...], *, sizes: tuple[int, ...] = (5, 7, 3), bias: bool = True, **training: object
-) -> dict[str, Any]:
-    network = partial(build, sizes, bias)
-    return {
-        "network": network,
-        "batches": batches(network(), sizes[0], signs, noise=0.3),
-        "training": TrainingSettings.model_validate({"learning_rate": 1e-2, "forget_batch": 6, **training}),
-    }
-
-
-CASES: dict[str, dict[str, Any]] = {
-    "conflict": case((-1, 1), clip=0.05),
-    "aligned": case((1, 1), clip=0.05),
-    "unclipped": case((-1, 1), clip=1e6),
-    "three": case((-1, 1, 1), clip=0.05, forget_weight=0.7),
-    "summed": case((-1, 1), clip=0.05, surgery="none"),
-    # One trainable number: the second rank's shard is nothing but padding.
-    "tiny": case((-1, 1), sizes=(1, 1), bias=False, clip=0.05),
-}
-
-
-def reference(case: dict[str, Any]) -> tuple[list[Tensor], list[dict[str, float | list[float]]]]:
-    """The same steps in one process: one `autograd.grad` an objective, surgery on whole gradients, plain AdamW."""
-    network, training = case["network"](), case["training"]
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
-    records: list[dict[str, float | list[float]]] = []
-    for step in case["batches"]:
-        losses = [nn.functional.mse_loss(network(x), y) for x, y in step]
-        gradients = [list(torch.autograd.grad(loss, trained)) for loss in losses]
-        matrix = gram(gradients)
-        coefficients = torch.tensor(
-            [training.forget_weight / (len(step) - 1)] * (len(step) - 1) + [1.0], dtype=torch.float64
-        )
-        if training.surgery == "retain_normal":
-            coefficients = retain_normal(matrix, training.forget_weight)
-        combined = copy.deepcopy(gradients[-1])
-        combine_(combined, gradients, coefficients * clip_coefficient(matrix, coefficients, training.clip))
-        for parameter, gradient in zip(trained, combined, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        records.append(
-            {
-                "losses": [loss.item() for loss in losses],
-                "cosine": cosines(matrix).mean().item(),
-                "conflict": conflicts(matrix).double().mean().item(),
-                "norm": (coefficients @ matrix @ coefficients).clamp_min(0).sqrt().item(),
-            }
-        )
-    return [p.detach() for p in network.parameters()], records
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+Runs = dict[int, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """World size: what every rank wrote."""
     folder = tmp_path_factory.mktemp("engine")
-    # Plain classes and torch modules alone, hence readable in a process that does not know this file.
-    torch.save({n: {**c, "network": _pickled(c["network"])} for n, c in CASES.items()}, folder / "cases.pt")
-    started: list[tuple[int, int, subprocess.Popen[str]]] = []
-    for world in (1, 2):
-        port = _free_port()
-        for rank in range(world):
-            env = {
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world),
-                "LOCAL_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            }
-            command = [sys.executable, str(WORKER), str(folder / "cases.pt"), str(folder)]
-            log = (folder / f"world{world}-rank{rank}.log").open("w")
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, text=True)
-            started.append((world, rank, process))
-    try:
-        for world, rank, process in started:
-            code = process.wait(timeout=TIMEOUT_S)
-            assert code == 0, (folder / f"world{world}-rank{rank}.log").read_text()[-4000:]
-    finally:
-        for _, _, process in started:
-            process.kill()
-            process.wait()
+    for world in WORLDS:
+        run_group("engine_worker.py", str(folder), world=world, logs=folder)
     return {
         world: [torch.load(folder / f"world{world}-rank{rank}.pt", weights_only=False) for rank in range(world)]
-        for world in (1, 2)
+        for world in WORLDS
     }
 
 
-def _pickled(network: "partial[nn.Sequential]") -> "partial[nn.Sequential]":
-    """A factory that pickles by torch's own classes: a copy of the built module."""
-    return partial(copy.deepcopy, network())
+@pytest.fixture(scope="module")
+def expected() -> dict[str, tuple[list[Tensor], list[Record]]]:
+    return {name: reference(name) for name in CASES}
 
 
-@pytest.mark.parametrize("world", [1, 2])
+def start(name: str) -> list[Tensor]:
+    return [p.detach() for p in CASES[name].network().parameters()]
+
+
+def flat(record: Record) -> dict[str, float]:
+    losses = {f"loss {k}": loss for k, loss in enumerate(record["losses"])}
+    return {**losses, **{name: record[name] for name in ("cosine", "conflict", "norm")}}
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_trajectory_is_that_of_plain_torch(runs: dict[int, list[dict]], name: str, world: int) -> None:
-    expected, records = reference(CASES[name])
+def test_plain_torch_is_as_committed(name: str, expected: dict[str, tuple[list[Tensor], list[Record]]]) -> None:
+    weights, records = expected[name]
+    committed = json.loads(COMMITTED.read_text())[name]
+    for mine, theirs in zip(weights, committed["weights"], strict=True):
+        torch.testing.assert_close(mine.flatten(), torch.tensor(theirs), rtol=0, atol=TOLERANCE)
+    for mine, theirs in zip(records, committed["records"], strict=True):
+        assert flat(mine) == pytest.approx(flat(theirs), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", FP32)
+def test_trajectory_is_the_committed_one(runs: Runs, name: str, world: int) -> None:
+    committed = json.loads(COMMITTED.read_text())[VARIANTS[name].case]
     for rank in runs[world]:
-        for mine, theirs in zip(rank[name]["weights"], expected, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=TOLERANCE)
-    moved = [not torch.equal(a, b) for a, b in zip(expected, CASES[name]["network"]().parameters(), strict=True)]
-    assert moved == [*[True] * (len(moved) - 2), False, False], "the trainable weights move, the frozen layer does not"
-    for step, record in enumerate(records):
-        mean = torch.tensor([rank[name]["records"][step]["losses"] for rank in runs[world]]).mean(0)
-        torch.testing.assert_close(mean, torch.tensor(record["losses"]), rtol=1e-4, atol=1e-6)
-        for figure in ("cosine", "conflict", "norm"):
-            assert runs[world][0][name]["records"][step][figure] == pytest.approx(record[figure], rel=1e-3, abs=1e-4)
-
-
-@pytest.mark.parametrize(("name", "conflict"), [("conflict", 1.0), ("aligned", 0.0), ("three", 0.5), ("tiny", 1.0)])
-def test_the_cases_are_what_they_say(name: str, conflict: float) -> None:
-    _, records = reference(CASES[name])
-    assert [record["conflict"] for record in records] == [conflict] * STEPS
-
-
-@pytest.mark.parametrize("without", ["summed", "unclipped"])
-def test_surgery_and_clip_change_the_trajectory(without: str) -> None:
-    """By far more than the tolerance: else the comparison would not see them."""
-    plain, operated = reference(CASES[without])[0], reference(CASES["conflict"])[0]
-    assert max((a - b).abs().max().item() for a, b in zip(plain, operated, strict=True)) > 100 * TOLERANCE
+        for mine, theirs in zip(rank[name]["weights"], committed["weights"], strict=True):
+            torch.testing.assert_close(mine.flatten(), torch.tensor(theirs), rtol=0, atol=TOLERANCE)
+        for mine, theirs in zip(rank[name]["records"], committed["records"], strict=True):
+            assert flat(mine) == pytest.approx(flat(theirs), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_agree_exactly(runs: dict[int, list[dict]], name: str) -> None:
+def test_the_trainable_weights_move_by_far_more_than_the_tolerance(
+    name: str, expected: dict[str, tuple[list[Tensor], list[Record]]]
+) -> None:
+    moved = [(a - b).abs().max().item() for a, b in zip(expected[name][0], start(name), strict=True)]
+    assert min(moved[:-2]) > 100 * TOLERANCE
+    assert moved[-2:] == [0, 0], "the last layer is frozen"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_goes_the_same_way(
+    runs: Runs, name: str, world: int, expected: dict[str, tuple[list[Tensor], list[Record]]]
+) -> None:
+    weights, records = expected[VARIANTS[name].case]
+    away, way = 0.0, 0.0
+    for mine, theirs, before in zip(runs[world][0][name]["weights"], weights, start(VARIANTS[name].case), strict=True):
+        away += (mine - theirs).square().sum().item()
+        way += (theirs - before).square().sum().item()
+    assert (away / way) ** 0.5 < BF16_TOLERANCE
+    for mine, theirs in zip(runs[world][0][name]["records"], records, strict=True):
+        assert mine["losses"] == pytest.approx(theirs["losses"], rel=BF16_TOLERANCE)
+        assert mine["conflict"] == theirs["conflict"]
+
+
+@pytest.mark.parametrize(("name", "conflict"), [("conflict", 1.0), ("aligned", 0.0), ("three", 0.5), ("layer", 0.5)])
+def test_the_cases_are_what_they_say(
+    name: str, conflict: float, expected: dict[str, tuple[list[Tensor], list[Record]]]
+) -> None:
+    assert [record["conflict"] for record in expected[name][1]] == [conflict] * STEPS
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("summed", "conflict"), ("unclipped", "conflict"), ("layer", "three"), ("tensor", "layer"), ("pcgrad", "three")],
+)
+def test_every_choice_changes_the_trajectory(
+    one: str, other: str, expected: dict[str, tuple[list[Tensor], list[Record]]]
+) -> None:
+    """By far more than the tolerance: else the comparison would not see them."""
+    assert (
+        max((a - b).abs().max().item() for a, b in zip(expected[one][0], expected[other][0], strict=True))
+        > 100 * TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ranks_agree_exactly(runs: Runs, name: str) -> None:
     first, second = (rank[name] for rank in runs[2])
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
     for one, other in zip(first["records"], second["records"], strict=True):
-        assert {**one, "losses": None} == {**other, "losses": None}
+        assert {**one, "stashed": None} == {**other, "stashed": None}
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("name", CASES)
-def test_resuming_repeats_the_trajectory_bitwise(runs: dict[int, list[dict]], name: str, world: int) -> None:
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resuming_repeats_the_trajectory_bitwise(runs: Runs, name: str, world: int) -> None:
     for rank in runs[world]:
         result = rank[name]
         assert result["done"] == STEPS // 2
@@ -204,7 +137,44 @@ def test_resuming_repeats_the_trajectory_bitwise(runs: dict[int, list[dict]], na
         assert all(torch.equal(a, b) for a, b in zip(result["weights"], result["resumed"], strict=True))
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_shared_memory_op_stays_disabled(runs: dict[int, list[dict]], world: int) -> None:
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_extra_memory_is_one_shard_a_forget_objective(runs: Runs, name: str, world: int) -> None:
+    """Over all ranks: the trainable numbers once (stage 0: once a rank), up to what stage 3 pads each tensor with."""
+    variant, case = VARIANTS[name], CASES[VARIANTS[name].case]
+    trained = [p.numel() for p in case.network().parameters() if p.requires_grad]
+    whole = sum(-(-n // world) * world for n in trained) if variant.stage == 3 else sum(trained)
+    size = 4 if variant.precision == "fp32" else 2
+    copies = world if variant.stage == 0 else 1
+    for step in range(STEPS):
+        stashed = sum(rank[name]["records"][step]["stashed"] for rank in runs[world])
+        assert stashed == (len(case.signs) - 1) * whole * size * copies
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_consolidated_weights_are_the_trained_ones_in_float32(runs: Runs, name: str, world: int) -> None:
+    result, bf16 = runs[world][0][name], VARIANTS[name].precision == "bf16"
+    for whole, trained in zip(result["whole"], result["weights"], strict=False):
+        assert whole.dtype == torch.float32
+        assert torch.equal(whole.bfloat16().float() if bf16 else whole, trained)
+    assert len(result["whole"]) == len(result["weights"]) - 2
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", FP32)
+def test_distance_from_the_start(runs: Runs, name: str, world: int) -> None:
+    before, after = start(VARIANTS[name].case)[:-2], runs[world][0][name]["weights"][:-2]
+    moved = sum((b - a).square().sum().item() for a, b in zip(before, after, strict=True))
+    expected = (moved / sum(a.square().sum().item() for a in before)) ** 0.5
+    assert [rank[name]["moved"] for rank in runs[world]] == [pytest.approx(expected, rel=1e-5)] * world
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_shared_memory_op_stays_disabled(runs: Runs, world: int) -> None:
     """It would be compiled for minutes at the first initialisation; the switch is an internal of DeepSpeed."""
     assert [rank["shm"] for rank in runs[world]] == [(False, False)] * world
+
+
+def test_every_stage_runs() -> None:
+    assert {variant.stage for variant in VARIANTS.values()} == set(STAGES)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import ray.train
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
 
 from expunge.errors import ExpungeError
 from expunge.families import load_model
@@ -60,8 +58,8 @@ def train_loop(task: TrainTask) -> None:
     model = load_model(settings.model(job.model), job.resolution)
     frozen = attach(model, training, task.warm_start)
     objective = Objective(model, frozen, training, conditioning)
-    drift = _Drift(model.network)
     engine = ShardedEngine(model.network, training)
+    start = engine.weights()
 
     def sample(stream: Stream, step: int, size: int, batch: int) -> Draw:
         return draw(model, training, stream, step, size=size, batch=batch, rank=rank, world=world)
@@ -69,54 +67,37 @@ def train_loop(task: TrainTask) -> None:
     for step in range(_resume(engine), training.steps):
         forget_draw = sample("forget", step, len(forget.x_f), training.forget_batch)
         retain_draw = sample("retain", step, len(retain.x_0), training.retain_batch)
-        losses, surgery = engine.step(
+        surgery = engine.step(
             [
-                lambda draw=forget_draw: objective.forget(forget, draw),
-                lambda draw=retain_draw: objective.retain(retain, draw),
+                [lambda draw=forget_draw: objective.forget(forget, draw)],
+                [lambda draw=retain_draw: objective.retain(retain, draw)],
             ]
         )
-        mean = _mean_over_ranks(losses)
-        if not torch.isfinite(mean).all():
+        if surgery.bad:
             raise ExpungeError(
                 f"job {job.id}: the loss is not finite at step {step}",
                 mend="lower training.learning_rate, or look at its requests",
             )
         done = step + 1
-        if rank == 0 and (done % LOG_EVERY == 0 or done == training.steps):
-            figures = {"loss/forget": mean[0].item(), "loss/retain": mean[1].item(), "drift": drift()}
-            figures |= {
+        if done % LOG_EVERY == 0 or done == training.steps:
+            figures = {
+                "loss/forget": surgery.losses[0],
+                "loss/retain": surgery.losses[-1],
+                "drift": engine.distance_from(start),
                 "surgery/cosine": surgery.cosine,
                 "surgery/conflict": surgery.conflict,
                 "surgery/norm": surgery.norm,
             }
-            task.record(done, figures)
+            if rank == 0:
+                task.record(done, figures)
         if done % training.checkpoint_every == 0 and done < training.steps:
             _checkpoint(engine, done)
 
+    engine.consolidate()
     if rank == 0:
         hotfix = export(model, training, task.folder / "hotfix", job.id)
         write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
     ray.train.report({"step": training.steps})
-
-
-class _Drift:
-    """Distance of the trained weights from where they started, relative to their norm there (to 1 where that is 0)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._weights = [p for p in network.parameters() if p.requires_grad]
-        self._start = [p.detach().clone() for p in self._weights]
-
-    @torch.no_grad()
-    def __call__(self) -> float:
-        moved = sum(((p - s).square().sum().item() for p, s in zip(self._weights, self._start, strict=True)), 0.0)
-        start = sum((s.square().sum().item() for s in self._start), 0.0)
-        return (moved / (start or 1.0)) ** 0.5
-
-
-def _mean_over_ranks(losses: list[float]) -> Tensor:
-    mean = torch.tensor(losses, dtype=torch.float64) / dist.get_world_size()
-    dist.all_reduce(mean)
-    return mean
 
 
 def _resume(engine: "ShardedEngine") -> int:

@@ -1,0 +1,176 @@
+"""Where a rank finds its part of a reduced gradient: one class a kind of ZeRO stage, read in DeepSpeed 0.19.
+
+A shard is a list of tensors, one for each parameter of which this rank holds a part, always in the same order.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+
+Shard = list[Tensor]
+
+
+class Shards(Protocol):
+    """After the backward pass of an objective's last micro-batch."""
+
+    parameters: list[nn.Parameter]
+    """Which parameter each piece of a shard is a part of."""
+    disjoint: bool
+    """Every number is on one rank, so that dot products add up over the ranks; else every rank holds all of them."""
+
+    def current(self) -> Shard:
+        """The gradient in place: what is written into it is what the optimizer will step with."""
+        ...
+
+    def stash(self) -> Shard:
+        """The gradient to keep, in memory that holds nothing else; the next backward pass starts from zero."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the gradient: the next backward pass starts from zero."""
+        ...
+
+    def before_forward(self) -> None:
+        """What DeepSpeed's own forward does first; the families call their network themselves."""
+        ...
+
+    def masters(self) -> Shard:
+        """The float32 weights that the optimizer steps: this rank's part of them, or all of them."""
+        ...
+
+
+class Replicated:
+    """Stage 0: every rank has the whole reduced gradient in `p.grad`."""
+
+    disjoint = False
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+
+    def current(self) -> Shard:
+        for parameter in self.parameters:
+            if parameter.grad is None:  # no objective needs every parameter
+                parameter.grad = torch.zeros_like(parameter)
+        return [cast(Tensor, parameter.grad) for parameter in self.parameters]
+
+    def stash(self) -> Shard:
+        taken = self.current()
+        self.clear()
+        return taken
+
+    def clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def before_forward(self) -> None:
+        pass
+
+    def masters(self) -> Shard:
+        return [p.detach() for p in self.parameters]
+
+
+class Partitioned:
+    """Stages 1 and 2: `averaged_gradients` a group, as pieces of the rank's partition with padding between them."""
+
+    disjoint = True
+
+    def __init__(self, optimizer: DeepSpeedZeroOptimizer) -> None:
+        self._optimizer = optimizer
+        self.parameters = [p for group in optimizer.params_in_partition for p in group]
+
+    def current(self) -> Shard:
+        groups = self._optimizer.averaged_gradients
+        pieces: Shard = []
+        for group, parameters in enumerate(self._optimizer.params_in_partition):
+            real = [piece for piece in groups[group] if not getattr(piece, "_zero_padding", False)]
+            # Padding at the end is not always marked as such; pieces come in the order of the parameters.
+            pieces += real[: len(parameters)]
+        return pieces
+
+    def stash(self) -> Shard:
+        pieces = self.current()
+        # A tensor that straddles two ranks is whole in memory: then the part is copied, and the rest is freed.
+        taken = pieces if held_bytes(pieces) == _bytes(pieces) else [piece.clone() for piece in pieces]
+        self.clear()
+        return taken
+
+    def clear(self) -> None:
+        for group in self._optimizer.averaged_gradients:
+            self._optimizer.averaged_gradients[group] = None
+            self._optimizer.all_grad_tensors[group] = None
+        self._optimizer.zero_grad()
+        self._optimizer.micro_step_id = -1
+
+    def before_forward(self) -> None:
+        self._optimizer.clear_backward_seen_flag()
+
+    def masters(self) -> Shard:
+        return [p.detach() for p in self._optimizer.single_partition_of_fp32_groups]
+
+
+class ParametersPartitioned:
+    """Stage 3: `averaged_gradients` a sub-group, as views of one flat buffer that every backward pass writes to."""
+
+    disjoint = True
+
+    def __init__(self, optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
+        self._optimizer = optimizer
+        self.parameters = [p for group in optimizer.fp16_groups for p in group]
+
+    def current(self) -> Shard:
+        groups = self._optimizer.averaged_gradients
+        return [piece for group in range(len(self._optimizer.fp16_groups)) for piece in groups[group]]
+
+    def stash(self) -> Shard:
+        taken = [piece.clone() for piece in self.current()]
+        self.clear()
+        return taken
+
+    def clear(self) -> None:
+        self._optimizer.zero_grad()
+        # Else a parameter that the next objective does not use would keep this one's gradient.
+        self._optimizer.grad_partitions_flat_buffer.zero_()
+
+    def before_forward(self) -> None:
+        self._optimizer.clear_backward_seen_flag()
+
+    def masters(self) -> Shard:
+        pieces: Shard = []
+        for flat, group in zip(self._optimizer.fp32_partitioned_groups_flat, self._optimizer.fp16_groups, strict=True):
+            parts = flat.detach().split([p.partition_numel() for p in group])
+            # What pads a tensor on its last rank was never written, and may be any number.
+            real = (
+                min(max(0, p.ds_numel - dist.get_rank() * len(part)), len(part))
+                for p, part in zip(group, parts, strict=True)
+            )
+            pieces += [part[:count] for part, count in zip(parts, real, strict=True)]
+        return pieces
+
+
+def shards_of(optimizer: object, parameters: list[nn.Parameter]) -> Shards:
+    """For what `deepspeed.initialize` has made of a torch optimizer of `parameters`."""
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        return Partitioned(optimizer)
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return ParametersPartitioned(optimizer)
+    assert isinstance(optimizer, torch.optim.Optimizer), f"an optimizer that no stage here makes: {type(optimizer)}"
+    return Replicated(parameters)
+
+
+def held_bytes(pieces: Shard) -> int:
+    """Of all memory that these tensors keep alive."""
+    storages = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in pieces}
+    return sum(storages.values())
+
+
+def _bytes(pieces: Shard) -> int:
+    return sum(piece.nbytes for piece in pieces)
+
+
+Objective = Callable[[], Tensor]
+"""One micro-batch: runs the network and returns a scalar loss."""

@@ -1,0 +1,117 @@
+"""From local shards to one clipped gradient in place: Gram matrices, one all-reduce, coefficients, one combination."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from expunge.errors import InputError
+from expunge.settings import TrainingSettings
+from expunge.unlearning.engine.shards import Shard
+from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal, weighting
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """Of one step, equal on every rank. K forget objectives, and the retain objective last."""
+
+    losses: list[float]
+    """[K + 1]: mean over micro-batches and ranks."""
+    cosine: float
+    """Of a forget gradient to the retain gradient: mean over the K."""
+    conflict: float
+    """Share of the K that point against the retain gradient."""
+    norm: float
+    """Of the combined gradient, before the clip."""
+    stashed: int
+    """Bytes that this rank kept beside the gradient that the optimizer needs anyway."""
+    bad: tuple[int, ...] = ()
+    """Objectives whose loss or gradient is not finite. If there is one, the step was not made."""
+
+
+def reduce_grams(shards: Sequence[Shard], groups: Sequence[Sequence[int]], losses: Tensor, disjoint: bool) -> Tensor:
+    """float64 [G, K + 1, K + 1]: the Gram matrix of each group of pieces over all ranks; and in place, the mean losses.
+
+    shards: K + 1 of this rank. groups: G lists of indices into a shard, empty where this rank holds nothing of a group.
+    losses: float64 [K + 1]. One all-reduce of G (K + 1)^2 + K + 1 numbers.
+    """
+    local = torch.stack([_gram([[shard[i] for i in group] for shard in shards]) for group in groups])
+    world = dist.get_world_size()
+    if world > 1:
+        packed = torch.cat([local.flatten() if disjoint else local.flatten() / world, losses / world])
+        packed = packed.to(shards[0][0].device) if shards[0] else packed
+        dist.all_reduce(packed)
+        packed = packed.cpu()
+        local = packed[: local.numel()].view_as(local)
+        losses.copy_(packed[local.numel() :])
+    return local
+
+
+def operate(
+    shards: Sequence[Shard], groups: Sequence[Sequence[int]], grams: Tensor, training: TrainingSettings, step: int
+) -> tuple[float, float, float]:
+    """Write the clipped combination over the last shard; returns mean cosine, share of conflicts, and the norm."""
+    coefficients = [choose(matrix, training, step) for matrix in grams]
+    square = sum((c @ matrix @ c for c, matrix in zip(coefficients, grams, strict=True)), torch.zeros(()))
+    # The Gram matrix [1, 1] of the combination itself: the norm is over all groups, whatever the granularity.
+    clip = clip_coefficient(square.clamp_min(0).view(1, 1), torch.ones(1), training.clip)
+    for group, c in zip(groups, coefficients, strict=True):
+        if group:
+            pieces = [[shard[i] for i in group] for shard in shards]
+            combine_(pieces[-1], pieces, c * clip)
+    whole = grams.sum(0)
+    conflict = conflicts(whole).double().mean().item()
+    return cosines(whole).mean().item(), conflict, square.clamp_min(0).sqrt().item()
+
+
+def choose(matrix: Tensor, training: TrainingSettings, step: int) -> Tensor:
+    """Coefficients, float64 [K + 1], of the gradients whose Gram matrix this is: the one place where a surgery is."""
+    if training.surgery == "retain_normal":
+        return retain_normal(matrix, training.forget_weight)
+    if training.surgery == "none":
+        count = len(matrix) - 1
+        return torch.tensor([*[training.forget_weight / count] * count, 1.0], dtype=torch.float64)
+    return weighting(training.surgery, matrix, training.forget_weight, seed=training.seed + step)
+
+
+def check_surgery(training: TrainingSettings) -> None:
+    """Raises InputError when a package that the surgery needs is not installed: before the training, not in it."""
+    try:
+        choose(torch.eye(2, dtype=torch.float64), training, 0)
+    except ImportError as error:
+        raise InputError(
+            f"training.surgery: {training.surgery} cannot run here ({error})",
+            mend="install the extra, or set it to retain_normal",
+        ) from None
+
+
+def bad_objectives(grams: Tensor, losses: Tensor) -> tuple[int, ...]:
+    """The indices of those whose loss or gradient has a NaN or an infinity somewhere."""
+    fine = grams.sum(0).diagonal().isfinite() & losses.isfinite()
+    return tuple(torch.nonzero(~fine).flatten().tolist())
+
+
+def groups_of(names: Sequence[str], local: Sequence[str], granularity: str) -> list[list[int]]:
+    """Indices of `local` pieces by group. Every rank gets the same groups in the same order, from all `names`."""
+    keys = dict.fromkeys(_key(name, granularity) for name in names)
+    members: dict[str, list[int]] = {key: [] for key in keys}
+    for index, name in enumerate(local):
+        members[_key(name, granularity)].append(index)
+    return list(members.values())
+
+
+def _key(name: str, granularity: str) -> str:
+    """`blocks.3.attn.to_q.weight` is in the layer `blocks.3`; `norm.weight` in `norm`."""
+    if granularity == "global":
+        return ""
+    if granularity == "tensor":
+        return name
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[: number + 1])
+
+
+def _gram(pieces: Iterable[Shard]) -> Tensor:
+    return gram(list(pieces)).cpu()
