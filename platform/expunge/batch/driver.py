@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from expunge.batch.job import CURVES, run_job
+from expunge.batch.metrics import report_outcomes, report_queue
 from expunge.batch.outcome import JobOutcome, NightOutcome, settle
 from expunge.batch.plan import LedgerOf, Plan, plan
 from expunge.batch.stages import PLAN, once, only_driver
@@ -32,6 +33,7 @@ def run_night(settings: Settings, batch_id: str | None = None, models: list[str]
     log = get_logger("batch")
     store, tracker = open_store(settings), Tracker(settings.tracking)
     batch = store.drain(batch_id, models)
+    report_queue(store, settings)
     if not batch.requests:
         log.info("nothing waits", batch=batch.id)
         return None
@@ -57,6 +59,8 @@ def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remov
         log.info("job ended", batch=batch.id, job=outcome.job.id, error=outcome.error, passed=sorted(outcome.passed))
 
     settle(store, settings, batch, planned, night.outcomes)
+    report_outcomes(night.outcomes)
+    report_queue(store, settings)
     if not store.batch(batch.id).report:
         store.set_report(batch.id, _report(settings, tracker, batch, planned, night.outcomes))
     store.close_batch(batch.id)

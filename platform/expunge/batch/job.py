@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ray
 
+from expunge.batch.metrics import TrainingRate, timed
 from expunge.batch.outcome import JobOutcome
 from expunge.batch.stages import Output, Progress, once
 from expunge.files import lock
@@ -41,18 +42,22 @@ def run_job(folder: Path) -> str:
 def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, run_id: str) -> JobOutcome:
     progress = Progress(folder)
     progress("prepare")
-    once(folder / PREPARED, PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
+    with timed(job.model, "prepare"):
+        once(folder / PREPARED, PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
     progress("train", 0, job.training.steps)
-    hotfix = _train(job, folder, settings, run_id, tracker)
+    with timed(job.model, "train"):
+        hotfix = _train(job, folder, settings, run_id, tracker)
     progress("evaluate", 0, len(job.everything) + 1)
-    evidence = once(folder / "evidence.json", Evidence, lambda: _read(Evidence, _evaluate.remote(folder)))
+    with timed(job.model, "evaluate"):
+        evidence = once(folder / "evidence.json", Evidence, lambda: _read(Evidence, _evaluate.remote(folder)))
     progress("register")
-    version = once(
-        folder / "version.json",
-        ModelVersion,
-        lambda: _register(job, hotfix, evidence, run_id, tracker, settings),
-    )
-    version = _promote(job, evidence, version, tracker, settings)
+    with timed(job.model, "register"):
+        version = once(
+            folder / "version.json",
+            ModelVersion,
+            lambda: _register(job, hotfix, evidence, run_id, tracker, settings),
+        )
+        version = _promote(job, evidence, version, tracker, settings)
     tracker.finish(run_id, "FINISHED")
     outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id)
     outcome = once(folder / "outcome.json", JobOutcome, lambda: outcome)
@@ -105,15 +110,17 @@ def _tags(job: UnlearnJob) -> dict[str, str]:
 
 
 class _Recorder:
-    """Streams a training's figures to MLflow and to the progress file; it travels to rank 0 by pickle."""
+    """Streams a training's figures to MLflow, Prometheus and the progress file; it travels to rank 0 by pickle."""
 
-    def __init__(self, tracking: str, run_id: str, folder: Path, steps: int) -> None:
-        self._tracking, self._run_id, self._folder, self._steps = tracking, run_id, folder, steps
+    def __init__(self, tracking: str, run_id: str, folder: Path, job: UnlearnJob) -> None:
+        self._tracking, self._run_id, self._folder, self._steps = tracking, run_id, folder, job.training.steps
+        self._rate = TrainingRate(job.model)
         self._tracker: Tracker | None = None
 
     def __call__(self, step: int, figures: Mapping[str, float]) -> None:
         self._tracker = self._tracker or Tracker(self._tracking)
         self._tracker.log_metrics(self._run_id, step, figures)
+        self._rate(step, figures)
         Progress(self._folder)("train", step, self._steps)
 
 
@@ -122,7 +129,7 @@ def _train(job: UnlearnJob, folder: Path, settings: Settings, run_id: str, track
     from expunge.unlearning.train import train
 
     warm = _warm_start(job, folder, tracker)
-    record = _Recorder(settings.tracking, run_id, folder, job.training.steps)
+    record = _Recorder(settings.tracking, run_id, folder, job)
     return train(TrainTask(folder=folder, warm_start=warm, record=record))
 
 

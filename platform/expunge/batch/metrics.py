@@ -1,0 +1,114 @@
+"""What Prometheus sees of a night, through the endpoint of the Ray node that a process runs on.
+
+Labels are models and stages: never a request. Ray writes a process's last values out when it ends and drops them some
+15 s later, so scrape at least every 10 s.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from functools import cache
+
+from ray.util.metrics import Gauge
+
+from expunge.batch.outcome import JobOutcome
+from expunge.requests.schema import RequestRecord
+from expunge.requests.store import RequestStore
+from expunge.settings import Settings
+from expunge.words import RequestState
+
+METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "expunge_queue_depth": ("Requests that are not decided: accepted, or in a batch", ("model",)),
+    "expunge_queue_oldest_seconds": ("Age of the oldest request that is not decided; 0 without one", ("model",)),
+    "expunge_queue_due_days": (
+        "Days to the end of the nearest due date not met; 36500 without one",
+        ("model",),
+    ),
+    "expunge_stage_seconds": ("How long a stage took, in the last job that went through it", ("model", "stage")),
+    "expunge_train_steps_per_second": ("Optimizer steps a second, over the last few", ("model",)),
+    "expunge_train_conflict_rate": ("Share of forget gradients that pointed against the retain gradient", ("model",)),
+    "expunge_gate_failures": ("Requests of the night that did not pass their gate", ("model",)),
+    "expunge_resurfaced": ("Requests removed earlier that the night's hotfix generates again", ("model",)),
+    "expunge_job_errors": ("Jobs of the night that left no evidence", ("model",)),
+}
+"""Name (Prometheus sees it with `ray_` before it): what it means, and its labels."""
+
+NOTHING_DUE = 36500.0
+"""A hundred years: Ray does not export an infinity, and without a value the one from before the night would stand."""
+
+OPEN = (RequestState.ACCEPTED, RequestState.BATCHED)
+
+
+def report_queue(store: RequestStore, settings: Settings, now: datetime | None = None) -> None:
+    """What waits, for every model that has a queue or might have one: a queue that is empty now says so."""
+    now = now or datetime.now(UTC)
+    waiting = [record for state in OPEN for record in store.list(state=state)]
+    # A request that needs a person is still due.
+    due = [*waiting, *store.list(state=RequestState.FAILED)]
+    for model in sorted({*settings.models, *(record.request.model for record in due)}):
+        mine = _of(waiting, model)
+        age = max((now - record.accepted_at).total_seconds() for record in mine) if mine else 0.0
+        days = [_days_left(record.request.due, now) for record in _of(due, model) if record.request.due]
+        put("expunge_queue_depth", len(mine), model=model)
+        put("expunge_queue_oldest_seconds", age, model=model)
+        put("expunge_queue_due_days", min(days, default=NOTHING_DUE), model=model)
+
+
+def report_outcomes(outcomes: Sequence[JobOutcome]) -> None:
+    """How the night ended for each model."""
+    for outcome in outcomes:
+        job, evidence = outcome.job, outcome.evidence
+        put("expunge_job_errors", int(outcome.error is not None), model=job.model)
+        if evidence is None:
+            continue
+        earlier = {request.id for request in job.ledger}
+        back = [r for r in evidence.requests if r.request in earlier and r.verdict == "failed"]
+        failed = [request for request in job.requests if request.id not in evidence.passed]
+        put("expunge_resurfaced", len(back), model=job.model)
+        put("expunge_gate_failures", len(failed), model=job.model)
+
+
+@contextmanager
+def timed(model: str, stage: str) -> Iterator[None]:
+    """The stage's duration, if it ends well. One that had been done before a resume takes no time."""
+    began = time.monotonic()
+    yield
+    put("expunge_stage_seconds", time.monotonic() - began, model=model, stage=stage)
+
+
+class TrainingRate:
+    """Steps a second, from one report of a training to the next; it is pickled to rank 0 before the first."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._last: tuple[int, float] | None = None
+
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if self._last and step > self._last[0] and now > self._last[1]:
+            rate = (step - self._last[0]) / (now - self._last[1])
+            put("expunge_train_steps_per_second", rate, model=self._model)
+        self._last = step, now
+        if "surgery/conflict" in figures:
+            put("expunge_train_conflict_rate", figures["surgery/conflict"], model=self._model)
+
+
+def put(name: str, value: float, **labels: str) -> None:
+    gauge(name).set(value, labels)
+
+
+@cache
+def gauge(name: str) -> Gauge:
+    about, labels = METRICS[name]
+    return Gauge(name, description=about, tag_keys=labels)
+
+
+def _of(records: Sequence[RequestRecord], model: str) -> list[RequestRecord]:
+    return [record for record in records if record.request.model == model]
+
+
+def _days_left(due: date, now: datetime) -> float:
+    """A due date is met until it ends."""
+    end = datetime(due.year, due.month, due.day, tzinfo=UTC).timestamp() + 86400
+    return (end - now.timestamp()) / 86400
