@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import config, doctor, night, report, requests, submit
+from expunge.commands import backup, config, doctor, night, plan, report, requests, submit
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
 
@@ -42,6 +42,9 @@ app.command("requeue")(requests.requeue)
 app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
+app.command("plan")(plan.plan)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.command("version")(config.version)

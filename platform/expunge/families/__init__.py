@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expunge.errors import InputError
 from expunge.settings import ModelSettings, Resolution
@@ -29,16 +29,16 @@ def native_resolution(settings: ModelSettings) -> Resolution:
     folder = _local(settings.source)
     name = pipeline_family(folder, settings.source)
     component = "unet" if name == "ddpm" else "transformer"
-    size = _config(folder / component / "config.json", settings.source)["sample_size"]
+    size = config_of(folder / component / "config.json", settings.source)["sample_size"]
     if name == "ddpm":
         return (size, size) if isinstance(size, int) else tuple(size)
-    blocks = _config(folder / "vae" / "config.json", settings.source)["block_out_channels"]
+    blocks = config_of(folder / "vae" / "config.json", settings.source)["block_out_channels"]
     return size * 2 ** (len(blocks) - 1), size * 2 ** (len(blocks) - 1)
 
 
 def pipeline_family(folder: Path, source: str) -> str:
     """`ddpm` or `sd3`. Raises InputError where the pipeline is of another class."""
-    kind = _config(folder / "model_index.json", source)["_class_name"]
+    kind = config_of(folder / "model_index.json", source)["_class_name"]
     if kind not in PIPELINES:
         raise _unsupported(source, kind)
     return PIPELINES[kind]
@@ -93,7 +93,8 @@ def _unsupported(source: str, kind: str) -> InputError:
     return InputError(f"model {source}: {kind} is not supported", mend=f"use one of {', '.join(sorted(PIPELINES))}")
 
 
-def _config(path: Path, source: str) -> dict:
+def config_of(path: Path, source: str) -> dict[str, Any]:
+    """A config file of the pipeline `source`. Raises InputError where it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:

@@ -1,0 +1,84 @@
+"""`expunge plan`: what a job needs of each GPU, and which ZeRO stage to set."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.commands.common import AsJson, open_settings, print_json, print_table
+from expunge.errors import InputError
+
+if TYPE_CHECKING:
+    from expunge.unlearning.memory import Estimate
+
+
+GB = 10**9
+
+
+def plan(
+    model: Annotated[str, typer.Option("--model", help="A configured model, or sd3-medium, sd3.5-large.")],
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share one job.")] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.")] = 80.0,
+    micro_batch: Annotated[int, typer.Option("--micro-batch", min=1, help="Samples in the network at once.")] = 1,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Forget gradients that are kept apart.")] = 32,
+    adapter: Annotated[str, typer.Option("--adapter", help="auto, lora or full.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="bf16 or fp32.")] = "bf16",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations block by block.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the memory of weights, gradients, stash, optimizer and activations a GPU by ZeRO stage, and the choice."""
+    from pydantic import ValidationError
+
+    from expunge.settings import TrainingSettings
+
+    settings = open_settings()
+    known = settings.training_for(model) if model in settings.models else settings.training
+    asked = {"adapter": adapter, "precision": precision, "activation_checkpointing": checkpointing, "zero_stage": 1}
+    try:
+        training = TrainingSettings.model_validate({**known.model_dump(), **asked})
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        where = f"--{first['loc'][0]}: " if first["loc"] else ""
+        raise InputError(f"{where}{said}", mend="see `expunge plan --help`") from None
+
+    # transformers says on import that it does without torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from expunge.unlearning.memory import choose, estimates, footprint
+
+    counted = footprint(model, settings.models, training, micro_batch)
+    options = estimates(counted, gpus=gpus, requests=requests)
+    gpu_bytes = int(gpu_memory * GB)
+    choice = choose(options, gpu_bytes)
+    if as_json:
+        rows = [{**option.as_dict(), "fits": option.fits(gpu_bytes), "chosen": option is choice} for option in options]
+        print_json(
+            {"model": model, "parameters": counted.parameters, "trained": counted.trained, "gpus": gpus, "plan": rows}
+        )
+        return
+    typer.echo(
+        f"{model}: {counted.parameters / 1e6:,.1f}M parameters, {counted.trained / 1e6:,.1f}M trained, {precision}, "
+        f"{gpus} GPUs of {gpu_memory:g} GB, {micro_batch} samples at once"
+    )
+    _print(options, choice, gpu_bytes)
+    if choice is None:
+        typer.echo("nothing fits: try --checkpointing, more --gpus, --adapter lora or fewer --requests")
+    else:
+        typer.echo(f"set training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}")
+    typer.echo("counted, not measured; 8% of a GPU is left for what is not counted")
+
+
+def _print(options: "list[Estimate]", choice: "Estimate | None", gpu_bytes: int) -> None:
+    from rich.table import Table
+
+    unit, name = (GB, "GB") if max(option.total for option in options) > GB else (10**6, "MB")
+    parts = ("weights", "gradient", "stash", "optimizer", "activations", "total")
+    table = Table("stage", "tasks", *parts, f"{name} a GPU", box=None)
+    for option in options:
+        values = option.as_dict()
+        says = "chosen" if option is choice else "fits" if option.fits(gpu_bytes) else "too large"
+        figures = (f"{int(str(values[part])) / unit:,.2f}" for part in parts)
+        table.add_row(str(option.stage), option.tasks, *figures, says)
+    print_table(table)

@@ -1,0 +1,38 @@
+"""`expunge plan` prints what fits, and says what to set."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+
+
+def test_the_choice_is_marked_and_said(command: Command) -> None:
+    shown = command("plan", "--model", "flags", "--gpus", "2", "--gpu-memory", "1")
+    assert shown.code == 0
+    assert "set training.zero_stage = 1 and training.tasks = request" in shown.out
+    assert "MB a GPU" in shown.out
+
+
+def test_json_holds_bytes(command: Command) -> None:
+    plan = command("plan", "--model", "flags", "--gpus", "2", "--requests", "4", "--json").json
+    assert [row["stage"] for row in plan["plan"] if row["chosen"]] == [1]
+    (row,) = (r for r in plan["plan"] if (r["stage"], r["tasks"]) == (1, "request"))
+    assert row["stash"] == 4 * plan["trained"] // 2 * 2
+    assert row["total"] == sum(row[p] for p in ("weights", "gradient", "stash", "optimizer", "activations"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "flags", "--adapter", "tiny"], "--adapter: Input should be 'auto', 'lora' or 'full'"),
+        (["--model", "flags", "--precision", "fp16"], "precision: fp16 needs a loss scale"),
+        (["--model", "sd9"], "'sd9' is not known: use one of faces, flags, sd3-medium, sd3.5-large"),
+    ],
+)
+def test_bad_input_is_one_line(command: Command, arguments: list[str], says: str) -> None:
+    shown = command("plan", *arguments)
+    assert shown.code == 2
+    assert says in shown.err
+    assert shown.err.count("\n") == 1

@@ -1,0 +1,114 @@
+"""The memory plan against what is there: published sizes, real tensors, and DeepSpeed's own estimators."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from expunge.errors import InputError
+from expunge.families import load_model
+from expunge.families.architectures import architecture
+from expunge.settings import Settings, TrainingSettings
+from expunge.unlearning.adapter import attach
+from expunge.unlearning.memory import Footprint, activation_bytes, add_lora, choose, estimate, estimates, footprint
+
+MODELS = Settings.model_validate({}).models
+TRAINING = TrainingSettings.model_validate({"precision": "bf16"})
+RESOLUTION = {"faces": (24, 24), "flags": (32, 48)}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("sd3-medium", 2_028_328_000), ("sd3.5-large", 8_056_627_520)])
+def test_published_models_have_their_published_size(name: str, parameters: int) -> None:
+    counted = footprint(name, {}, TRAINING.model_copy(update={"adapter": "full"}), 1)
+    assert counted.parameters == counted.trained == parameters
+    assert counted.weight_bytes == 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["faces", "flags"])
+def test_fake_tensors_keep_what_real_ones_keep(name: str, checkpointing: bool) -> None:
+    counts = []
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu")):
+        with mode:
+            model = architecture(name, MODELS)
+            if model.lora_targets:
+                model.network.requires_grad_(False)
+                add_lora(model, 4)
+            counts.append(activation_bytes(model, 3, torch.float32, checkpointing=checkpointing))
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("name", ["faces", "flags"])
+def test_a_real_step_holds_the_bytes_of_the_plan(name: str) -> None:
+    """fp32, one worker: weights, gradient and AdamW's state after a real step of the real network with its adapter."""
+    training = TrainingSettings.model_validate({"lora_rank": 8})
+    model = load_model(MODELS[name], RESOLUTION[name])
+    attach(model, training, None)
+    trained = [p for p in model.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [s for state in optimizer.state.values() for s in state.values() if s.numel() > 1 or s.ndim]
+    planned = estimate(footprint(name, MODELS, training, 1), 0, "batch", gpus=1, requests=1)
+    copies = 1 if model.lora_targets else 2
+    assert planned.weights == copies * sum(p.nbytes for p in model.network.parameters())
+    assert planned.gradient == sum(p.nbytes for p in trained)
+    assert planned.optimizer == sum(m.nbytes for m in moments)
+
+
+def test_checkpointing_keeps_less() -> None:
+    kept = [
+        footprint("sd3-medium", {}, TRAINING.model_copy(update={"activation_checkpointing": on}), 1).activations
+        for on in (False, True)
+    ]
+    assert kept[1] < kept[0] / 5
+
+
+ESTIMATORS = """
+import json, sys
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as two
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as three
+parameters, largest, gpus = map(int, sys.argv[1:])
+second = two(parameters, num_gpus_per_node=gpus, cpu_offload=False)
+third = three(parameters, largest, num_gpus_per_node=gpus, cpu_offload=False, cpu_offload_params=False, zero_init=True)
+print(json.dumps([second[1] if len(second) > 1 else second[0], third[1]]))
+"""
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_model_states_are_what_deepspeed_estimates(gpus: int) -> None:
+    """Full fine-tuning in bf16. DeepSpeed counts whole gradients at stage 2, and 2 bytes a parameter of buffers."""
+    f = Footprint(2_000_000_000, 2_000_000_000, False, 2, 80_000_000, 0)
+    command = [sys.executable, "-c", ESTIMATORS, str(f.parameters), str(f.largest), str(gpus)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    theirs = json.loads(run.stdout.splitlines()[-1])
+    for stage, expected in zip((2, 3), theirs, strict=True):
+        ours = estimate(f, stage, "batch", gpus=gpus, requests=1)
+        assert 0.6 < (ours.total - ours.stash) / expected <= 1.0, (stage, ours, expected)
+
+
+def test_the_stash_is_one_shard_a_forget_gradient() -> None:
+    f = Footprint(1000, 800, False, 2, 10, 0)
+    by_stage = {o.stage: o.stash for o in estimates(f, gpus=4, requests=5) if o.tasks == "request"}
+    assert by_stage == {0: 5 * 800 * 2, 1: 5 * 200 * 2, 2: 5 * 200 * 2, 3: 5 * 200 * 2}
+    assert estimate(f, 1, "batch", gpus=4, requests=5).stash == 200 * 2
+
+
+def test_gradients_per_request_where_any_stage_holds_them_else_one_for_all_else_nothing() -> None:
+    f = Footprint(10**9, 10**9, False, 2, 10**7, 0)
+    options = estimates(f, gpus=8, requests=32)
+    roomy, tight, tiny = (choose(options, n * 10**9) for n in (100, 8, 1))
+    assert roomy is not None
+    assert (roomy.stage, roomy.tasks) == (1, "request")
+    assert tight is not None
+    assert (tight.stage, tight.tasks) == (1, "batch")
+    assert tiny is None
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'sd4' is not known: use one of faces, flags, sd3-medium, sd3\.5-large"):
+        footprint("sd4", MODELS, TRAINING, 1)
