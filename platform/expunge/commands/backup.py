@@ -1,0 +1,56 @@
+"""`expunge backup`, `expunge restore`: the request store, the sealed images, and their key if a passphrase seals it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.commands.common import AsJson, open_settings, print_json
+from expunge.errors import InputError
+
+if TYPE_CHECKING:
+    from expunge.requests.backup import Manifest
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The backup's folder.")]
+Passphrase = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", metavar="FILE", help="Take the sealing key along, sealed with its first line."),
+]
+
+
+def backup(folder: Folder, passphrase_file: Passphrase = None, as_json: AsJson = False) -> None:
+    """Back up requests and sealed images to a new FOLDER. MLflow and the config file are not in it."""
+    from expunge.requests.backup import back_up
+
+    manifest = back_up(open_settings(), folder, _passphrase(passphrase_file))
+    key = "with the key, sealed" if manifest.key else "WITHOUT the key: keep blob.key or EXPUNGE_BLOB_KEY elsewhere"
+    _say(folder, manifest, key, as_json)
+
+
+def restore(folder: Folder, passphrase_file: Passphrase = None, as_json: AsJson = False) -> None:
+    """Restore FOLDER into an empty EXPUNGE_HOME."""
+    from expunge.requests.backup import restore as bring_back
+
+    settings = open_settings()
+    manifest = bring_back(settings, folder, _passphrase(passphrase_file))
+    at_hand = settings.blob_key or (settings.home / "blob.key").exists()
+    key = "the key opens them" if at_hand else "no key yet: put it to blob.key in the home, or set EXPUNGE_BLOB_KEY"
+    _say(settings.home, manifest, key, as_json)
+
+
+def _say(where: Path, manifest: "Manifest", key: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(where), **manifest.model_dump(mode="json", exclude={"files"})})
+    else:
+        typer.echo(f"{where}: {manifest.requests} requests, {manifest.blobs} sealed blobs, {key}")
+
+
+def _passphrase(file: Path | None) -> str | None:
+    """From a file: an argument or a variable would be seen in the list of processes."""
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").splitlines()[0]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or "it is empty or no text"
+        raise InputError(f"passphrase-file: {file} cannot be read ({reason})", mend="write one line to it") from None
