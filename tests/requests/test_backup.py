@@ -1,0 +1,265 @@
+"""Backup and restore as a pair: what was accepted is there again, and a backup gives nothing away."""
+
+import json
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.errors import InputError, StorageError
+from expunge.requests import passphrase as passphrases
+from expunge.requests.backup import Manifest, back_up, restore
+from expunge.requests.blobs import open_blobs
+from expunge.requests.store import open_store
+from expunge.settings import Settings, load_settings
+from expunge.words import RemovalRequest, RequestState
+
+PASSPHRASE = "correct horse battery staple"
+PICTURE = b"a picture of Jane Doe"
+NEXT_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """A home in use: three requests, one decided, one picture of each."""
+    settings = load_settings()
+    store, blobs = open_store(settings), open_blobs(settings)
+    for name in "abc":
+        blob = blobs.put(PICTURE + name.encode())
+        fields = {"id": f"req-{name}", "model": "faces", "images": [blob], "external_id": f"ticket-{name}"}
+        store.add(RemovalRequest.model_validate({**fields, "reason": "she asked"}))
+    store.drain("night-1", limit=2)
+    store.transition("req-a", RequestState.REMOVED, detail="gone", evidence={"shift": 0.7})
+    store.close()
+    return settings
+
+
+@pytest.fixture
+def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
+    return settings.model_copy(update={"home": tmp_path / "elsewhere"})
+
+
+def everything(settings: Settings) -> list[str]:
+    store = open_store(settings)
+    try:
+        return [record.model_dump_json() for record in store.list()] + [b.model_dump_json() for b in store.batches()]
+    finally:
+        store.close()
+
+
+def test_what_was_accepted_is_there_again(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    manifest = back_up(settings, tmp_path / "b", PASSPHRASE)
+    assert (manifest.requests, manifest.blobs, manifest.key) == (3, 3, True)
+    restore(elsewhere, tmp_path / "b", PASSPHRASE)
+    assert everything(elsewhere) == everything(settings)
+    (record, *_) = open_store(elsewhere).list()
+    assert open_blobs(elsewhere).get(record.request.images[0]) == PICTURE + b"a"
+    assert open_store(elsewhere).drain(None).id == "night-1"
+
+
+def test_a_backup_gives_no_picture_and_no_key_away(settings: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    key = (settings.home / "blob.key").read_bytes().strip()
+    for path in (tmp_path / "b").rglob("*"):
+        if path.is_file():
+            assert PICTURE not in path.read_bytes(), path
+            assert key not in path.read_bytes(), path
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o700
+
+
+def test_without_a_passphrase_the_key_stays_behind(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    assert not back_up(settings, tmp_path / "b").key
+    assert not (tmp_path / "b" / "key.sealed").exists()
+    restore(elsewhere, tmp_path / "b")
+    assert not (elsewhere.home / "blob.key").exists()
+    with pytest.raises(StorageError, match=r"blob\.key is gone"):
+        open_blobs(elsewhere)
+
+
+def test_the_key_may_come_from_the_environment(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    key = (settings.home / "blob.key").read_text().strip()
+    back_up(settings.model_copy(update={"blob_key": key}), tmp_path / "b", PASSPHRASE)
+    restore(elsewhere.model_copy(update={"blob_key": key}), tmp_path / "b", PASSPHRASE)
+    assert not (elsewhere.home / "blob.key").exists()
+
+
+def test_a_key_that_does_not_open_the_backup_is_refused_first(
+    settings: Settings, elsewhere: Settings, tmp_path: Path
+) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    other = elsewhere.model_copy(update={"blob_key": NEXT_KEY})
+    with pytest.raises(StorageError, match="does not open"):
+        restore(other, tmp_path / "b")
+    with pytest.raises(InputError, match="EXPUNGE_BLOB_KEY is another key"):
+        restore(other, tmp_path / "b", PASSPHRASE)
+    assert not elsewhere.home.exists()
+
+
+def test_another_passphrase_opens_nothing(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    with pytest.raises(InputError, match="does not open the backup's key"):
+        restore(elsewhere, tmp_path / "b", PASSPHRASE + "r")
+    assert not elsewhere.home.exists()
+
+
+def test_a_key_sealed_for_something_else_does_not_open() -> None:
+    sealed = passphrases.seal("text", PASSPHRASE, "key.sealed")
+    assert passphrases.unseal(sealed, PASSPHRASE, "key.sealed") == "text"
+    with pytest.raises(InputError, match="does not open"):
+        passphrases.unseal(sealed, PASSPHRASE, "token.sealed")
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+@pytest.mark.parametrize("part", ["expunge.db", "blobs"])
+def test_an_altered_backup_is_refused(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, part: str, harm: str
+) -> None:
+    back_up(settings, tmp_path / "b")
+    path = next(p for p in (tmp_path / "b" / part, *(tmp_path / "b" / part).rglob("*")) if p.is_file())
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(StorageError, match="was altered"):
+        restore(elsewhere, tmp_path / "b")
+    assert not elsewhere.home.exists()
+
+
+def test_a_folder_that_was_not_finished_is_no_backup(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    (tmp_path / "b" / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"is no backup \(manifest\.json: No such file"):
+        restore(elsewhere, tmp_path / "b")
+
+
+def test_a_newer_backup_is_refused(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    about = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps({**about, "migration": "9999"}))
+    with pytest.raises(StorageError, match=r"of a newer expunge .*: upgrade expunge"):
+        restore(elsewhere, tmp_path / "b")
+
+
+def _used(settings: Settings) -> None:
+    open_store(settings).close()
+
+
+def _blob(settings: Settings) -> None:
+    open_blobs(settings.model_copy(update={"blob_key": NEXT_KEY})).put(b"x")
+
+
+@pytest.mark.parametrize("use", [_used, _blob], ids=["database", "blobs"])
+def test_nothing_is_restored_over_something(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, use: Callable[[Settings], None]
+) -> None:
+    back_up(settings, tmp_path / "b")
+    use(elsewhere)
+    with pytest.raises(InputError, match=r"home: .* holds .*: restore into a new EXPUNGE_HOME"):
+        restore(elsewhere, tmp_path / "b")
+
+
+def test_nor_over_a_store_outside_of_the_home(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    blobs = elsewhere.model_copy(update={"blob_url": settings.blobs})
+    with pytest.raises(InputError, match=r"blob_url: .* holds blobs"):
+        restore(blobs, tmp_path / "b")
+    database = elsewhere.model_copy(update={"database_url": settings.database})
+    with pytest.raises(InputError, match=r"database_url: .* exists"):
+        restore(database, tmp_path / "b")
+
+
+def test_a_config_file_may_be_there_already(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    elsewhere.home.mkdir()
+    (elsewhere.home / "config.toml").touch()
+    assert restore(elsewhere, tmp_path / "b").requests == 3
+
+
+def test_blobs_may_lie_in_an_object_store(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    remote = elsewhere.model_copy(update={"blob_url": "memory://restored/blobs"})
+    restore(remote, tmp_path / "b", PASSPHRASE)
+    (record, *_) = open_store(remote).list()
+    assert open_blobs(remote).get(record.request.images[0]) == PICTURE + b"a"
+    assert back_up(remote, tmp_path / "again").blobs == 3
+
+
+def test_postgresql_is_sent_to_its_own_tools(settings: Settings, tmp_path: Path) -> None:
+    other = settings.model_copy(update={"database_url": "postgresql+psycopg://expunge@db/expunge"})
+    with pytest.raises(InputError, match=r"postgresql is not backed up from here: .*pg_dump"):
+        back_up(other, tmp_path / "b")
+    with pytest.raises(InputError, match="pg_restore"):
+        restore(other, tmp_path / "b")
+
+
+@pytest.mark.parametrize("where", ["there", "home/backup"])
+def test_a_target_that_would_harm_is_refused(settings: Settings, tmp_path: Path, where: str) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match=r"there exists|lies in the home"):
+        back_up(settings, tmp_path / where)
+
+
+def test_a_short_passphrase_is_refused(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="9 characters where 16 are needed"):
+        back_up(settings, tmp_path / "b", "too short")
+
+
+def test_a_failure_leaves_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("expunge.requests.backup._copy_blobs", full)
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+        back_up(settings, tmp_path / "out" / "b")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_requests_may_be_accepted_meanwhile(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    """A writer that never stops: the copy is one state, and every row in it has its picture."""
+    stop = threading.Event()
+
+    def accept() -> None:
+        store, blobs = open_store(settings), open_blobs(settings)
+        for number in range(10_000):
+            if stop.is_set():
+                break
+            blob = blobs.put(str(number).encode())
+            fields = {"id": f"req-w{number}", "model": "faces", "images": [blob], "external_id": f"w{number}"}
+            store.add(RemovalRequest.model_validate(fields))
+        store.close()
+
+    writer = threading.Thread(target=accept)
+    writer.start()
+    try:
+        made = [back_up(settings, tmp_path / f"b{turn}", PASSPHRASE) for turn in range(3)]
+    finally:
+        stop.set()
+        writer.join()
+    assert made[0].requests <= made[1].requests <= made[2].requests
+    restore(elsewhere, tmp_path / "b2", PASSPHRASE)
+    blobs, records = open_blobs(elsewhere), open_store(elsewhere).list()
+    assert len(records) == made[2].requests
+    assert all(blobs.has(record.request.images[0]) for record in records)
+
+
+def test_a_damaged_database_is_not_backed_up(settings: Settings, tmp_path: Path) -> None:
+    path = Path(settings.database.removeprefix("sqlite:///"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data = bytearray(path.read_bytes())
+    data[4096 * 2 : 4096 * 3] = b"\xff" * 4096
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match=r"damaged|malformed"):
+        back_up(settings, tmp_path / "b")
+
+
+def test_the_manifest_names_no_person(settings: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    text = (tmp_path / "b" / "manifest.json").read_text()
+    assert "ticket" not in text
+    assert Manifest.model_validate_json(text).files.keys() >= {"expunge.db"}
