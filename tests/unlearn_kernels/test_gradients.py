@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from unlearn_kernels import axpby_, combine_, gram
 from unlearn_kernels.reference import CHUNK
 
 pytestmark = pytest.mark.usefixtures("backend")
+
+Rounding = Callable[[torch.dtype, float], float]
 
 DTYPES = [
     pytest.param(torch.float64, 1e-12, id="fp64"),
@@ -93,12 +96,15 @@ def test_axpby_is_the_case_of_two() -> None:
     torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_matrix_and_lists_give_the_bits_of_flat_gradients() -> None:
+def test_a_matrix_and_lists_give_the_bits_of_flat_gradients(backend: str) -> None:
     shards = _gradients(4, 2 * CHUNK + 77)
     flat = gram(shards)
     sizes = [5, 0, CHUNK, CHUNK + 1, 71]
-    assert torch.equal(gram(torch.stack(shards)), flat)
-    assert torch.equal(gram([shard.split(sizes) for shard in shards]), flat)
+    for same in (torch.stack(shards), [shard.split(sizes) for shard in shards]):
+        if backend == "triton":  # whose order depends on the entries and their alignment
+            _assert_gram(gram(same), shards, backend)
+        else:
+            assert torch.equal(gram(same), flat)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +133,11 @@ def test_a_rank_without_parameters(empty: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
-def test_combine_rounds_once(dtype: torch.dtype, rtol: float, size: int) -> None:
+def test_combine_rounds_once(dtype: torch.dtype, rtol: float, size: int, rounding: Rounding) -> None:
     shards, weights = _gradients(4, size, dtype), _weights(4)
     out = torch.full((size,), torch.nan, dtype=dtype)
     combine_(out, shards, weights)
+    rtol = rounding(dtype, rtol)
     torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=rtol, atol=rtol)
 
 

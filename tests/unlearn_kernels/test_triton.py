@@ -1,0 +1,26 @@
+"""The GPU kernels without a GPU: the tests of the operations once more, in Triton's interpreter.
+
+It has to be switched on before triton is imported, hence a process of its own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("module", ["test_samples.py", "test_gradients.py"])
+def test_the_kernels_pass_the_tests_of_the_operations(module: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / module)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+    assert "skipped" not in run.stdout
