@@ -46,10 +46,10 @@ def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
 
 
 def tile_constants(dtype: tl.dtype, tile: int, *, diagonal: bool, aligned: bool) -> Constants:
-    """Matrix products of 16-bit factors are exact in float32; the interpreter's are not, and get float32 factors.
+    """16-bit factors go to the matrix units, whose products are exact; the interpreter's are nonsense, it gets float32.
 
-    float32 has no matrix units of full precision, and holds its operands in registers; so are the addresses of what is
-    not aligned. The block narrows until no target spills, as `unlearn_kernels.aot` reports.
+    float32 has no such units, and what is not aligned an address per element: both take registers. The block narrows
+    until no target of `unlearn_kernels.aot` spills.
     """
     single = dtype == tl.float32
     narrow = 2 if single or not aligned else 1
