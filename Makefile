@@ -9,7 +9,7 @@ export MKL_NUM_THREADS ?= 1
 export DS_BUILD_OPS := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup test lint demo bench bench-kernels clean
+.PHONY: setup test lint demo bench-kernels clean
 
 setup: $(STAMP)
 
@@ -30,8 +30,6 @@ lint: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python jobs/demo.py
-
-bench: bench-kernels
 
 bench-kernels: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench_kernels $(ARGS)

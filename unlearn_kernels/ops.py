@@ -116,7 +116,8 @@ def gram(shards: Shards) -> Tensor:
     CPU, however the elements are spread over entries. Two float32 gradients are multiplied and summed in float64.
     Others are multiplied in float32, and short runs (64 products on a CPU) summed in it: within 1e-5 of |g_i| |g_j|, in
     practice 1e-7. There, elements above 1e19 overflow to infinity and below 1e-22 count as 0. NaN and infinity
-    propagate. Extra memory: O(K^2) numbers. Raises ValueError when there is no shard, or when shards differ in an entry's shape.
+    propagate. Extra memory: O(K^2) numbers.
+    Raises ValueError when there is no shard, or when shards differ in an entry's shape.
     """
     entries = _check_shards(shards)
     filled = [[tensor.detach() for tensor in shard if tensor.numel()] for shard in entries]
