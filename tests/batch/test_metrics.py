@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +179,9 @@ def test_rays_endpoint_has_them_all() -> None:
     mine = [line for line in text.splitlines() if line.startswith("ray_expunge_")]
     assert {line.partition("{")[0].removeprefix("ray_") for line in mine} == set(metrics.METRICS)
     assert any('model="none"' in line and line.endswith(" 36500.0") for line in mine)
+
+
+def test_the_runbook_explains_each() -> None:
+    text = (Path(__file__).parents[2] / "deploy" / "RUNBOOK.md").read_text()
+    for name, (_, labels) in metrics.METRICS.items():
+        assert f"| `{name}` | {', '.join(labels)} |" in text

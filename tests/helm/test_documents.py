@@ -104,7 +104,7 @@ def test_files_that_a_document_names_exist(path: str) -> None:
     named = re.findall(r"`((?:helm|deploy|jobs|ci|templates|tests)/[\w./-]+\.\w+)`", (ROOT / path).read_text())
     for name in named:
         assert (ROOT / name).exists() or (CHART / name).exists(), name
-    assert len(named) > 3
+    assert len(named) >= 2
 
 
 def test_nothing_is_left_from_a_template() -> None:
