@@ -6,6 +6,7 @@
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,11 +26,17 @@ _DEFAULT = os.environ.get(VARIABLE)
 _FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=_DEFAULT)
 
 
+def gradient_dtype(pred: Tensor) -> torch.dtype:
+    """Of the loss's gradient until its scale is known: float16 would lose most of it before a loss scale comes."""
+    return torch.float32 if pred.dtype == torch.float16 else pred.dtype
+
+
 class Backend(Protocol):
     """What an implementation offers; tensors are contiguous and on one device, tables as wide as `ops` says.
 
     K gradients are K lists of non-empty tensors. `terms` are 1 to 3 tensors of pred's shape. `mask` is [B, S] and
-    repeats along a sample. Without autograd: `weighted_loss` returns the loss and its gradient in `pred`.
+    repeats along a sample. Without autograd: `weighted_loss` returns the loss and its gradient in `pred`, of
+    `gradient_dtype`.
     """
 
     def noise_and_target(
@@ -56,7 +63,9 @@ class Backend(Protocol):
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside, every operation runs on `name`, or raises ValueError where that one cannot.
+    """Inside, every operation runs on `name`, or raises ValueError for tensors that it does not take.
+
+    Raises ImportError where it is not there.
 
     The variable UNLEARN_KERNELS_BACKEND, read when this is imported, does the same for a whole process.
     """
@@ -83,6 +92,10 @@ def backend_name(tensors: Sequence[Tensor]) -> str:
             raise ValueError(f"the {forced} backend takes float32, bfloat16 and float16 only")
         if forced == "native" and device != "cpu":
             raise ValueError(f"the native backend takes tensors on the CPU, not on {device}")
+        if forced == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                "the triton backend takes tensors on a GPU, or any in its interpreter (TRITON_INTERPRET=1)"
+            )
         return forced
     preferred = {"cuda": "triton", "cpu": "native"}.get(device)
     return preferred if fused and preferred and why_absent(preferred) is None else "reference"
@@ -105,4 +118,6 @@ def _load(name: str) -> Backend:
     module = import_module(f"unlearn_kernels.{name}")
     if name == "native":
         module.library()
+    elif name == "triton" and not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
+        raise ImportError("Triton compiles what launches a kernel with a C compiler: there is no gcc or clang here")
     return cast(Backend, module)

@@ -23,10 +23,10 @@ def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
     """
     gram = checked_gram(gram)
     if not gram.isfinite().all():
-        return torch.full((len(gram),), math.nan, dtype=torch.float64)
+        return torch.full((len(gram),), math.nan, dtype=torch.float64, device="cpu")
     forget_count = len(gram) - 1
     share = forget_weight / max(1, forget_count)
-    coefficients = torch.full((len(gram),), share, dtype=torch.float64)
+    coefficients = torch.full((len(gram),), share, dtype=torch.float64, device="cpu")
     coefficients[-1] = 1
     against, norm = gram[:-1, -1].clamp(max=0).sum(), gram[-1, -1]
     if norm > VANISHING * gram.diagonal().max():

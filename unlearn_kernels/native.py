@@ -6,6 +6,7 @@ number of threads. `torch.get_num_threads()` threads are used. The calls release
 
 import ctypes
 import itertools
+import math
 import sysconfig
 from collections.abc import Iterable, Sequence
 from ctypes import c_double, c_float, c_int, c_int64, c_uint8, c_void_p
@@ -15,8 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlearn_kernels.backends import gradient_dtype
+
 LIBRARY = Path(__file__).with_name("libunlearn_kernels" + (sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"))
-ABI = 1
+ABI = 2
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -40,7 +43,7 @@ def library() -> ctypes.CDLL:
         *(integer, integer, c_int, pointer),
         *(c_int, pointer, pointer, pointer),
         *(pointer, pointer, integer),
-        *(c_int, pointer, pointer),
+        *(c_int, pointer, c_int, pointer),
     ]
     return loaded
 
@@ -75,7 +78,7 @@ def weighted_loss(
     *,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    gradient = torch.empty_like(pred) if with_gradient else None
+    gradient = torch.empty_like(pred, dtype=gradient_dtype(pred)) if with_gradient else None
     loss = c_double()
     status = library().unlearn_weighted_loss(
         len(pred),
@@ -91,6 +94,7 @@ def weighted_loss(
         mask.shape[1] if mask is not None else 0,
         torch.get_num_threads(),
         ctypes.byref(loss),
+        TYPES[gradient_dtype(pred)],
         gradient.data_ptr() if gradient is not None else None,
     )
     _check(status)
@@ -123,7 +127,8 @@ def combine_(out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coeffici
         _pointers(tensors),
         _types(tensors),
         _starts(out),
-        (c_float * len(coefficients))(*coefficients),
+        # Any NaN becomes Python's: the bits of another could be lost where bfloat16 is rounded.
+        (c_float * len(coefficients))(*(c if c == c else math.nan for c in coefficients)),
         torch.get_num_threads(),
     )
     _check(status)

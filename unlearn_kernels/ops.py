@@ -4,6 +4,7 @@ Each is a `torch.library` operator, so autograd, `torch.compile(fullgraph=True)`
 B batch, K shards (the last is the retain gradient), N elements of a shard.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, cast, overload
 
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.library import define, impl, register_fake
 
-from unlearn_kernels.backends import backend_for
+from unlearn_kernels.backends import backend_for, gradient_dtype
 
 Shard: TypeAlias = Tensor | Sequence[Tensor]
-"""One gradient: a tensor of any shape, or a list of them. May be empty; a strided tensor is copied, one at a time."""
+"""One gradient: a tensor of any shape, or a list of them. May be empty; strided tensors are copied."""
 Shards: TypeAlias = Tensor | Sequence[Shard]
 """K gradients with the same shapes entry by entry, or one [K, N] matrix whose rows are the gradients."""
 
 MOST_TERMS = 3
+SHORTEST_PLANE = 512
+"""Elements of a mask that repeats along a sample. Kernels work on a repeat at a time: shorter ones are written out."""
 _OPERATORS = torch.ops.unlearn_kernels
 
 
@@ -81,7 +84,8 @@ def regression_loss(
     pred and 1 to 3 terms: floating [B, ...], the same shape. coefficients: [B, len(terms)]. weight: [B]. mask: bool or
     floating, [B, ...] broadcastable to pred, not negative; the inner mean is then over the masked elements, and a
     sample whose mask is empty adds 0. The target is never rounded. Computed and returned in float32 (float64 if a
-    tensor is), summed in float64. Differentiable once, in `pred` only; loss and gradient take one sweep.
+    tensor is), short runs
+    summed in float32 and runs in float64. Differentiable once, in `pred` only; loss and gradient take one sweep.
     Raises ValueError when the shapes do not agree or nothing is there to average over; RuntimeError when the gradient
     is differentiated again.
     """
@@ -97,11 +101,12 @@ def _loss(pred: Tensor, terms: Sequence[Tensor], coefficients: Tensor, weight: T
         raise ValueError(f"weight: shape {tuple(weight.shape)}, expected ({len(pred)},)")
     if pred.numel() == 0:
         raise ValueError(f"pred: shape {tuple(pred.shape)} has no element to average over")
+    widest = next((tensor for tensor in (pred, *terms) if tensor.dtype == torch.float64), pred)
     arguments = (
         pred.contiguous(),
         [term.detach().contiguous() for term in terms],
-        _table(coefficients, pred),
-        _table(weight, pred),
+        _table(coefficients, widest),
+        _table(weight, widest),
         None if mask is None else _repeating_mask(mask.detach(), pred),
     )
     if pred.requires_grad and torch.is_grad_enabled():
@@ -112,11 +117,11 @@ def _loss(pred: Tensor, terms: Sequence[Tensor], coefficients: Tensor, weight: T
 def gram(shards: Shards) -> Tensor:
     """Inner products of K gradients: float64 [K, K] on their device, symmetric.
 
-    Sums have one fixed order: equal gradients give equal bits on one machine, whatever the number of threads and, on a
-    CPU, however the elements are spread over entries. Two float32 gradients are multiplied and summed in float64.
-    Others are multiplied in float32, and short runs (64 products on a CPU) summed in it: within 1e-5 of |g_i| |g_j|, in
-    practice 1e-7. There, elements above 1e19 overflow to infinity and below 1e-22 count as 0. NaN and infinity
-    propagate. Extra memory: O(K^2) numbers.
+    Sums have one fixed order. On a CPU equal gradients give equal bits, whatever the number of threads and however the
+    elements are spread over entries; on a GPU entries and their alignment decide the order. Two float32 gradients are
+    multiplied and summed in float64. Others are multiplied in float32, and short runs (64 products on a CPU) summed in
+    it: within 1e-5 of |g_i| |g_j|, in practice 1e-7. There, elements above 1e19 overflow to infinity and below 1e-22
+    count as 0 (and on gfx90a, for K > 2, float16 below 6e-5). NaN and infinity propagate. Extra memory: O(K^2) numbers.
     Raises ValueError when there is no shard, or when shards differ in an entry's shape.
     """
     entries = _check_shards(shards)
@@ -150,11 +155,11 @@ def combine_(out: Shard, shards: Shards, coefficients: Tensor) -> None:
 
 def axpby_(y: Shard, a: float, x: Shard, b: float) -> None:
     """`y = a x + b y`, in place: `combine_` of two gradients."""
-    combine_(y, [x, y], torch.tensor([a, b], dtype=torch.float64))
+    combine_(y, [x, y], torch.tensor([a, b], dtype=torch.float64, device="cpu"))
 
 
-# Not `custom_op`, which wraps each call in 50 us of Python. Whatever device is not named here has no kernels of ours.
-_DEVICES = ("cpu", "cuda", "xpu", "mps")
+# Not `custom_op`, which wraps each call in 50 us of Python. Other devices have no float64 for the reference.
+_DEVICES = ("cpu", "cuda", "xpu")
 define(
     "unlearn_kernels::noise_and_target",
     "(Tensor x_f, Tensor x_s, Tensor eps, Tensor path, Tensor coefficients, bool with_target) -> Tensor[]",
@@ -208,7 +213,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     double = any(tensor.dtype == torch.float64 for tensor in (pred, *terms))
     loss = pred.new_empty((), dtype=torch.float64 if double else torch.float32)
-    return loss, torch.empty_like(pred) if with_gradient else pred.new_empty(0)
+    return loss, torch.empty_like(pred, dtype=gradient_dtype(pred)) if with_gradient else pred.new_empty(0)
 
 
 class _Loss(torch.autograd.Function):
@@ -225,6 +230,7 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         loss, gradient = _OPERATORS.weighted_loss.default(pred, terms, coefficients, weight, mask, True)
         ctx.save_for_backward(gradient)
+        ctx.dtype = pred.dtype  # pyright: ignore[reportAttributeAccessIssue]
         return loss
 
     @staticmethod
@@ -235,7 +241,8 @@ class _Loss(torch.autograd.Function):
             # The saved gradient is a constant: differentiating it again would give a silent 0.
             raise RuntimeError("weighted_loss: differentiating its gradient again is not supported (create_graph=True)")
         (gradient,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-        return gradient if _is_one(upstream) else gradient * upstream, None, None, None, None
+        scaled = gradient if _is_one(upstream) else gradient * upstream
+        return scaled.to(ctx.dtype), None, None, None, None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_one(scale: Tensor) -> bool:
@@ -265,6 +272,8 @@ def _combine_(out: list[Tensor], tensors: list[Tensor], coefficients: Tensor) ->
     for tensor, result in zip(out, flat, strict=True):
         if result is not tensor:
             tensor.copy_(result)
+    # The kernels write behind autograd's back: who still needs the old values must hear of it.
+    torch.autograd.graph.increment_version(out)
 
 
 @register_fake("unlearn_kernels::combine_")
@@ -292,6 +301,9 @@ def _repeating_mask(mask: Tensor, pred: Tensor) -> Tensor:
         raise ValueError(f"mask: shape {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
     shape = (1,) * (pred.ndim - mask.ndim) + tuple(mask.shape)
     first = next((d for d in range(1, pred.ndim) if shape[d] != 1), pred.ndim)
+    if pred[0].numel() and math.prod(pred.shape[first:]) < SHORTEST_PLANE:
+        first, shape = 1, (shape[0], *(pred.shape[d] if d < first else shape[d] for d in range(1, pred.ndim)))
+        mask = mask.expand(shape)
     plane = _table(mask, pred).reshape(shape)
     return plane.expand(len(pred), *shape[1:first], *pred.shape[first:]).reshape(len(pred), -1).contiguous()
 
@@ -319,15 +331,21 @@ def _check_same_shapes(shard: list[Tensor], first: list[Tensor], name: str) -> N
     for i, (a, b) in enumerate(zip(shard, first, strict=True)):
         if a.shape != b.shape:
             raise ValueError(f"{name}[{i}]: shape {tuple(a.shape)}, in shards[0] it is {tuple(b.shape)}")
+        if a.device != first[0].device:
+            raise ValueError(f"{name}[{i}]: on {a.device}, shards[0][0] is on {first[0].device}")
+        if not a.is_floating_point():
+            raise ValueError(f"{name}[{i}]: dtype {a.dtype}, expected a floating one")
 
 
 def _check_samples(**tensors: Tensor) -> None:
-    first, shape = next((name, tensor.shape) for name, tensor in tensors.items())
+    first, shape, device = next((name, tensor.shape, tensor.device) for name, tensor in tensors.items())
     for name, tensor in tensors.items():
         if tensor.ndim == 0 or tensor.shape != shape:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected [B, ...] as {first} {tuple(shape)}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name}: dtype {tensor.dtype}, expected a floating one")
+        if tensor.device != device:
+            raise ValueError(f"{name}: on {tensor.device}, {first} is on {device}")
 
 
 def _check_rows(batch: int, columns: int, **tensors: Tensor) -> None:

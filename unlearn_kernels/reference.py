@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from unlearn_kernels.backends import gradient_dtype
+
 CHUNK = 1 << 16
 """Elements that are worked on at a time; a power of two, see `_sum_in_fixed_order_`."""
 
@@ -45,7 +47,7 @@ def weighted_loss(
         loss = loss.float()
     if not with_gradient:
         return loss, None
-    return loss, (2 * _over(factor, pred) * keep * difference).to(pred.dtype)
+    return loss, (2 * _over(factor, pred) * keep * difference).to(gradient_dtype(pred))
 
 
 def gram(shards: Sequence[Sequence[Tensor]]) -> Tensor:

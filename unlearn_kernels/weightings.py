@@ -65,13 +65,13 @@ def weighting(name: str, gram: Tensor, forget_weight: float = 1.0, *, seed: int 
     gram = checked_gram(gram)
     count = len(gram)
     if not gram.isfinite().all():
-        return torch.full((count,), math.nan, dtype=torch.float64)
-    scale = torch.full((count,), forget_weight / max(1, count - 1), dtype=torch.float64)
+        return torch.full((count,), math.nan, dtype=torch.float64, device="cpu")
+    scale = torch.full((count,), forget_weight / max(1, count - 1), dtype=torch.float64, device="cpu")
     scale[-1] = 1
     try:
         choose = _MAKERS[name](count)
     except ImportError as error:
         raise ImportError(f"{name} needs the extra: pip install 'expunge[surgeries]' ({error})") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         return scale * choose(scale[:, None] * gram * scale)

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlearn_kernels import combine_, gram, noise_and_target, regression_loss, use_backend, weighted_loss
+from unlearn_kernels import (
+    axpby_,
+    combine_,
+    gram,
+    noise_and_target,
+    regression_loss,
+    retain_normal,
+    use_backend,
+    weighted_loss,
+    weighting,
+)
 from unlearn_kernels.backends import VARIABLE, backend_name, why_absent
 from unlearn_kernels.native import library
 
@@ -100,6 +110,42 @@ def test_differentiating_twice_raises_and_never_gives_zero() -> None:
     loss = weighted_loss(pred.requires_grad_(), eps, x_f, x_s, torch.ones(2, 3), torch.ones(2))
     with pytest.raises(RuntimeError, match="differentiating its gradient again is not supported"):
         torch.autograd.grad(loss**2, pred, create_graph=True)
+
+
+def test_what_is_written_in_place_is_no_longer_what_autograd_saved() -> None:
+    x, w = torch.ones(4, requires_grad=True), torch.ones(4)
+    y = (x * w).sum()
+    combine_(w, [w, w], torch.tensor([2.0, 2.0], dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_tensors_of_several_devices_are_refused() -> None:
+    here, there = torch.ones(3), torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match=r"shards\[1\]\[0\]: on meta, shards\[0\]\[0\] is on cpu"):
+        gram([here, there])
+    with pytest.raises(ValueError, match=r"out\[0\]: on meta"):
+        combine_(there, [here], torch.ones(1, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"terms\[0\]: on meta, pred is on cpu"):
+        regression_loss(here, [there], torch.ones(3, 1), torch.ones(3))
+    with pytest.raises(ValueError, match=r"out\[0\]: dtype torch.int64"):
+        combine_(here.long(), [here], torch.ones(1, dtype=torch.float64))
+
+
+def test_coefficients_stay_on_the_host_whatever_the_default_device() -> None:
+    matrix, x, y = torch.eye(2, dtype=torch.float64), torch.ones(3), torch.ones(3)
+    with torch.device("meta"):
+        assert retain_normal(matrix).device.type == "cpu"
+        assert weighting("pcgrad", matrix).device.type == "cpu"
+        axpby_(y, 2.0, x, 1.0)
+    assert torch.equal(y, torch.full((3,), 3.0))
+
+
+def test_triton_asks_for_a_gpu_or_its_interpreter() -> None:
+    if why_absent("triton") is not None:
+        pytest.skip("triton is not installed")
+    with use_backend("triton"), pytest.raises(ValueError, match="takes tensors on a GPU"):
+        gram([torch.ones(2)])
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -143,6 +143,31 @@ def test_pred_and_latents_of_different_dtypes(pred_dtype: torch.dtype) -> None:
     torch.testing.assert_close(pred.grad.double(), 2 * exact / exact.numel(), rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_a_loss_scale_saves_small_float16_gradients(scale: float) -> None:
+    """Rounded before they are scaled, most of these would be 0."""
+    pred, eps, x_f, x_s = (0.1 * tensor for tensor in _samples((8, 16, 32, 32), torch.float16))
+    pred.requires_grad_()
+    (scale * weighted_loss(pred, eps, x_f, x_s, _table(8, 3), torch.ones(8))).backward()
+    exact = 2 * (pred.detach().double() - _naive_target(eps, x_f, x_s, _table(8, 3))) / pred.numel() * scale
+    assert pred.grad is not None
+    assert pred.grad.dtype == torch.float16
+    torch.testing.assert_close(pred.grad.double(), exact, rtol=2**-10, atol=2**-24)
+
+
+def test_no_nan_becomes_a_number() -> None:
+    """0x7fffffff is the NaN that some GPUs make: rounding to bfloat16 by bits alone would carry it into the sign."""
+    pred, eps, x_f, x_s = _samples((2, 8, 8), torch.bfloat16)
+    weight = torch.tensor([0x7FFFFFFF, 0x3F800000], dtype=torch.int32).view(torch.float32)
+    pred.requires_grad_()
+    loss = weighted_loss(pred, eps, x_f, x_s, _table(2, 3), weight)
+    loss.backward()
+    assert loss.isnan()
+    assert pred.grad is not None
+    assert pred.grad[0].isnan().all()
+    assert pred.grad[1].isfinite().all()
+
+
 def test_two_tensors_say_what_three_do() -> None:
     """(x_t - x_s) / sigma: the same target by the coefficients (1 / sigma, -1 / sigma) of (x_t, x_s)."""
     pred, eps, x_f, x_s = _samples((3, 4, 31), torch.float32)

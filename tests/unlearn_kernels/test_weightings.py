@@ -44,14 +44,15 @@ def test_two_in_conflict(name: str) -> None:
         torch.testing.assert_close(coefficients @ shards, torch.tensor([1.0, 2.0], dtype=torch.float64))
 
 
-def test_ranks_agree_on_the_order_of_pcgrad_and_keep_their_random_state() -> None:
+def test_ranks_agree_on_the_order_of_pcgrad_and_keep_their_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = gram(_gradients(6, aligned=False))
-    torch.manual_seed(1)
+    monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail(f"the GPUs are seeded with {seed}"))
+    torch.default_generator.manual_seed(1)
     first, state = weighting("pcgrad", matrix, seed=7), torch.get_rng_state()
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     assert torch.equal(weighting("pcgrad", matrix, seed=7), first)
     assert not torch.equal(weighting("pcgrad", matrix, seed=8), first)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -72,16 +72,12 @@ typedef struct {
     void *task;
     int64_t units, scratch;
     atomic_int_fast64_t next;
-    atomic_int failed;
 } team;
 
 static void *work(void *argument) {
     team *t = argument;
     void *scratch = aligned_alloc(64, (size_t)((t->scratch + 63) / 64 * 64));
-    if (scratch == NULL) {
-        atomic_store(&t->failed, 1);
-        return NULL;
-    }
+    if (scratch == NULL) return NULL; /* the others do its part */
     for (int64_t unit; (unit = atomic_fetch_add(&t->next, 1)) < t->units;) t->run(t->task, unit, scratch);
     free(scratch);
     return NULL;
@@ -98,8 +94,8 @@ int parallel(int threads, int64_t units, body run, void *task, int64_t scratch) 
     while (started < wanted && pthread_create(&others[started], NULL, work, &t) == 0) started++;
     work(&t);
     for (int i = 0; i < started; i++) pthread_join(others[i], NULL);
-    return atomic_load(&t.failed) ? -1 : 0;
+    return atomic_load(&t.next) < units ? -1 : 0;
 }
 
 /* Counts up with every change of a signature: native.py refuses a library that was built from other sources. */
-EXPORT int unlearn_abi(void) { return 1; }
+EXPORT int unlearn_abi(void) { return 2; }

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -22,6 +23,8 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast", "-fopenmp-simd"),
     # Vectors stay inside the library: how they would be passed between functions is of no interest.
     "-Wno-psabi",
+    # Words are read as floats and back, within a function and, under CFLAGS=-flto, across files.
+    "-fno-strict-aliasing",
 )
 
 
@@ -50,7 +53,11 @@ class KernelsHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         suffix = sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"
-        target = SOURCES.parent / f"libunlearn_kernels{suffix}"
+        name = f"libunlearn_kernels{suffix}"
+        editable = version == "editable"
+        # An editable install runs from the sources; any other build leaves them as they are.
+        self._scratch = None if editable else TemporaryDirectory()
+        target = (SOURCES.parent if self._scratch is None else Path(self._scratch.name)) / name
         wanted = os.environ.get(VARIABLE, "")
         try:
             if wanted == "0":
@@ -59,10 +66,17 @@ class KernelsHook(BuildHookInterface):
         except NoCompiler as error:
             if wanted == "1":
                 raise
-            target.unlink(missing_ok=True)  # of an earlier build
+            target.unlink(missing_ok=True)  # of an earlier install
             self.app.display_warning(f"unlearn_kernels: built without C kernels, plain torch will run: {error}")
             return
-        build_data["artifacts"].append(f"/{target.relative_to(self.root)}")
+        if editable:
+            build_data["artifacts"].append(f"/{target.relative_to(self.root)}")
+        else:
+            build_data["force_include"][str(target)] = f"unlearn_kernels/{name}"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if self._scratch is not None:
+            self._scratch.cleanup()

@@ -1,7 +1,7 @@
 /* What the kernels share: element types, clones per instruction set, and threads.
  *
- * Arithmetic is float32 or float64 in registers; bfloat16 and float16 are widened and narrowed by integer bits, so any
- * C11 compiler builds this and no instruction set is assumed. Vectors have a fixed number of lanes: the order of every
+ * Arithmetic is float32 or float64 in registers; bfloat16 and float16 are widened and narrowed by integer bits, so gcc
+ * and clang build this for any instruction set. Vectors have a fixed number of lanes: the order of every
  * sum is the same on every machine.
  */
 #ifndef UNLEARN_KERNELS_H
@@ -17,7 +17,8 @@ enum { F32 = 0, BF16 = 1, F16 = 2 };
 /* Elements that are widened at a time: small enough for the first cache, long enough for the prefetcher. */
 #define PANEL 512
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+/* By name of the level from gcc 12 on; the choice at load time needs glibc. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES

@@ -1,6 +1,7 @@
 /* The model input and the weighted loss: B samples of M elements each. */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,10 +83,10 @@ typedef struct {
     int64_t size, masked; /* elements of a sample; of its mask, which repeats along the sample */
     int terms, all_bf16; /* and without a mask */
     const void *pred, *data[MOST_TERMS];
-    uint8_t type, types[MOST_TERMS];
+    uint8_t type, gradient_type, types[MOST_TERMS];
     const float *coefficients, *mask; /* [B, terms]; [B, masked] or NULL */
     const double *factors;            /* [B]: of the sum of a sample's squares in the loss */
-    void *gradient;                   /* [B, size] of pred's type, or NULL */
+    void *gradient;                   /* [B, size] of gradient_type, or NULL */
     double *partials;                 /* [B, blocks] */
 } loss_task;
 
@@ -167,6 +168,9 @@ static const float *padded(int type, const void *source, int64_t offset, int64_t
     return buffer;
 }
 
+/* A NaN with nothing in its lower bits, which `both_of` could carry into the sign. */
+static inline float quiet(float value) { return value == value ? value : NAN; }
+
 static void loss_block(void *task, int64_t unit, void *scratch) {
     const loss_task *t = task;
     block b = block_at(unit, t->size);
@@ -174,6 +178,8 @@ static void loss_block(void *task, int64_t unit, void *scratch) {
     memcpy(c, t->coefficients + b.sample * t->terms, (size_t)t->terms * sizeof(float));
     loss_kernel kernel = LOSSES[t->mask != NULL][t->terms - 1];
     double factor = t->factors[b.sample], sum = 0;
+    float slope = quiet((float)(2 * factor));
+    for (int k = 0; k < t->terms; k++) c[k] = quiet(c[k]);
     for (int64_t at = b.from, n; at < b.to; at += n) {
         n = MIN(PANEL, b.to - at);
         const float *mask = NULL;
@@ -187,16 +193,16 @@ static void loss_block(void *task, int64_t unit, void *scratch) {
             const uint16_t *half[MOST_TERMS], *all = (const uint16_t *)t->pred + offset;
             for (int k = 0; k < MOST_TERMS; k++) half[k] = k < t->terms ? (const uint16_t *)t->data[k] + offset : all;
             uint16_t *gradient = t->gradient == NULL ? NULL : (uint16_t *)t->gradient + offset;
-            sum += BF16_LOSSES[t->terms - 1](all, half, c, (float)(2 * factor), n, gradient);
+            sum += BF16_LOSSES[t->terms - 1](all, half, c, slope, n, gradient);
             continue;
         }
         const float *pred = padded(t->type, t->pred, offset, n, buffers), *term[MOST_TERMS] = {pred, pred, pred};
         for (int k = 0; k < t->terms; k++)
             term[k] = padded(t->types[k], t->data[k], offset, n, buffers + (k + 1) * PANEL);
-        int direct = t->gradient != NULL && t->type == F32 && whole == n;
+        int direct = t->gradient != NULL && t->gradient_type == F32 && whole == n;
         float *gradient = direct ? (float *)t->gradient + offset : out;
-        sum += kernel(pred, term, c, mask, (float)(2 * factor), whole, gradient);
-        if (t->gradient != NULL) narrow(t->type, gradient, n, t->gradient, offset);
+        sum += kernel(pred, term, c, mask, slope, whole, gradient);
+        if (t->gradient != NULL) narrow(t->gradient_type, gradient, n, t->gradient, offset);
     }
     /* A weight of 0 does not hide a NaN; a sample without a single masked element has no sum to hide. */
     t->partials[unit] = factor * sum;
@@ -208,16 +214,16 @@ static void loss_block(void *task, int64_t unit, void *scratch) {
 EXPORT int unlearn_weighted_loss(int64_t batch, int64_t size, int type, const void *pred, int terms,
                                  const void *const *data, const uint8_t *types, const float *coefficients,
                                  const float *weight, const float *mask, int64_t masked, int threads, double *loss,
-                                 void *gradient) {
+                                 int gradient_type, void *gradient) {
     int64_t blocks = blocks_of(size), units = batch * blocks;
     loss_task task = {.size = size, .masked = masked, .terms = terms, .pred = pred, .type = (uint8_t)type,
-                      .coefficients = coefficients, .mask = mask, .gradient = gradient};
+                      .coefficients = coefficients, .mask = mask, .gradient_type = (uint8_t)gradient_type, .gradient = gradient};
     double *factors = malloc((size_t)batch * sizeof(double));
     task.factors = factors;
     task.partials = malloc((size_t)units * sizeof(double));
     int failed = factors == NULL || task.partials == NULL;
     if (!failed) {
-        task.all_bf16 = mask == NULL && type == BF16;
+        task.all_bf16 = mask == NULL && type == BF16 && gradient_type == BF16;
         for (int k = 0; k < terms; k++) {
             task.data[k] = data[k], task.types[k] = types[k];
             task.all_bf16 &= types[k] == BF16;

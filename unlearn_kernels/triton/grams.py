@@ -48,8 +48,9 @@ def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
 def tile_constants(dtype: tl.dtype, tile: int, *, diagonal: bool, aligned: bool) -> Constants:
     """16-bit factors go to the matrix units, whose products are exact; the interpreter's are nonsense, it gets float32.
 
-    float32 has no such units, and what is not aligned an address per element: both take registers. The block narrows
-    until no target of `unlearn_kernels.aot` spills.
+    CDNA2's units take subnormals for 0: float16 below 6e-5, on gfx90a. float32 has no such units, and what is not
+    aligned an address per element: both take registers. The block narrows until no target of `unlearn_kernels.aot`
+    spills.
     """
     single = dtype == tl.float32
     narrow = 2 if single or not aligned else 1

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unlearn_kernels.backends import gradient_dtype
 from unlearn_kernels.triton.launches import Constants, launch, ordered_sum
 
 BLOCK = 2048
@@ -120,7 +121,7 @@ def weighted_loss(
 ) -> tuple[Tensor, Tensor | None]:
     batch, size = len(pred), pred.numel() // len(pred)
     blocks = triton.cdiv(size, BLOCK)
-    gradient = torch.empty_like(pred) if with_gradient else None
+    gradient = torch.empty_like(pred, dtype=gradient_dtype(pred)) if with_gradient else None
     partials = torch.empty(1, batch * blocks, dtype=torch.float64, device=pred.device)
     plane = size if mask is None else mask.shape[1]
     # A mask's sum counts one plane; without one, all of a sample's elements count.

@@ -72,7 +72,8 @@ def _noise(dtype: str, with_target: bool, ragged: bool) -> Variant:
 def _loss(dtype: str, terms: int, masked: bool, with_gradient: bool, ragged: bool) -> Variant:
     own, other = _pair(dtype)
     types = {
-        **{"pred": f"*{own}", "terms": (f"*{other}",) * terms, "gradient": f"*{own}", "partials": "*fp64"},
+        **{"pred": f"*{own}", "terms": (f"*{other}",) * terms, "partials": "*fp64"},
+        "gradient": "*fp32" if own == "fp16" else f"*{own}",
         **{"coefficients": "*fp32", "weight": "*fp32", "mask": "*fp32", "mask_sums": "*fp64"},
         **{"size": "i32", "blocks": "i32", "plane": "i32", "scale": "fp32"},
     }
