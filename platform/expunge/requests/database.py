@@ -1,7 +1,8 @@
 """The connection: SQLite or PostgreSQL, migrated at open, its failures in one line."""
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
@@ -79,8 +80,11 @@ def _engine(url: str, busy_seconds: float) -> Engine:
     def pragmas(connection: object, entry: ConnectionPoolEntry) -> None:
         # The driver would begin late and deferred; `begin` below says when, and how.
         connection.isolation_level = None  # pyright: ignore[reportAttributeAccessIssue]
-        for pragma in (f"busy_timeout = {int(busy_seconds * 1000)}", "foreign_keys = ON", "journal_mode = WAL"):
+        for pragma in (f"busy_timeout = {int(busy_seconds * 1000)}", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()  # pyright: ignore[reportAttributeAccessIssue]
+        # The mode stays with the file. While another connection changes it, this fails at once, without waiting.
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL").close()  # pyright: ignore[reportAttributeAccessIssue]
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
