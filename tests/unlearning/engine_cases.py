@@ -111,6 +111,12 @@ VARIANTS = {
 }
 
 
+# Not "tiny": DeepSpeed's universal format has no way to a rank that holds nothing.
+ELASTIC = [
+    name for name, variant in VARIANTS.items() if variant.micro_batches == 1 and variant.case in ("conflict", "unused")
+]
+
+
 def loss_of(name: str, network: nn.Module, objective: int, batch: Batch) -> Tensor:
     x, y = batch
     if name == "unused" and objective > 0:
@@ -132,7 +138,7 @@ def reference(name: str) -> tuple[list[Tensor], list[Record]]:
         ]
         parts = _parts(list(names), training.surgery_granularity)
         grams = [gram([[g[i] for i in part] for g in gradients]) for part in parts]
-        chosen = [_coefficients(matrix, training, step + 1) for matrix in grams]
+        chosen = [_coefficients(matrix, training, step) for matrix in grams]
         square = sum(float(c @ matrix @ c) for c, matrix in zip(chosen, grams, strict=True))
         clip = clip_coefficient(torch.tensor([[square]]), torch.ones(1), training.clip)
         combined = copy.deepcopy(gradients[-1])

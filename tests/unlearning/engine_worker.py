@@ -4,6 +4,7 @@ DeepSpeed holds global state, so it lives in processes of its own, and one proce
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,24 +14,36 @@ from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
 from expunge.unlearning.engine import ShardedEngine
-from tests.unlearning.engine_cases import CASES, STEPS, VARIANTS, Batch, Record, Variant, loss_of
+from tests.unlearning.engine_cases import CASES, ELASTIC, STEPS, VARIANTS, Batch, Record, Variant, loss_of
+
+
+def micro(
+    step: list[Batch], network: nn.Module, rank: int, world: int, variant: Variant
+) -> list[list[Callable[[], Tensor]]]:
+    """By objective, the micro-batches of this rank's part of its batch."""
+    count = variant.micro_batches
+    return [
+        [
+            lambda x=x, y=y, k=k: loss_of(variant.case, network, k, (x, y))
+            for x, y in zip(wide[rank::world].chunk(count), narrow[rank::world].chunk(count), strict=True)
+        ]
+        for k, (wide, narrow) in enumerate(step)
+    ]
 
 
 def steps(
-    engine: ShardedEngine, network: nn.Module, batches: list[list[Batch]], rank: int, world: int, variant: Variant
+    engine: ShardedEngine,
+    network: nn.Module,
+    batches: list[list[Batch]],
+    rank: int,
+    world: int,
+    variant: Variant,
+    first: int = 0,
 ) -> list[Record]:
     """One engine step per entry; each objective is the mean square error on this rank's part of its batch."""
     records: list[Record] = []
-    count = variant.micro_batches
-    for step in batches:
-        objectives = [
-            [
-                lambda x=x, y=y, k=k: loss_of(variant.case, network, k, (x, y))
-                for x, y in zip(wide[rank::world].chunk(count), narrow[rank::world].chunk(count), strict=True)
-            ]
-            for k, (wide, narrow) in enumerate(step)
-        ]
-        done = engine.step(objectives)
+    for number, step in enumerate(batches, first):
+        done = engine.step(number, micro(step, network, rank, world, variant))
         records.append(
             {
                 "losses": done.losses,
@@ -41,6 +54,25 @@ def steps(
             }
         )
     return records
+
+
+def skip(
+    engine: ShardedEngine, network: nn.Module, step: list[Batch], rank: int, world: int, variant: Variant, bad: int
+) -> tuple[int, ...]:
+    """A step in which the last rank's last sample of objective `bad` is not a number; returns who was found bad."""
+    poisoned = [(x, y.clone()) for x, y in step]
+    poisoned[bad][1][-1] = float("nan")
+    return engine.step(0, micro(poisoned, network, rank, world, variant)).bad
+
+
+def elastic(variant: Variant, folder: Path, rank: int, world: int) -> list[Tensor]:
+    """Go on from what another number of ranks has saved; returns the final weights."""
+    case = CASES[variant.case]
+    network = case.network()
+    engine = ShardedEngine(network, case.settings(zero_stage=variant.stage, precision=variant.precision))
+    done = engine.load(folder)
+    steps(engine, network, case.batches()[done:], rank, world, variant, done)
+    return weights(engine, network)
 
 
 def weights(engine: ShardedEngine, network: nn.Module) -> list[Tensor]:
@@ -58,14 +90,15 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
     begin, half = engine.weights(), STEPS // 2
     records = steps(engine, network, batches[:half], rank, world, variant)
     engine.save(folder, half)
-    records += steps(engine, network, batches[half:], rank, world, variant)
+    records += steps(engine, network, batches[half:], rank, world, variant, half)
 
     moved = engine.distance_from(begin)
 
     fresh = case.network()
     resumed = ShardedEngine(fresh, training)
     done = resumed.load(folder)
-    again = steps(resumed, fresh, batches[done:], rank, world, variant)
+    bad = [skip(resumed, fresh, batches[done], rank, world, variant, k) for k in range(len(case.signs))]
+    again = steps(resumed, fresh, batches[done:], rank, world, variant, done)
     final = weights(engine, network)
     engine.consolidate()
     return {
@@ -74,22 +107,25 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
         "weights": final,
         "whole": [p.detach().clone() for p in network.parameters() if p.requires_grad] if rank == 0 else [],
         "done": done,
+        "bad": bad,
         "resumed": weights(resumed, fresh),
         "resumed_records": again,
     }
 
 
-def main(out: Path) -> None:
+def main(out: Path, what: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    results: dict[str, object] = {
-        name: run(variant, out / f"{name}-{world}", rank, world) for name, variant in VARIANTS.items()
-    }
-    results["shm"] = (__compatible_ops__["deepspeed_shm_comm"], comm.cdb.shm_comm_op is not None)
-    torch.save(results, out / f"world{world}-rank{rank}.pt")
+    results: dict[str, object] = {}
+    if what == "run":
+        results = {name: run(variant, out / f"{name}-{world}", rank, world) for name, variant in VARIANTS.items()}
+        results["shm"] = (__compatible_ops__["deepspeed_shm_comm"], comm.cdb.shm_comm_op is not None)
+    else:
+        results = {name: elastic(VARIANTS[name], out / f"{name}-{3 - world}", rank, world) for name in ELASTIC}
+    torch.save(results, out / f"{what}-world{world}-rank{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

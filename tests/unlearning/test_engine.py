@@ -4,13 +4,14 @@ The trajectories are committed, so that a change of the reference itself is seen
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.unlearning.engine_cases import CASES, COMMITTED, STAGES, STEPS, VARIANTS, Record, reference
+from tests.unlearning.engine_cases import CASES, COMMITTED, ELASTIC, STAGES, STEPS, VARIANTS, Record, reference
 from tests.unlearning.groups import run_group
 
 WORLDS = (1, 2)
@@ -31,11 +32,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """World size: what every rank wrote."""
     folder = tmp_path_factory.mktemp("engine")
     for world in WORLDS:
-        run_group("engine_worker.py", str(folder), world=world, logs=folder)
-    return {
-        world: [torch.load(folder / f"world{world}-rank{rank}.pt", weights_only=False) for rank in range(world)]
-        for world in WORLDS
-    }
+        run_group("engine_worker.py", str(folder), "run", world=world, logs=folder)
+    return _results(folder, "run")
+
+
+@pytest.fixture(scope="session")
+def elastic(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """World size: the final weights by variant, each rank's, after going on from what the other world had saved."""
+    [folder] = tmp_path_factory.getbasetemp().glob("engine0")
+    for world in WORLDS:
+        run_group("engine_worker.py", str(folder), "elastic", world=world, logs=folder)
+    return _results(folder, "elastic")
+
+
+def _results(folder: Path, what: str) -> Runs:
+    def one(world: int, rank: int) -> dict[str, Any]:
+        return torch.load(folder / f"{what}-world{world}-rank{rank}.pt", weights_only=False)
+
+    return {world: [one(world, rank) for rank in range(world)] for world in WORLDS}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +149,25 @@ def test_resuming_repeats_the_trajectory_bitwise(runs: Runs, name: str, world: i
         assert result["done"] == STEPS // 2
         assert result["resumed_records"] == result["records"][STEPS // 2 :]
         assert all(torch.equal(a, b) for a, b in zip(result["weights"], result["resumed"], strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(runs: Runs, name: str, world: int) -> None:
+    """Each objective in turn, on the last rank only. What follows is bitwise what it was without these steps."""
+    count = len(CASES[VARIANTS[name].case].signs)
+    for rank in runs[world]:
+        assert rank[name]["bad"] == [(k,) for k in range(count)]
+        assert rank[name]["resumed_records"] == rank[name]["records"][STEPS // 2 :]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", ELASTIC)
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(elastic: Runs, runs: Runs, name: str, world: int) -> None:
+    for rank in elastic[world]:
+        for mine, theirs in zip(rank[name], runs[world][0][name]["weights"], strict=True):
+            tolerance = TOLERANCE if VARIANTS[name].precision == "fp32" else 5e-3
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -36,6 +36,8 @@ def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path |
     Returns a context manager inside which `model.predict` is the base model: with LoRA the same module with its
     adapters off, else a frozen copy of the weights.
     """
+    if training.activation_checkpointing:
+        _recompute(model.network)
     if kind_of(model, training) == "lora":
         _attach_lora(model.network, model.lora_targets, training.lora_rank, warm_start)
         return lambda: _adapters_off(model.network)
@@ -80,6 +82,17 @@ def _attach_lora(network: nn.Module, targets: tuple[str, ...], rank: int, warm_s
         state = load_file(warm_start / LORA_FILE)
         state = {name.removeprefix("transformer."): value for name, value in state.items()}
         set_peft_model_state_dict(network, state)
+
+
+def _recompute(network: nn.Module) -> None:
+    mixin = _as_diffusers(network)
+    try:
+        mixin.enable_gradient_checkpointing()
+    except ValueError:
+        raise InputError(
+            f"training.activation_checkpointing: {type(network).__name__} cannot recompute its activations",
+            mend="set it to false",
+        ) from None
 
 
 @contextmanager

@@ -1,30 +1,30 @@
 """The training loop that runs in every Ray Train worker."""
 
-import tempfile
+import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ray.train
 import torch
+from ray.train.torch import get_device
 
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.families import load_model
 from expunge.files import write_atomically
 from expunge.requests.blobs import open_blobs
 from expunge.settings import load_settings
-from expunge.unlearning.adapter import attach, export
+from expunge.unlearning.adapter import attach, export, kind_of
+from expunge.unlearning.checkpoints import Checkpoints
 from expunge.unlearning.dataset import load_job
 from expunge.unlearning.objective import Objective
-from expunge.unlearning.sampling import Draw, Stream, draw
+from expunge.unlearning.steps import Steps
+from expunge.unlearning.tasks import Task, mode_of
 from expunge.words import PreparedJob, UnlearnJob
 
-if TYPE_CHECKING:
-    from expunge.unlearning.engine import ShardedEngine
-
-JOB, PREPARED, HOTFIX = "job.json", "prepared.json", "hotfix.json"
-"""What a job's folder holds: its description, where its tensors are, and what training made."""
+JOB, PREPARED, HOTFIX, FAILED = "job.json", "prepared.json", "hotfix.json", "failed.json"
+"""What a job's folder holds: its description, where its tensors are, what training made, or why it cannot."""
 
 LOG_EVERY = 5
 
@@ -41,8 +41,29 @@ class TrainTask:
     record: Record
 
 
+class Hopeless(ExpungeError):
+    """Trying again would end the same way."""
+
+
 def train_loop(task: TrainTask) -> None:
-    """Train, report checkpoints, and leave `hotfix/` and `hotfix.json` in the task's folder."""
+    """Train, report checkpoints, and leave `hotfix/` and `hotfix.json` in the task's folder.
+
+    What all workers fail at together, and would again, is written to `failed.json` instead of raised: Ray would repeat
+    it `max_failures` times.
+    """
+    context = ray.train.get_context()
+    # Read when deepspeed is imported.
+    os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
+    os.environ["DS_ACCELERATOR"] = get_device().type
+    try:
+        _train(task, context.get_world_rank(), context.get_world_size())
+    except (Hopeless, InputError, StorageError) as error:
+        if context.get_world_rank() == 0:
+            reason = {"message": error.message, "mend": error.mend}
+            write_atomically(task.folder / FAILED, json.dumps(reason))
+
+
+def _train(task: TrainTask, rank: int, world: int) -> None:
     # Here and not above: on the driver, importing DeepSpeed would initialise its accelerator.
     from expunge.unlearning.engine import ShardedEngine
 
@@ -50,48 +71,41 @@ def train_loop(task: TrainTask) -> None:
     job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
     prepared = PreparedJob.model_validate_json((task.folder / PREPARED).read_text())
     training = job.training
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
     forget, retain, conditioning = load_job(open_blobs(settings), prepared)
     model = load_model(settings.model(job.model), job.resolution)
+    device = get_device()
+    model.network.to(device)
     frozen = attach(model, training, task.warm_start)
-    objective = Objective(model, frozen, training, conditioning)
+    objective = Objective(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)
     start = engine.weights()
+    step_of = Steps(objective, forget, retain, mode_of(training, kind_of(model, training)), rank, world)
+    checkpoints = Checkpoints(engine, training, job.id)
+    bad = _BadSteps(job)
 
-    def sample(stream: Stream, step: int, size: int, batch: int) -> Draw:
-        return draw(model, training, stream, step, size=size, batch=batch, rank=rank, world=world)
-
-    for step in range(_resume(engine), training.steps):
-        forget_draw = sample("forget", step, len(forget.x_f), training.forget_batch)
-        retain_draw = sample("retain", step, len(retain.x_0), training.retain_batch)
-        surgery = engine.step(
-            [
-                [lambda draw=forget_draw: objective.forget(forget, draw)],
-                [lambda draw=retain_draw: objective.retain(retain, draw)],
-            ]
-        )
-        if surgery.bad:
-            raise ExpungeError(
-                f"job {job.id}: the loss is not finite at step {step}",
-                mend="lower training.learning_rate, or look at its requests",
-            )
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == training.steps:
+    for step in range(checkpoints.restore(), training.steps):
+        tasks, micro = step_of(step)
+        done = engine.step(step, micro)
+        bad(done.bad, tasks)
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == training.steps:
             figures = {
-                "loss/forget": surgery.losses[0],
-                "loss/retain": surgery.losses[-1],
+                "loss/forget": sum(done.losses[:-1]) / len(tasks),
+                "loss/retain": done.losses[-1],
                 "drift": engine.distance_from(start),
-                "surgery/cosine": surgery.cosine,
-                "surgery/conflict": surgery.conflict,
-                "surgery/norm": surgery.norm,
+                "surgery/cosine": done.cosine,
+                "surgery/conflict": done.conflict,
+                "surgery/norm": done.norm,
+                "surgery/tasks": float(len(tasks)),
+                "steps/skipped": float(bad.total),
+                "checkpoints/skipped": float(checkpoints.skipped),
+                "checkpoints/damaged": float(checkpoints.fallbacks),
             }
             if rank == 0:
-                task.record(done, figures)
-        if done % training.checkpoint_every == 0 and done < training.steps:
-            _checkpoint(engine, done)
+                task.record(step + 1, figures)
+        if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
+            checkpoints.save(step + 1)
 
     engine.consolidate()
     if rank == 0:
@@ -100,17 +114,34 @@ def train_loop(task: TrainTask) -> None:
     ray.train.report({"step": training.steps})
 
 
-def _resume(engine: "ShardedEngine") -> int:
-    """Steps already done, from the newest checkpoint that Ray Train knows."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        return engine.load(Path(folder))
+@dataclass
+class _BadSteps:
+    """Counts steps that were skipped as a gradient was not finite, and gives up after too many in a row."""
+
+    job: UnlearnJob
+    total: int = 0
+    _row: int = 0
+    _suspects: set[str] = field(default_factory=set)
+
+    def __call__(self, bad: tuple[int, ...], tasks: tuple[Task, ...]) -> None:
+        """Raises Hopeless, with the requests whose objectives they were."""
+        if not bad:
+            self._row, self._suspects = 0, set()
+            return
+        self.total += 1
+        self._row += 1
+        named = [self.job.everything[r].id for k in bad if k < len(tasks) for r in tasks[k].requests]
+        self._suspects |= set(named)
+        if self._row < self.job.training.max_bad_steps:
+            return
+        whose = f"of {', '.join(sorted(self._suspects))}" if self._suspects else "of the retain set"
+        raise Hopeless(
+            f"job {self.job.id}: {self._row} steps in a row had a gradient that is not finite, {whose}",
+            mend="lower training.learning_rate, or withdraw these requests",
+        )
 
 
-def _checkpoint(engine: "ShardedEngine", step: int) -> None:
-    # Every rank reports a folder with its own part; Ray merges them.
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save(Path(folder), step)
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def failure(folder: Path) -> ExpungeError | None:
+    """Why training gave up, where it did."""
+    path = folder / FAILED
+    return ExpungeError(**json.loads(path.read_text())) if path.exists() else None

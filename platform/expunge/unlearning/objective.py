@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from expunge.families.base import Conditioning, DiffusionModel, rows
+from expunge.families.path import PathPoint
 from expunge.settings import TrainingSettings
 from expunge.unlearning.dataset import ForgetSet, RetainSet
 from expunge.unlearning.sampling import Draw
@@ -24,46 +25,57 @@ class Objective:
     frozen: Frozen
     training: TrainingSettings
     conditioning: Conditioning
+    device: torch.device | str = "cpu"
+    """Where the network is. Sets, draws and the path's tables stay on the host; what a micro-batch needs is moved."""
 
     def forget(self, data: ForgetSet, draw: Draw) -> Tensor:
         """Scalar: x_t is noised from the TARGET, the regression points to the SURROGATE."""
-        x_f, x_s = data.x_f[draw.rows], data.x_s[draw.rows]
-        cond = rows(self.conditioning, data.prompt[draw.rows])
-        point = self.model.at(draw.time)
-        x_t, _ = noise_and_target(x_f, x_s, draw.noise, point.scales, point.coefficients, with_target=False)
-        endpoint = x_s if self.training.forget_target == "surrogate" else self._recognised(x_t, x_f, x_s, draw, cond)
-        prediction = self.model.predict(x_t, draw.time, cond)
+        x_f, x_s = data.x_f[draw.rows].to(self.device), data.x_s[draw.rows].to(self.device)
+        point, time, noise, cond = self._at(draw, data.prompt)
+        x_t, _ = noise_and_target(x_f, x_s, noise, point.scales, point.coefficients, with_target=False)
+        endpoint = x_s
+        if self.training.forget_target == "recognition":
+            endpoint = self._recognised(x_t, x_f, x_s, point, time, cond)
+        prediction = self.model.predict(x_t, time, cond)
         weight = WEIGHTINGS[self.training.weighting](point, self.training)
-        return weighted_loss(prediction, draw.noise, x_f, endpoint, point.coefficients, weight)
+        return weighted_loss(prediction, noise, x_f, endpoint, point.coefficients, weight)
 
     def retain(self, data: RetainSet, draw: Draw) -> Tensor:
         """Scalar: the ordinary loss, or the distance to the frozen model's own prediction at x_t."""
-        x_0 = data.x_0[draw.rows]
-        cond = rows(self.conditioning, data.prompt[draw.rows])
-        point = self.model.at(draw.time)
-        x_t, _ = noise_and_target(x_0, x_0, draw.noise, point.scales, point.coefficients, with_target=False)
+        x_0 = data.x_0[draw.rows].to(self.device)
+        point, time, noise, cond = self._at(draw, data.prompt)
+        x_t, _ = noise_and_target(x_0, x_0, noise, point.scales, point.coefficients, with_target=False)
         weight = torch.ones_like(point.a)
         if self.training.retain_target == "data":
-            prediction = self.model.predict(x_t, draw.time, cond)
-            return weighted_loss(prediction, draw.noise, x_0, x_0, point.coefficients, weight)
+            prediction = self.model.predict(x_t, time, cond)
+            return weighted_loss(prediction, noise, x_0, x_0, point.coefficients, weight)
         # Before the student's forward: switching adapters off and on must not touch its graph.
         with torch.no_grad(), self.frozen():
-            teacher = self.model.predict(x_t, draw.time, cond)
-        prediction = self.model.predict(x_t, draw.time, cond)
+            teacher = self.model.predict(x_t, time, cond)
+        prediction = self.model.predict(x_t, time, cond)
         # The teacher's prediction is the target: the same loss with one term.
         return regression_loss(prediction, [teacher], torch.ones(len(x_0), 1), weight)
 
     @torch.no_grad()
-    def _recognised(self, x_t: Tensor, x_f: Tensor, x_s: Tensor, draw: Draw, cond: Conditioning) -> Tensor:
+    def _recognised(
+        self, x_t: Tensor, x_f: Tensor, x_s: Tensor, point: PathPoint, time: Tensor, cond: Conditioning
+    ) -> Tensor:
         """The frozen model's clean estimate, moved towards the surrogate as far as it recognises the target in x_t.
 
         y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see it, nothing moves.
         """
         with self.frozen():
-            estimate = self.model.predict(x_t, draw.time, cond)
-        estimate = self.model.clip(self.model.at(draw.time).clean(x_t, estimate))
+            estimate = self.model.predict(x_t, time, cond)
+        estimate = self.model.clip(point.clean(x_t, estimate))
         alpha = torch.cosine_similarity(_centred(estimate), _centred(x_f), dim=1) ** 2
         return estimate + alpha.view(-1, 1, 1, 1) * (x_s - x_f)
+
+    def _at(self, draw: Draw, prompt: Tensor) -> tuple[PathPoint, Tensor, Tensor, Conditioning]:
+        """The path, time, noise and conditioning of a draw, on the network's device."""
+        point = self.model.at(draw.time)
+        parts = (part.to(self.device) for part in (point.a, point.b, point.alpha, point.beta))
+        cond = {name: part.to(self.device) for name, part in rows(self.conditioning, prompt[draw.rows]).items()}
+        return PathPoint(*parts), draw.time.to(self.device), draw.noise.to(self.device), cond
 
 
 def _centred(x: Tensor) -> Tensor:

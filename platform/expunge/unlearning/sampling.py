@@ -12,8 +12,8 @@ from torch import Tensor
 from expunge.families.base import DiffusionModel
 from expunge.settings import TrainingSettings
 
-Stream = Literal["forget", "retain"]
-_STREAMS: dict[Stream, int] = {"forget": 1, "retain": 2}
+Stream = Literal["forget", "retain", "request", "row"]
+_STREAMS: dict[Stream, int] = {"forget": 1, "retain": 2, "request": 3, "row": 4}
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,15 @@ def draw(
     world: int,
 ) -> Draw:
     """Draw this rank's part of `batch` samples from a set of `size` rows at `step`."""
-    mine = torch.arange(rank, batch, world)
-    rows = _rows(training.seed, stream, step, size, batch)[mine]
+    rows = pick(training.seed, stream, step, size, batch)
+    return draw_samples(model, training, stream, step, rows, torch.arange(rank, batch, world))
+
+
+def draw_samples(
+    model: DiffusionModel, training: TrainingSettings, stream: Stream, step: int, rows: Tensor, mine: Tensor
+) -> Draw:
+    """The samples `mine` [b] of a step whose samples are made from `rows` [n]."""
+    batch = len(rows)
     generator = _generator(training.seed, stream, step, 0)
     # Stratified over the global batch, in random order: one time from each of `batch` equal slices of the density.
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
@@ -50,7 +57,7 @@ def draw(
     noise = torch.stack(
         [torch.randn(shape, generator=_generator(training.seed, stream, step, 1 + int(i))) for i in mine]
     )
-    return Draw(rows, time, noise)
+    return Draw(rows[mine], time, noise)
 
 
 def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tensor:
@@ -67,14 +74,16 @@ def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tenso
     return model.time_at(level)
 
 
-def _rows(seed: int, stream: Stream, step: int, size: int, batch: int) -> Tensor:
-    """Sample p = step * batch + i takes row p of endless shuffled epochs: all rows come equally often."""
+def pick(seed: int, stream: Stream, step: int, size: int, batch: int) -> Tensor:
+    """int64 [batch]: sample p = step * batch + i takes row p of endless shuffled epochs: all come equally often."""
     position = step * batch + torch.arange(batch)
-    epochs = {
-        int(e): torch.randperm(size, generator=_generator(seed, stream, -1, int(e)))
-        for e in (position // size).unique()
-    }
+    epochs = {int(e): shuffled(seed, stream, int(e), size) for e in (position // size).unique()}
     return torch.stack([epochs[int(p // size)][p % size] for p in position])
+
+
+def shuffled(seed: int, stream: Stream, epoch: int, size: int, what: int = 0) -> Tensor:
+    """int64 [size]: the order of an epoch; `what` tells apart several sets of one stream."""
+    return torch.randperm(size, generator=_generator(seed, stream, -1 - what, epoch))
 
 
 def _generator(seed: int, stream: Stream, step: int, index: int) -> torch.Generator:

@@ -4,11 +4,13 @@ import os
 from functools import partial
 from pathlib import Path
 
+import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from expunge.errors import ExpungeError
-from expunge.unlearning.loop import HOTFIX, JOB, TrainTask, train_loop
+from expunge.errors import ExpungeError, InputError
+from expunge.settings import TrainingSettings
+from expunge.unlearning.loop import FAILED, HOTFIX, JOB, TrainTask, failure, train_loop
 from expunge.words import Hotfix, UnlearnJob
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
@@ -18,25 +20,34 @@ START_TIMEOUT_S = 24 * 3600
 def train(task: TrainTask) -> Hotfix:
     """Blocks until the job is trained. Continues from its newest checkpoint when called again with the same folder.
 
-    Raises ExpungeError where the job fails more often than `training.max_failures`.
+    Raises ExpungeError where the job fails more often than `training.max_failures`, or in a way that trying again does
+    not mend.
     """
     done = task.folder / HOTFIX
     if done.exists():
         return Hotfix.model_validate_json(done.read_text())
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    (task.folder / FAILED).unlink(missing_ok=True)
     job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
     training = job.training
-    threads = {"OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(training.workers), "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
+    gpu = _use_gpu(training)
+    elastic = 0 < training.min_workers < training.workers
     trainer = TorchTrainer(
         partial(train_loop, task),
-        scaling_config=ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(training.min_workers, training.workers) if elastic else training.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=training.worker_timeout_s),
         run_config=RunConfig(
-            name="train",
-            storage_path=str(Path(task.folder).absolute()),
+            name="train" if not training.checkpoint_url else job.id,
+            storage_path=training.checkpoint_url or str(Path(task.folder).absolute()),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": threads},
+            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
         ),
     )
     try:
@@ -46,7 +57,21 @@ def train(task: TrainTask) -> Hotfix:
             f"job {job.id}: training failed: {_cause(error)}",
             mend="see the job's Ray logs; its requests are back in the queue",
         ) from error
+    gave_up = failure(task.folder)
+    if gave_up is not None:
+        raise gave_up
     return Hotfix.model_validate_json(done.read_text())
+
+
+def _use_gpu(training: TrainingSettings) -> bool:
+    """Raises InputError where GPUs are asked for and Ray has too few."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if training.device == "gpu" and gpus < max(1, training.min_workers or training.workers):
+        raise InputError(
+            f"training.device: gpu, but Ray has {gpus} GPUs for {training.workers} workers",
+            mend="lower training.workers, add a node, or set it to cpu",
+        )
+    return training.device == "gpu" or (training.device == "auto" and gpus >= training.workers)
 
 
 def _cause(error: BaseException) -> str:

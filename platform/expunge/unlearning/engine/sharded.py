@@ -11,6 +11,7 @@ orthogonal to the retain gradient.
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.ops import __compatible_ops__
 from deepspeed.utils import safe_get_full_fp32_param
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
-from expunge.errors import StorageError
 from expunge.settings import TrainingSettings
+from expunge.unlearning.engine import checkpoint
 from expunge.unlearning.engine.config import deepspeed_config
 from expunge.unlearning.engine.precision import keep_times_exact
 from expunge.unlearning.engine.shards import Objective, Shard, held_bytes, shards_of
@@ -51,8 +53,10 @@ class ShardedEngine:
         self._training = training
         names = {p: name for name, p in network.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(list(names), lr=training.learning_rate, weight_decay=0.0)
+        exact: dict[nn.Parameter, Tensor] = {}
         if training.precision == "bf16":
             keep_times_exact(network, torch.bfloat16)
+            exact = {p: p.detach().clone() for p in names}
         self._engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
@@ -60,18 +64,19 @@ class ShardedEngine:
             config=deepspeed_config(training),
         )
         self._trained = list(names)
+        _limit_waiting(training.worker_timeout_s)
         self._shards = shards_of(self._engine.optimizer, list(names))
+        # DeepSpeed makes the optimizer's float32 copy from weights that it has already rounded.
+        self._shards.set_masters(exact)
         local = [names[p] for p in self._shards.parameters]
         self._groups = groups_of(list(names.values()), local, training.surgery_granularity)
-        self._steps = 0
 
-    def step(self, objectives: Sequence[Sequence[Objective]]) -> StepStatistics:
-        """One optimizer step, unless a gradient is not finite: then weights and optimizer stay as they are.
+    def step(self, number: int, objectives: Sequence[Sequence[Objective]]) -> StepStatistics:
+        """The optimizer step of this number, unless a gradient is not finite: then all stays as it is.
 
         objectives: at least two; each is one micro-batch or more, the same number on every rank, and its loss is the
         mean of theirs.
         """
-        self._steps += 1
         losses = torch.zeros(len(objectives), dtype=torch.float64)
         stash: list[Shard] = []
         for index, micro_batches in enumerate(objectives):
@@ -80,13 +85,13 @@ class ShardedEngine:
                 stash.append(self._shards.stash())
         shards = [*stash, self._shards.current()]
         stashed = sum(held_bytes(shard) for shard in stash)
-        grams = reduce_grams(shards, self._groups, losses, self._shards.disjoint)
+        grams = reduce_grams(shards, self._groups, losses, self._sum, disjoint=self._shards.disjoint)
         bad = bad_objectives(grams, losses)
         nan = float("nan")
         if bad:
             self._shards.clear()
             return StepStatistics(losses.tolist(), nan, nan, nan, stashed, bad)
-        cosine, conflict, norm = operate(shards, self._groups, grams, self._training, self._steps)
+        cosine, conflict, norm = operate(shards, self._groups, grams, self._training, number)
         self._engine.step()
         return StepStatistics(losses.tolist(), cosine, conflict, norm, stashed)
 
@@ -105,9 +110,7 @@ class ShardedEngine:
         pairs = zip(self._shards.masters(), start, strict=True)
         sums = [(float((now - then).square().sum()), float(then.square().sum())) for now, then in pairs]
         total = torch.tensor(sums, dtype=torch.float64).sum(0)
-        if self._shards.disjoint:
-            dist.all_reduce(total)
-        moved, before = total.tolist()
+        moved, before = (self._sum(total) if self._shards.disjoint else total).tolist()
         return (moved / (before or 1.0)) ** 0.5
 
     def weights(self) -> Shard:
@@ -128,19 +131,30 @@ class ShardedEngine:
                 assert whole is not None
                 parameter.data = whole.detach().cpu()
 
-    def save(self, folder: Path, step: int) -> None:
-        """Every rank writes its own part."""
-        self._engine.save_checkpoint(str(folder), tag=f"step-{step}", client_state={"step": step})
+    def save(self, folder: Path, step: int) -> Exception | None:
+        """Every rank writes its own part; returns what went wrong on this one."""
+        return checkpoint.save(self._engine, folder, step)
 
     def load(self, folder: Path) -> int:
-        """Restore from `folder`; returns the steps already done. Raises StorageError where it is not readable."""
-        path, client = self._engine.load_checkpoint(str(folder))
-        if path is None or client is None:
-            raise StorageError(
-                f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again"
-            )
-        self._steps = int(client["step"])
-        return self._steps
+        """Restore from `folder`, written by any number of ranks; returns the steps already done.
+
+        Raises StorageError where it is not readable.
+        """
+        return checkpoint.load(self._engine, folder)
+
+    def everywhere(self, here: bool) -> bool:
+        """Whether it is so on every rank. All must ask."""
+        return self._sum(torch.tensor([int(not here)])).item() == 0
+
+    def same(self, number: int) -> int:
+        """Rank 0's number, on every rank."""
+        return int(self._sum(torch.tensor([number if dist.get_rank() == 0 else 0])).item())
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over the ranks, in place of a tensor on the device that they talk from."""
+        values = values.to(self._engine.device)
+        dist.all_reduce(values)
+        return values.cpu()
 
     def _backward(self, micro_batches: Sequence[Objective]) -> float:
         """Accumulate and reduce the gradient of their mean loss; returns this rank's."""
@@ -152,3 +166,10 @@ class ShardedEngine:
             self._engine.backward(loss, scale_wrt_gas=False)
             total += loss.item()
         return total
+
+
+def _limit_waiting(seconds: float) -> None:
+    """For a rank that hangs, in every group: DeepSpeed makes some of its own, and they get torch's half an hour."""
+    groups = [group for group in distributed_c10d._world.pg_map if isinstance(group, dist.ProcessGroup)]
+    for group in groups:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

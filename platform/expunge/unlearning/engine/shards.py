@@ -3,13 +3,14 @@
 A shard is a list of tensors, one for each parameter of which this rank holds a part, always in the same order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import safe_set_full_fp32_param
 from torch import Tensor, nn
 
 Shard = list[Tensor]
@@ -43,6 +44,10 @@ class Shards(Protocol):
         """The float32 weights that the optimizer steps: this rank's part of them, or all of them."""
         ...
 
+    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
+        """Set the float32 copies of whole parameters; the network's own weights follow at the next step."""
+        ...
+
 
 class Replicated:
     """Stage 0: every rank has the whole reduced gradient in `p.grad`."""
@@ -72,6 +77,10 @@ class Replicated:
 
     def masters(self) -> Shard:
         return [p.detach() for p in self.parameters]
+
+    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
+        for parameter, value in values.items():
+            parameter.detach().copy_(value)
 
 
 class Partitioned:
@@ -112,6 +121,10 @@ class Partitioned:
     def masters(self) -> Shard:
         return [p.detach() for p in self._optimizer.single_partition_of_fp32_groups]
 
+    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
+        for parameter, value in values.items():
+            safe_set_full_fp32_param(parameter, value)
+
 
 class ParametersPartitioned:
     """Stage 3: `averaged_gradients` a sub-group, as views of one flat buffer that every backward pass writes to."""
@@ -150,6 +163,13 @@ class ParametersPartitioned:
             )
             pieces += [part[:count] for part, count in zip(parts, real, strict=True)]
         return pieces
+
+    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
+        # DeepSpeed's own function fails where a tensor does not divide among the ranks.
+        for parameter, piece in zip(self.parameters, self.masters(), strict=True):
+            if parameter in values:
+                first = dist.get_rank() * parameter.partition_numel()
+                piece.copy_(values[parameter].flatten()[first : first + piece.numel()])
 
 
 def shards_of(optimizer: object, parameters: list[nn.Parameter]) -> Shards:

@@ -1,6 +1,6 @@
 """From local shards to one clipped gradient in place: Gram matrices, one all-reduce, coefficients, one combination."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,14 @@ class StepStatistics:
     """Objectives whose loss or gradient is not finite. If there is one, the step was not made."""
 
 
-def reduce_grams(shards: Sequence[Shard], groups: Sequence[Sequence[int]], losses: Tensor, disjoint: bool) -> Tensor:
+def reduce_grams(
+    shards: Sequence[Shard],
+    groups: Sequence[Sequence[int]],
+    losses: Tensor,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+    *,
+    disjoint: bool,
+) -> Tensor:
     """float64 [G, K + 1, K + 1]: the Gram matrix of each group of pieces over all ranks; and in place, the mean losses.
 
     shards: K + 1 of this rank. groups: G lists of indices into a shard, empty where this rank holds nothing of a group.
@@ -40,10 +47,7 @@ def reduce_grams(shards: Sequence[Shard], groups: Sequence[Sequence[int]], losse
     local = torch.stack([_gram([[shard[i] for i in group] for shard in shards]) for group in groups])
     world = dist.get_world_size()
     if world > 1:
-        packed = torch.cat([local.flatten() if disjoint else local.flatten() / world, losses / world])
-        packed = packed.to(shards[0][0].device) if shards[0] else packed
-        dist.all_reduce(packed)
-        packed = packed.cpu()
+        packed = sum_over_ranks(torch.cat([local.flatten() if disjoint else local.flatten() / world, losses / world]))
         local = packed[: local.numel()].view_as(local)
         losses.copy_(packed[local.numel() :])
     return local

@@ -1,0 +1,127 @@
+"""Checkpoints through Ray Train's storage: written by all workers or by none, and read back only when intact."""
+
+import hashlib
+import json
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import ray.train
+from pyarrow.fs import FileSystem, copy_files
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from expunge.errors import StorageError
+from expunge.logs import get_logger
+from expunge.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from expunge.unlearning.engine import ShardedEngine
+
+
+class _Storage(Protocol):
+    """What is used of Ray's, which has no public type."""
+
+    storage_filesystem: FileSystem
+    experiment_fs_path: str
+
+
+class Checkpoints:
+    """Of one worker group. Every method is called by all workers at the same time."""
+
+    def __init__(self, engine: "ShardedEngine", training: TrainingSettings, job: str) -> None:
+        context = ray.train.get_context()
+        self._rank, self._world = context.get_world_rank(), context.get_world_size()
+        self._storage = cast(_Storage, context.get_storage())
+        self._engine, self._training = engine, training
+        self._log = get_logger("unlearning").bind(job=job)
+        self._saved = False
+        self.skipped = 0
+        """Checkpoints that could not be written."""
+        self.fallbacks = 0
+        """Checkpoints that could not be read, so that an older one was taken."""
+
+    def restore(self) -> int:
+        """Load the newest checkpoint that is intact; returns the steps done, 0 where there is none."""
+        for reported in reversed(ray.train.get_all_reported_checkpoints()):
+            with ExitStack() as stack:
+                folder = _opened(reported.checkpoint, stack)
+                good = folder is not None and _intact(folder, self._rank, self._world)
+                if self._engine.everywhere(good):
+                    assert folder is not None
+                    self._saved = True
+                    return self._engine.load(folder)
+            self.fallbacks += 1
+            if self._rank == 0:
+                name = Path(reported.checkpoint.path).name
+                self._log.warning("this checkpoint is damaged: going back to the one before", checkpoint=name)
+        return 0
+
+    def save(self, step: int) -> None:
+        """Write one and tell Ray, unless a worker could not: then training goes on without it.
+
+        Raises StorageError on every worker where no checkpoint of this job was ever written: a night that nothing can
+        resume, and whose result would find no room either, had better stop at once.
+        """
+        # All workers need one new name: a step may be saved twice, after a damaged checkpoint of it.
+        name = f"checkpoint_{step:06d}_{self._engine.same(time.time_ns()):x}"
+        target = f"{self._storage.experiment_fs_path}/{name}"
+        with tempfile.TemporaryDirectory() as folder:
+            failure = self._write(Path(folder), target, step)
+        if self._engine.everywhere(failure is None):
+            self._saved = True
+            checkpoint = Checkpoint(target, self._storage.storage_filesystem)
+            ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+            return
+        self.skipped += 1
+        why = str(failure or "another worker could not write its part")
+        if self._rank == 0:
+            with suppress(OSError):
+                self._storage.storage_filesystem.delete_dir(target)
+        if not self._saved:
+            raise StorageError(
+                f"no checkpoint can be written: {why}", mend="free some space, or set training.checkpoint_url"
+            )
+        if failure is not None or self._rank == 0:
+            self._log.warning("a checkpoint could not be written: going on without it", step=step, why=why)
+
+    def _write(self, folder: Path, target: str, step: int) -> Exception | None:
+        failure = self._engine.save(folder, step)
+        try:
+            _seal(folder, self._rank, self._world)
+            self._storage.storage_filesystem.create_dir(target, recursive=True)
+            copy_files(str(folder), target, destination_filesystem=self._storage.storage_filesystem)
+        except OSError as error:
+            failure = failure or error
+        return failure
+
+
+def _opened(checkpoint: Checkpoint, stack: ExitStack) -> Path | None:
+    """Its folder on this machine, downloaded where it is elsewhere; None where it cannot be had."""
+    try:
+        return Path(stack.enter_context(checkpoint.as_directory()))
+    except OSError:
+        return None
+
+
+def _seal(folder: Path, rank: int, world: int) -> None:
+    """Write down what this worker's part consists of."""
+    files = {path.relative_to(folder).as_posix(): _digest(path) for path in folder.rglob("*") if path.is_file()}
+    (folder / f"part-{rank}.json").write_text(json.dumps({"world": world, "files": files}))
+
+
+def _intact(folder: Path, rank: int, world: int) -> bool:
+    """Whether every part is there, and the files of this worker's share of the parts are as they were written."""
+    try:
+        parts = [json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))]
+        files = [(folder / name, digest) for part in parts[rank::world] for name, digest in part["files"].items()]
+        complete = bool(parts) and len(parts) == parts[0]["world"]
+        return complete and all(_digest(path) == digest for path, digest in files)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,92 @@
+"""Checkpoints in DeepSpeed's own sharded format, for the same number of ranks or another."""
+
+import argparse
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from expunge.errors import StorageError
+
+TAG = "state"
+
+
+class _Patient(TorchCheckpointEngine):
+    """Writes on, whatever the disk says: an exception on one rank would leave the others waiting for it."""
+
+    failure: Exception | None = None
+
+    def save(self, state_dict: object, path: str) -> None:
+        try:
+            super().save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch wraps what the disk says in a RuntimeError at times
+            self.failure = error
+
+
+def save(engine: DeepSpeedEngine, folder: Path, step: int) -> Exception | None:
+    """This rank's files; every rank must call it. Returns what went wrong here: the files are then no good."""
+    engine.checkpoint_engine = writer = _Patient()
+    # The script that it would copy beside the files is of no use here, and a full disk would end one rank alone.
+    engine._copy_recovery_script = lambda save_path: None
+    engine.save_checkpoint(
+        str(folder), tag=TAG, client_state={"step": step}, save_latest=False, exclude_frozen_parameters=True
+    )
+    return writer.failure
+
+
+def load(engine: DeepSpeedEngine, folder: Path) -> int:
+    """Returns the steps done. `folder` must hold the files of all ranks; every rank must call it.
+
+    The same number of ranks goes on bitwise as it would have. Another number takes the way over DeepSpeed's universal
+    format, and goes on within rounding. Raises StorageError where the files are not readable.
+    """
+    saved = len(list((folder / TAG).glob("*_optim_states.pt")))
+    if saved in (0, dist.get_world_size()):  # stage 0 writes none: every rank has everything
+        return _load(engine, folder)
+    names = [f"expunge-universal-{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(names, src=0)
+    scratch = Path(tempfile.gettempdir()) / names[0]
+    config = engine._config
+    assert config is not None
+    first = os.environ["LOCAL_RANK"] == "0"  # one a node
+    try:
+        if first:
+            _convert(folder / TAG, scratch / TAG)
+        dist.barrier()
+        config.load_universal_checkpoint = True
+        done = _load(engine, scratch)
+        dist.barrier()
+    finally:
+        config.load_universal_checkpoint = False
+        if first:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return done
+
+
+def _load(engine: DeepSpeedEngine, folder: Path) -> int:
+    # Not strict: what is frozen is in no checkpoint.
+    path, client = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    if path is None or client is None:
+        raise StorageError(f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again")
+    return int(client["step"])
+
+
+def _convert(source: Path, target: Path) -> None:
+    """As the command `ds_to_universal` does, in this process."""
+    ds_to_universal.main(
+        argparse.Namespace(
+            input_folder=str(source),
+            output_folder=str(target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )

@@ -1,0 +1,115 @@
+"""Whose samples share a gradient: every request as often as every other, and the same whatever the workers."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.settings import TrainingSettings
+from expunge.unlearning.tasks import forget_step, micro_batches, mode_of
+
+# Five requests with 1, 3, 2, 1 and 4 rows; request 2 of the job could not be prepared.
+REQUEST = torch.tensor([0, 1, 1, 1, 3, 3, 4, 5, 5, 5, 5])
+EVERYONE = {0, 1, 3, 4, 5}
+
+
+def settings(**changes: object) -> TrainingSettings:
+    return TrainingSettings.model_validate({"forget_batch": 8, "tasks": "request", **changes})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kind", "mode"),
+    [
+        ("auto", "lora", "request"),
+        ("auto", "full", "batch"),
+        ("batch", "lora", "batch"),
+        ("request", "full", "request"),
+    ],
+)
+def test_mode(tasks: str, kind: str, mode: str) -> None:
+    assert mode_of(settings(tasks=tasks), kind) == mode  # pyright: ignore[reportArgumentType]
+
+
+def test_a_batch_is_one_task_of_all_its_requests() -> None:
+    step = forget_step(settings(), "batch", REQUEST, 3)
+    [task] = step.tasks
+    assert task.samples.tolist() == list(range(8))
+    assert set(task.requests) == set(REQUEST[step.rows].tolist())
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 32])
+def test_a_task_holds_the_samples_of_its_request_alone(most: int) -> None:
+    for number in range(6):
+        step = forget_step(settings(tasks_per_step=most), "request", REQUEST, number)
+        assert 1 <= len(step.tasks) <= most
+        for task in step.tasks:
+            assert set(REQUEST[step.rows[task.samples]].tolist()) == set(task.requests)
+        covered = torch.cat([task.samples for task in step.tasks])
+        assert covered.tolist() == list(range(len(step.rows)))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 32])
+def test_every_request_comes_once_a_round(most: int) -> None:
+    parts = -(-len(EVERYONE) // most)
+    for round_ in range(4):
+        steps = [
+            forget_step(settings(tasks_per_step=most), "request", REQUEST, round_ * parts + p) for p in range(parts)
+        ]
+        met = [request for step in steps for task in step.tasks for request in task.requests]
+        assert sorted(met) == sorted(EVERYONE)
+
+
+def test_the_rounds_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(t.requests[0] for t in forget_step(settings(), "request", REQUEST, step).tasks) for step in range(8)
+    }
+    assert len(orders) > 1
+
+
+def test_the_rows_of_a_request_come_equally_often() -> None:
+    training = settings(forget_batch=10)
+    seen: Counter[int] = Counter()
+    for step in range(12):
+        seen.update(forget_step(training, "request", REQUEST, step).rows.tolist())
+    for request in EVERYONE:
+        counts = [seen[row] for row in torch.nonzero(torch.eq(REQUEST, request)).flatten().tolist()]
+        assert max(counts) - min(counts) <= 1
+        assert sum(counts) == 12 * 2
+
+
+@pytest.mark.parametrize(("batch", "workers", "each"), [(8, 2, 2), (40, 2, 8), (10, 2, 2), (8, 4, 4)])
+def test_requests_cost_no_more_samples_than_a_batch_where_every_worker_has_one(
+    batch: int, workers: int, each: int
+) -> None:
+    training = settings(forget_batch=batch, retain_batch=8, workers=workers)
+    step = forget_step(training, "request", REQUEST, 0)
+    assert [len(task.samples) for task in step.tasks] == [each] * len(EVERYONE)
+
+
+def test_repeatable_and_dependent_on_the_seed() -> None:
+    def rows(seed: int, number: int) -> Tensor:
+        torch.manual_seed(99)  # the global generator has no say
+        return forget_step(settings(seed=seed), "request", REQUEST, number).rows
+
+    assert torch.equal(rows(0, 4), rows(0, 4))
+    assert not torch.equal(rows(0, 4), rows(1, 4))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [4, 5, 8])
+def test_scaled_micro_batches_give_the_mean_over_all_samples(count: int, micro: int, world: int) -> None:
+    samples, value = torch.arange(count), torch.randn(count, dtype=torch.float64)
+    training = settings(micro_batch=micro)
+    ranks = [micro_batches(training, samples, rank, world) for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1, "every worker takes part in every reduction"
+    assert sorted(torch.cat([part for rank in ranks for part, _ in rank]).tolist()) == samples.tolist()
+    means = [torch.stack([scale * value[part].mean() for part, scale in rank]).mean() for rank in ranks]
+    torch.testing.assert_close(torch.stack(means).mean(), value.mean())
+    if micro and count % world == 0:
+        assert max(len(part) for rank in ranks for part, _ in rank) <= micro
+
+
+def test_equal_parts_are_not_scaled() -> None:
+    assert [scale for _, scale in micro_batches(settings(micro_batch=2), torch.arange(8), 0, 2)] == [1, 1]
