@@ -1,10 +1,12 @@
-"""`nights`: see integration/nights.py. Registered once, so that these tests and those share one Ray."""
+"""`nights` and `trainings`: see integration/nights.py, which its tests share this Ray with, and trainings.py."""
 
 import pytest
 
+from tests.faults import trainings
 from tests.integration import nights
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.pluginmanager.is_registered(nights):
-        config.pluginmanager.register(nights, "nights")
+    for plugin, name in ((nights, "nights"), (trainings, "trainings")):
+        if not config.pluginmanager.is_registered(plugin):
+            config.pluginmanager.register(plugin, name)

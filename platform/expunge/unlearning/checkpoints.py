@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import ray.train
-from pyarrow.fs import FileSystem, copy_files
+from pyarrow.fs import FileSelector, FileSystem, FileType, copy_files
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from expunge.errors import StorageError
@@ -44,7 +44,10 @@ class Checkpoints:
 
     def restore(self) -> int:
         """Load the newest checkpoint that is intact; returns the steps done, 0 where there is none."""
-        for reported in reversed(ray.train.get_all_reported_checkpoints()):
+        known = ray.train.get_all_reported_checkpoints()
+        if self._rank == 0:
+            self._sweep({Path(reported.checkpoint.path).name for reported in known})
+        for reported in reversed(known):
             with ExitStack() as stack:
                 folder = _opened(reported.checkpoint, stack)
                 good = folder is not None and _intact(folder, self._rank, self._world)
@@ -85,6 +88,15 @@ class Checkpoints:
             )
         if failure is not None or self._rank == 0:
             self._log.warning("a checkpoint could not be written: going on without it", step=step, why=why)
+
+    def _sweep(self, known: set[str]) -> None:
+        """Delete what was written by a group that ended before it could tell Ray."""
+        with suppress(OSError):
+            storage = self._storage.storage_filesystem
+            for entry in storage.get_file_info(FileSelector(self._storage.experiment_fs_path)):
+                ours = entry.type == FileType.Directory and entry.base_name.startswith("checkpoint_")
+                if ours and entry.base_name not in known:
+                    storage.delete_dir(entry.path)
 
     def _write(self, folder: Path, target: str, step: int) -> Exception | None:
         failure = self._engine.save(folder, step)

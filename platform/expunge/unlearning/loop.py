@@ -111,7 +111,6 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     if rank == 0:
         hotfix = export(model, training, task.folder / "hotfix", job.id)
         write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
-    ray.train.report({"step": training.steps})
 
 
 @dataclass

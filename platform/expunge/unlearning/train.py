@@ -9,6 +9,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from expunge.errors import ExpungeError, InputError
+from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
 from expunge.unlearning.loop import FAILED, HOTFIX, JOB, TrainTask, failure, train_loop
 from expunge.words import Hotfix, UnlearnJob
@@ -53,10 +54,13 @@ def train(task: TrainTask) -> Hotfix:
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
-        raise ExpungeError(
-            f"job {job.id}: training failed: {_cause(error)}",
-            mend="see the job's Ray logs; its requests are back in the queue",
-        ) from error
+        if not done.exists():
+            raise ExpungeError(
+                f"job {job.id}: training failed: {_cause(error)}",
+                mend="see the job's Ray logs; its requests are back in the queue",
+            ) from error
+        # What Ray still had to write about a training that had ended, as on a full disk.
+        get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=_cause(error))
     gave_up = failure(task.folder)
     if gave_up is not None:
         raise gave_up

@@ -1,0 +1,138 @@
+"""What a training survives, on two nodes: lost and hanging workers, a lost node, damaged checkpoints, a full disk, NaN.
+
+Each time it ends with its hotfix, or with one error that says what to do.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.trainings import Training, Trainings, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_a_bad_step_is_skipped_and_counted(trainings: Trainings, tmp_path: Path) -> None:
+    """One request of three, one request a step: every third step is not made."""
+    training = trainings.make(tmp_path, bad=1, requests=3, tasks_per_step=1, max_bad_steps=2, workers=2)
+    training.run()
+    assert training.error is None
+    assert training.hotfix is not None
+    assert training.figures[-1]["step"] == 12
+    assert training.figures[-1]["steps/skipped"] == 4
+
+
+def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Trainings, tmp_path: Path) -> None:
+    training = trainings.make(tmp_path, bad=1, requests=3, max_bad_steps=3, workers=2)
+    training.run()
+    assert training.hotfix is None
+    assert str(training.error) == (
+        f"job {training.job.id}: 3 steps in a row had a gradient that is not finite, of request-1: "
+        "lower training.learning_rate, or withdraw these requests"
+    )
+    assert not (tmp_path / "hotfix.json").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Path) -> None:
+    training = trainings.make(tmp_path, workers=2, max_failures=0)
+    training.hold_at(10)
+    training.start()
+    training.wait_for(10)
+    until(lambda: len(training.checkpoints) == 2, "Ray to know of the last checkpoint")
+    trainings.workers()[-1].kill()
+    training.join()
+    assert "training failed" in str(training.error)
+    assert "its requests are back in the queue" in str(training.error)
+
+    older, newest = training.checkpoints
+    assert newest.name.startswith("checkpoint_000009_")
+    largest = max(newest.rglob("*optim_states.pt"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(data)
+
+    training.release()
+    training.error = None
+    before = len(training.figures)
+    training.run()
+    assert training.error is None
+    assert training.hotfix is not None
+    again = training.figures[before:]
+    # From step 6 on, not from 9: step 10 is met again, and step 5 is not.
+    assert [line["step"] for line in again] == [10, 12]
+    assert {line["checkpoints/damaged"] for line in again} == {1}
+    assert older.name.startswith("checkpoint_000006_")
+    assert newest.name not in [path.name for path in training.checkpoints][-1:]
+
+
+def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path) -> None:
+    training = trainings.make(tmp_path, workers=2, worker_timeout_s=20)
+    training.hold_at(5)
+    training.start()
+    training.wait_for(5)
+    stopped = trainings.workers()[-1]
+    stopped.send_signal(signal.SIGSTOP)
+    training.release()
+    training.join()
+    assert training.error is None
+    assert training.hotfix is not None
+    assert training.figures[-1]["step"] == 12
+    assert not stopped.is_running()
+
+
+def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_path: Path) -> None:
+    training = trainings.make(tmp_path, workers=2)
+    _lose_a_node(trainings, training)
+    trainings.cluster.add_node(num_cpus=1)
+    training.release()
+    training.join()
+    assert training.error is None
+    assert training.hotfix is not None
+    assert [line["step"] for line in training.figures] == [5, 10, 10, 12], "it went on from step 9"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_job(trainings: Trainings, tmp_path: Path, small_disk: Path) -> None:
+    training = trainings.make(tmp_path / "job", workers=2, checkpoint_url=str(small_disk))
+    training.hold_at(5)
+    training.start()
+    training.wait_for(5)
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(b"0" * 65536)
+                file.flush()
+        except OSError:
+            pass
+    training.release()
+    training.join()
+    assert training.error is None
+    assert training.hotfix is not None
+    assert training.figures[-1]["checkpoints/skipped"] == 2, "at 6 and at 9"
+    # Nothing half-written is left, and what was there before still is.
+    left = sorted(path.name for path in small_disk.glob(f"{training.job.id}/checkpoint_*/"))
+    assert [name[:17] for name in left] == ["checkpoint_000003"]
+
+
+def _lose_a_node(trainings: Trainings, training: Training) -> None:
+    """At step 10, when Ray knows of the checkpoint of step 9. The training is left held."""
+    training.hold_at(10)
+    training.start()
+    training.wait_for(10)
+    until(lambda: len(training.checkpoints) == 2, "Ray to know of the last checkpoint")
+    node = next(iter(trainings.cluster.worker_nodes))
+    trainings.cluster.remove_node(node, allow_graceful=False)

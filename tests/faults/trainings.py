@@ -1,0 +1,199 @@
+"""A Ray cluster of two nodes in this session, and trainings on it that are small enough to be broken on purpose.
+
+A pytest plugin, registered by the conftest beside the tests that use it. Each node has one CPU and so one worker. A
+training can be held at a step, so that what breaks it breaks it there.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from expunge.errors import ExpungeError
+from expunge.requests.blobs import open_blobs
+from expunge.settings import TrainingSettings, load_settings
+from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
+from expunge.unlearning.loop import JOB, PREPARED, TrainTask
+from expunge.unlearning.train import train
+from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
+
+FIGURES, HOLD = "figures.jsonl", "hold"
+SIZE = (24, 24)
+
+SMALL: dict[str, Any] = {
+    "steps": 12,
+    "checkpoint_every": 3,
+    "forget_batch": 4,
+    "retain_batch": 4,
+    "forget_target": "surrogate",
+    "retain_target": "data",
+    "tasks": "request",
+    "zero_stage": 2,
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes figures down; and waits at a step for as long as the file `hold` says that step."""
+
+    folder: Path
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        with (self.folder / FIGURES).open("a") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        hold = self.folder / HOLD
+        while hold.exists() and hold.read_text() == str(step):
+            time.sleep(0.1)
+
+
+@dataclass
+class Training:
+    """One job in a thread of its own."""
+
+    folder: Path
+    job: UnlearnJob
+    hotfix: Hotfix | None = None
+    error: ExpungeError | None = None
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        self.start()
+        self.join()
+
+    def join(self, timeout: float = 400) -> None:
+        assert self._thread is not None
+        self._thread.join(timeout)
+        assert not self._thread.is_alive(), f"the training did not end in {timeout:.0f} s"
+
+    def hold_at(self, step: int) -> None:
+        (self.folder / HOLD).write_text(str(step))
+
+    def release(self) -> None:
+        (self.folder / HOLD).unlink()
+
+    def wait_for(self, step: int, timeout: float = 300) -> None:
+        deadline = time.monotonic() + timeout
+        while step not in [line["step"] for line in self.figures]:
+            assert self._thread is not None
+            assert self._thread.is_alive(), f"ended before step {step}: {self.error}"
+            assert time.monotonic() < deadline, f"waited {timeout:.0f} s for step {step}"
+            time.sleep(0.1)
+
+    @property
+    def figures(self) -> list[dict[str, float]]:
+        path = self.folder / FIGURES
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("train/checkpoint_*/"))
+
+    def _run(self) -> None:
+        try:
+            self.hotfix = train(TrainTask(self.folder, None, Recorder(self.folder)))
+        except ExpungeError as error:
+            self.error = error
+
+
+@dataclass
+class Trainings:
+    cluster: Cluster
+    home: Path
+
+    def make(self, folder: Path, *, bad: int | None = None, requests: int = 2, **training: object) -> Training:
+        """A job on the small UNet with noise for pictures; that of request `bad` is not a number."""
+        blobs = open_blobs(load_settings())
+        generator = torch.Generator().manual_seed(0)
+        x_f, x_s, x_0 = (torch.randn(requests, 1, *SIZE, generator=generator).clamp(-1, 1) for _ in range(3))
+        if bad is not None:
+            x_f[bad] = float("nan")
+        prompt = torch.zeros(requests, dtype=torch.long)
+        forget, retain = ForgetSet(x_f, x_s, prompt, torch.arange(requests)), RetainSet(x_0, prompt)
+        settings = TrainingSettings.model_validate({**SMALL, **training})
+        job = UnlearnJob(
+            batch="faults",
+            model="faces",
+            source="testbed:faces",
+            resolution=SIZE,
+            requests=tuple(
+                RemovalRequest(id=f"request-{i}", model="faces", images=("0" * 64,), external_id="x")
+                for i in range(requests)
+            ),
+            training=settings,
+        )
+        stored = PreparedJob(
+            job=job.id,
+            forget=store_set(blobs, forget),
+            retain=store_set(blobs, retain),
+            conditioning=store_tensors(blobs, {"nothing": torch.zeros(1)}),
+            surrogates={},
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / JOB).write_text(job.model_dump_json())
+        (folder / PREPARED).write_text(stored.model_dump_json())
+        return Training(folder, job)
+
+    def workers(self) -> list[psutil.Process]:
+        """Of the training that is running, by age."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                ours = process.environ().get("EXPUNGE_HOME") == str(self.home)
+                if ours and any("RayTrainWorker" in word for word in process.cmdline()):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.create_time())
+
+
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    home = tmp_path_factory.mktemp("trainings")
+    before = os.environ.get("EXPUNGE_HOME")
+    os.environ["EXPUNGE_HOME"] = str(home)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(cluster.address, runtime_env={"env_vars": {"EXPUNGE_HOME": str(home)}}, log_to_driver=False)
+        yield Trainings(cluster, home)
+        workers = Trainings(cluster, home).workers()
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
+        if before is not None:
+            os.environ["EXPUNGE_HOME"] = before
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "workers outlive their cluster"
+
+
+@pytest.fixture
+def trainings(_cluster: Trainings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
+    """The session's home instead of the test's own."""
+    monkeypatch.setenv("EXPUNGE_HOME", str(_cluster.home))
+    yield _cluster
+    for process in _cluster.workers():  # a stopped one would never end by itself
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGCONT)
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
+        time.sleep(0.1)
