@@ -9,7 +9,7 @@ export MKL_NUM_THREADS ?= 1
 export DS_BUILD_OPS := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup test lint demo bench-kernels clean
+.PHONY: setup test lint demo bench-kernels bench-engine clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,9 @@ demo: $(STAMP)
 
 bench-kernels: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench_kernels $(ARGS)
+
+bench-engine: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.bench_engine $(ARGS)
 
 # Build products and caches only: nobody's data lives in the checkout.
 clean:
