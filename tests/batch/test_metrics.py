@@ -144,7 +144,7 @@ def test_the_rate_is_between_two_reports(said: Said, monkeypatch: pytest.MonkeyP
 EXPORT = """
 import sys, time, ray
 from expunge.batch import metrics
-ray.init(num_cpus=1, include_dashboard=False, _metrics_export_port=int(sys.argv[1]), log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, _metrics_export_port=int(sys.argv[1]), log_to_driver=False)
 for name, (_, labels) in metrics.METRICS.items():
     metrics.put(name, 2.5, **{label: "x" for label in labels})
 metrics.put("expunge_queue_due_days", metrics.NOTHING_DUE, model="none")

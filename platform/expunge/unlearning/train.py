@@ -34,11 +34,10 @@ def train(task: TrainTask) -> Hotfix:
     # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
     gpu = _use_gpu(training)
-    elastic = 0 < training.min_workers < training.workers
     trainer = TorchTrainer(
         partial(train_loop, task),
         scaling_config=ScalingConfig(
-            num_workers=(training.min_workers, training.workers) if elastic else training.workers,
+            num_workers=training.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
         ),
@@ -70,7 +69,7 @@ def train(task: TrainTask) -> Hotfix:
 def _use_gpu(training: TrainingSettings) -> bool:
     """Raises InputError where GPUs are asked for and Ray has too few."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if training.device == "gpu" and gpus < max(1, training.min_workers or training.workers):
+    if training.device == "gpu" and gpus < training.workers:
         raise InputError(
             f"training.device: gpu, but Ray has {gpus} GPUs for {training.workers} workers",
             mend="lower training.workers, add a node, or set it to cpu",
