@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 setup: $(STAMP)
 
 # The install compiles the C kernels: a change of theirs is one of it.
-$(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*)
+$(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*.[ch] unlearn_kernels/csrc/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $(STAMP)

@@ -301,9 +301,8 @@ def _repeating_mask(mask: Tensor, pred: Tensor) -> Tensor:
         raise ValueError(f"mask: shape {tuple(mask.shape)} does not broadcast to {tuple(pred.shape)}")
     shape = (1,) * (pred.ndim - mask.ndim) + tuple(mask.shape)
     first = next((d for d in range(1, pred.ndim) if shape[d] != 1), pred.ndim)
-    if pred[0].numel() and math.prod(pred.shape[first:]) < SHORTEST_PLANE:
-        first, shape = 1, (shape[0], *(pred.shape[d] if d < first else shape[d] for d in range(1, pred.ndim)))
-        mask = mask.expand(shape)
+    if math.prod(pred.shape[first:]) < SHORTEST_PLANE:
+        first = 1
     plane = _table(mask, pred).reshape(shape)
     return plane.expand(len(pred), *shape[1:first], *pred.shape[first:]).reshape(len(pred), -1).contiguous()
 

@@ -1,6 +1,7 @@
-"""Two habits with files: a reader never sees half of one, and a lock ends with its process."""
+"""Three habits with files: a reader never sees half of one, a lock ends with its process, a digest reads in pieces."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,12 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text)
     partial.replace(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of what is in it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -55,11 +55,6 @@ static const void *load(const shards *s, int64_t k, int64_t position, int64_t n,
     return buffer;
 }
 
-static inline double sum4(v4d v) { return (v[0] + v[1]) + (v[2] + v[3]); }
-static inline v4d low(v8f v) { return (v4d){v[0], v[1], v[2], v[3]}; }
-static inline v4d high(v8f v) { return (v4d){v[4], v[5], v[6], v[7]}; }
-static inline double sum8(v8f v) { return sum4(low(v) + high(v)); }
-
 /* Add to sums [TILE, TILE] the inner products of rows x[0..2] with rows y[0..2], each of n values, n a multiple of 8:
  * every lane sums n / 8 products in float32, and these sums are added in float64. Meanwhile `soon` and `later` are fetched:
  * rows of the next panel, which else would be waited for while no sum is formed. */

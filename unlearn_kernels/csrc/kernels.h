@@ -36,6 +36,12 @@ typedef double v4d __attribute__((vector_size(32), aligned(8), may_alias));
 typedef uint32_t v8u __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int32_t v8i __attribute__((vector_size(32), aligned(2), may_alias));
 
+/* Lanes added up in float64, in one order. */
+static inline double sum4(v4d v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+static inline v4d low(v8f v) { return (v4d){v[0], v[1], v[2], v[3]}; }
+static inline v4d high(v8f v) { return (v4d){v[4], v[5], v[6], v[7]}; }
+static inline double sum8(v8f v) { return sum4(low(v) + high(v)); }
+
 typedef union {
     float value;
     uint32_t bits;

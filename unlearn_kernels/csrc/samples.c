@@ -90,10 +90,6 @@ typedef struct {
     double *partials;                 /* [B, blocks] */
 } loss_task;
 
-static inline double sum8(v8f v) {
-    return (((double)v[0] + v[1]) + ((double)v[2] + v[3])) + (((double)v[4] + v[5]) + ((double)v[6] + v[7]));
-}
-
 /* d = pred - sum of c[k] term[k], over n elements, a multiple of 8. Returns sum m d^2 and leaves s m d in `out`.
  * What is masked out counts as 0, NaN too. */
 #define DEFINE_LOSS(name, TARGET, MASK)                                                                        \

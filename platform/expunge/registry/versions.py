@@ -5,7 +5,6 @@ hotfix in diffusers' own format, `expunge.json` (what it is and what it was made
 request it removes) and `evidence.json` (numbers only).
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.errors import InputError, NotFoundError, StorageError
+from expunge.files import file_digest
 from expunge.registry.tracking import JOB_TAG, Tracker
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
@@ -126,7 +126,7 @@ def download(tracker: Tracker, uri: str, to: Path | None = None) -> Path:
     folder = tracker.fetch(source, to)
     try:
         expected = json.loads((folder / "expunge.json").read_text())["files"]
-        actual = {name: _digest(folder / name) for name in expected}
+        actual = {name: file_digest(folder / name) for name in expected}
     except OSError as error:
         raise StorageError(
             f"{version.uri}: {error.filename} is missing", mend="restore the artifact store, or roll back"
@@ -165,7 +165,7 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
         "digest": hotfix.digest,
         "resolution": job.resolution,
         "training": job.training.model_dump(mode="json"),
-        "files": {path.relative_to(hotfix.path).as_posix(): _digest(path) for path in files},
+        "files": {path.relative_to(hotfix.path).as_posix(): file_digest(path) for path in files},
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / FOLDER
@@ -176,11 +176,6 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
         private = {"pictures": True, "requests": {"__all__": {"why"}}}
         (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude=private) + "\n")
         return tracker.log_folder(run_id, FOLDER, folder)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ensure_model(tracker: Tracker, name: str) -> None:

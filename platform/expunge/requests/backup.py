@@ -6,7 +6,6 @@ passphrase or left out. Not in it: `runs/` (a night makes it again), config.toml
 """
 
 import contextlib
-import hashlib
 import secrets
 import shutil
 import sqlite3
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import make_url
 
 from expunge.errors import ExpungeError, InputError, StorageError
+from expunge.files import file_digest
 from expunge.requests import passphrase as passphrases
 from expunge.requests.blobs import open_blobs, write_private
 from expunge.requests.database import HEAD
@@ -69,7 +69,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None = None) -> 
             blobs = _copy_blobs(settings.blobs, str(partial / BLOBS))
             if passphrase is not None:
                 write_private(partial / KEY, passphrases.seal(_key_text(settings), passphrase, KEY))
-            files = {str(path.relative_to(partial)): _digest(path) for path in _files(partial)}
+            files = {str(path.relative_to(partial)): file_digest(path) for path in _files(partial)}
             manifest = Manifest(
                 created=datetime.now(UTC),
                 migration=HEAD,
@@ -184,7 +184,7 @@ def _checked(source: Path) -> Manifest:
         ) from None
     for name, digest in manifest.files.items():
         path = source / name
-        if ".." in Path(name).parts or not path.is_file() or _digest(path) != digest:
+        if ".." in Path(name).parts or not path.is_file() or file_digest(path) != digest:
             raise StorageError(f"the backup {source} was altered: {name}", mend="use another one")
     return manifest
 
@@ -212,11 +212,6 @@ def _check_opens(settings: Settings, source: Path, manifest: Manifest, key: str)
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

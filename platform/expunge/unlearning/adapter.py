@@ -1,7 +1,6 @@
 """What is trained: a LoRA adapter on the network, or all of its weights; and how to ask the base model meanwhile."""
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from expunge.errors import InputError
 from expunge.families.base import DiffusionModel
+from expunge.files import file_digest
 from expunge.settings import TrainingSettings
 from expunge.unlearning.objective import Frozen
 from expunge.words import Hotfix
@@ -57,8 +57,7 @@ def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job:
     else:
         _as_diffusers(model.network).save_pretrained(folder / model.component)
         weights = folder / model.component / FULL_FILE
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Hotfix(job=job, kind=kind, path=folder, steps=training.steps, digest=digest)
+    return Hotfix(job=job, kind=kind, path=folder, steps=training.steps, digest=file_digest(weights))
 
 
 def apply(model: DiffusionModel, hotfix: Hotfix) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints through Ray Train's storage: written by all workers or by none, and read back only when intact."""
 
-import hashlib
 import json
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, copy_files
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from expunge.errors import StorageError
+from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
 
@@ -119,7 +119,7 @@ def _opened(checkpoint: Checkpoint, stack: ExitStack) -> Path | None:
 
 def _seal(folder: Path, rank: int, world: int) -> None:
     """Write down what this worker's part consists of."""
-    files = {path.relative_to(folder).as_posix(): _digest(path) for path in folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): file_digest(path) for path in folder.rglob("*") if path.is_file()}
     (folder / f"part-{rank}.json").write_text(json.dumps({"world": world, "files": files}))
 
 
@@ -129,11 +129,6 @@ def _intact(folder: Path, rank: int, world: int) -> bool:
         parts = [json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))]
         files = [(folder / name, digest) for part in parts[rank::world] for name, digest in part["files"].items()]
         complete = bool(parts) and len(parts) == parts[0]["world"]
-        return complete and all(_digest(path) == digest for path, digest in files)
+        return complete and all(file_digest(path) == digest for path, digest in files)
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,8 @@
 
 Bytes a GPU, P parameters, T of them trained, N GPUs, K forget gradients beside the retain gradient:
 
-- weights: all of them; sharded over the GPUs from stage 3 on. Full fine-tuning holds the frozen model beside them.
+- weights: all of them; sharded over the GPUs from stage 3 on. Full fine-tuning holds the frozen model beside
+  them, whole and in float32.
 - gradient: T; the reduced one is sharded from stage 2 on. Stage 1 frees it only when the shard has been taken.
 - stash: K shards of T / N; at stage 0, K whole gradients.
 - optimizer: float32 moments and, in bf16, float32 weights: 8 or 12 bytes a trained parameter, sharded from stage 1 on.
@@ -100,12 +101,12 @@ def estimate(footprint: Footprint, stage: int, tasks: Tasks, *, gpus: int, reque
     f = footprint
     gpus_or_one = gpus if stage >= 1 else 1
     shard = -(-f.trained // gpus_or_one)
-    copies = 2 if f.frozen_copy else 1
     weights = f.parameters * f.weight_bytes
     if stage == 3:
         weights = -(-weights // gpus) + f.largest * f.weight_bytes
-    # The frozen copy stands outside of DeepSpeed: every GPU has all of it.
-    weights += (copies - 1) * f.parameters * f.weight_bytes
+    if f.frozen_copy:
+        # It stands outside of DeepSpeed: every GPU has all of it, in float32.
+        weights += f.parameters * torch.float32.itemsize
     gradient = (shard if stage >= 2 else f.trained) * f.weight_bytes
     stash = (requests if tasks == "request" else 1) * shard * f.weight_bytes
     optimizer = shard * f.optimizer_bytes
