@@ -85,7 +85,7 @@ class ShardedEngine:
                 stash.append(self._shards.stash())
         shards = [*stash, self._shards.current()]
         stashed = sum(held_bytes(shard) for shard in stash)
-        grams = reduce_grams(shards, self._groups, losses, self._sum, disjoint=self._shards.disjoint)
+        grams = reduce_grams(shards, self._groups, losses, self.total, disjoint=self._shards.disjoint)
         bad = bad_objectives(grams, losses)
         nan = float("nan")
         if bad:
@@ -110,7 +110,7 @@ class ShardedEngine:
         pairs = zip(self._shards.masters(), start, strict=True)
         sums = [(float((now - then).square().sum()), float(then.square().sum())) for now, then in pairs]
         total = torch.tensor(sums, dtype=torch.float64).sum(0)
-        moved, before = (self._sum(total) if self._shards.disjoint else total).tolist()
+        moved, before = (self.total(total) if self._shards.disjoint else total).tolist()
         return (moved / (before or 1.0)) ** 0.5
 
     def weights(self) -> Shard:
@@ -144,14 +144,14 @@ class ShardedEngine:
 
     def everywhere(self, here: bool) -> bool:
         """Whether it is so on every rank. All must ask."""
-        return self._sum(torch.tensor([int(not here)])).item() == 0
+        return self.total(torch.tensor([int(not here)])).item() == 0
 
     def same(self, number: int) -> int:
         """Rank 0's number, on every rank."""
-        return int(self._sum(torch.tensor([number if dist.get_rank() == 0 else 0])).item())
+        return int(self.total(torch.tensor([number if dist.get_rank() == 0 else 0])).item())
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """Over the ranks, in place of a tensor on the device that they talk from."""
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, on the host; it may overwrite `values`. Every rank must ask, with the same shape."""
         values = values.to(self._engine.device)
         dist.all_reduce(values)
         return values.cpu()
