@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.trainings import Training, Trainings, until
+from expunge.unlearning.checkpoints import SNAPSHOT
+from tests.faults.trainings import Training, Trainings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,7 +42,7 @@ def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Pat
     training.hold_at(10)
     training.start()
     training.wait_for(10)
-    until(lambda: len(training.checkpoints) == 2, "Ray to know of the last checkpoint")
+    training.wait_until_known(6, 9)
     trainings.workers()[-1].kill()
     training.join()
     assert "training failed" in str(training.error)
@@ -110,6 +111,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_job(trainings: Trainings, tmp
     training.hold_at(5)
     training.start()
     training.wait_for(5)
+    training.wait_until_known(3)
     filler = small_disk / "filler"
     with filler.open("wb") as file:
         try:
@@ -128,11 +130,38 @@ def test_a_full_disk_costs_checkpoints_and_not_the_job(trainings: Trainings, tmp
     assert [name[:17] for name in left] == ["checkpoint_000003"]
 
 
+def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainings: Trainings, tmp_path: Path) -> None:
+    """What a full disk does at the worst moment: the checkpoint is written, and Ray's list of them is cut short."""
+    training = trainings.make(tmp_path, workers=2, checkpoint_every=6)
+    training.hold_at(5)
+    training.start()
+    training.wait_for(5)
+    snapshot = training.storage / SNAPSHOT
+    snapshot.symlink_to("/dev/full")
+    training.release()
+    training.join()
+    assert training.hotfix is None
+    assert "No space left on device" in str(training.error)
+    assert str(training.error).endswith(
+        ": free some space, or set training.checkpoint_url; its requests are back in the queue"
+    )
+
+    snapshot.unlink()
+    snapshot.touch()
+    training.error = None
+    training.run()
+    assert training.error is None
+    assert training.hotfix is not None
+    assert [line["step"] for line in training.figures][-2:] == [10, 12], "it went on from step 6"
+    assert 5 not in [line["step"] for line in training.figures[1:]]
+    assert [line["checkpoints/damaged"] for line in training.figures][-1] == 0
+
+
 def _lose_a_node(trainings: Trainings, training: Training) -> None:
     """At step 10, when Ray knows of the checkpoint of step 9. The training is left held."""
     training.hold_at(10)
     training.start()
     training.wait_for(10)
-    until(lambda: len(training.checkpoints) == 2, "Ray to know of the last checkpoint")
+    training.wait_until_known(6, 9)
     node = next(iter(trainings.cluster.worker_nodes))
     trainings.cluster.remove_node(node, allow_graceful=False)

@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 from expunge.errors import ExpungeError
 from expunge.requests.blobs import open_blobs
 from expunge.settings import TrainingSettings, load_settings
+from expunge.unlearning.checkpoints import SNAPSHOT
 from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.unlearning.loop import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
@@ -102,9 +103,30 @@ class Training:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @property
+    def storage(self) -> Path:
+        """Where its checkpoints and Ray's list of them are."""
+        url = self.job.training.checkpoint_url
+        return Path(url) / self.job.id if url else self.folder / "train"
+
+    @property
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
-        return sorted(self.folder.glob("train/checkpoint_*/"))
+        return sorted(self.storage.glob("checkpoint_*/"))
+
+    @property
+    def known(self) -> list[int]:
+        """The steps of the checkpoints that Ray knows, oldest first. Its controller writes them down some time after
+        the workers have reported, and deletes the one too many after that."""
+        snapshot = self.storage / SNAPSHOT
+        try:
+            listed = json.loads(snapshot.read_text())["checkpoint_results"]
+        except (FileNotFoundError, ValueError):  # none yet, or only half of it
+            return []
+        return [int(entry["metrics"]["step"]) for entry in listed]
+
+    def wait_until_known(self, *steps: int) -> None:
+        until(lambda: self.known == list(steps), f"Ray to know of the checkpoints of steps {steps}")
+        until(lambda: len(self.checkpoints) == len(steps), "Ray to delete the others")
 
     def _run(self) -> None:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import ray.train
-from pyarrow.fs import FileSelector, FileSystem, FileType, copy_files
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from expunge.errors import StorageError
@@ -18,6 +18,10 @@ from expunge.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from expunge.unlearning.engine import ShardedEngine
+
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Where Ray Train writes down which checkpoints it knows, beside them."""
 
 
 class _Storage(Protocol):
@@ -44,12 +48,12 @@ class Checkpoints:
 
     def restore(self) -> int:
         """Load the newest checkpoint that is intact; returns the steps done, 0 where there is none."""
-        known = ray.train.get_all_reported_checkpoints()
-        if self._rank == 0:
-            self._sweep({Path(reported.checkpoint.path).name for reported in known})
-        for reported in reversed(known):
+        candidates = self._candidates()
+        if self._engine.everywhere(True) and self._rank == 0:  # when all have looked
+            self._sweep({Path(checkpoint.path).name for checkpoint in candidates})
+        for checkpoint in reversed(candidates):
             with ExitStack() as stack:
-                folder = _opened(reported.checkpoint, stack)
+                folder = _opened(checkpoint, stack)
                 good = folder is not None and _intact(folder, self._rank, self._world)
                 if self._engine.everywhere(good):
                     assert folder is not None
@@ -57,7 +61,7 @@ class Checkpoints:
                     return self._engine.load(folder)
             self.fallbacks += 1
             if self._rank == 0:
-                name = Path(reported.checkpoint.path).name
+                name = Path(checkpoint.path).name
                 self._log.warning("this checkpoint is damaged: going back to the one before", checkpoint=name)
         return 0
 
@@ -89,14 +93,29 @@ class Checkpoints:
         if failure is not None or self._rank == 0:
             self._log.warning("a checkpoint could not be written: going on without it", step=step, why=why)
 
+    def _candidates(self) -> list[Checkpoint]:
+        """Oldest first: those that Ray knows. Where it knows none, as its list may be lost, all that are whole."""
+        known = [reported.checkpoint for reported in ray.train.get_all_reported_checkpoints()]
+        if known:
+            return known
+        storage = self._storage.storage_filesystem
+        return [Checkpoint(entry.path, storage) for entry in self._written() if _whole(storage, entry.path)]
+
+    def _written(self) -> list[FileInfo]:
+        """The folders of all checkpoints, oldest first."""
+        try:
+            entries = self._storage.storage_filesystem.get_file_info(FileSelector(self._storage.experiment_fs_path))
+        except OSError:
+            return []
+        folders = [e for e in entries if e.type == FileType.Directory and e.base_name.startswith("checkpoint_")]
+        return sorted(folders, key=lambda entry: entry.base_name)
+
     def _sweep(self, known: set[str]) -> None:
         """Delete what was written by a group that ended before it could tell Ray."""
         with suppress(OSError):
-            storage = self._storage.storage_filesystem
-            for entry in storage.get_file_info(FileSelector(self._storage.experiment_fs_path)):
-                ours = entry.type == FileType.Directory and entry.base_name.startswith("checkpoint_")
-                if ours and entry.base_name not in known:
-                    storage.delete_dir(entry.path)
+            for entry in self._written():
+                if entry.base_name not in known:
+                    self._storage.storage_filesystem.delete_dir(entry.path)
 
     def _write(self, folder: Path, target: str, step: int) -> Exception | None:
         failure = self._engine.save(folder, step)
@@ -107,6 +126,40 @@ class Checkpoints:
         except OSError as error:
             failure = failure or error
         return failure
+
+
+def drop_broken_snapshot(url: str) -> bool:
+    """Delete Ray's list of checkpoints where it was cut short, as by a full disk, or names what is gone.
+
+    Ray would not start on it. `restore` then goes by the checkpoints themselves.
+    """
+    try:
+        storage, folder = FileSystem.from_uri(url)
+    except (OSError, ValueError):
+        return False  # Ray says what is wrong with it
+    snapshot = f"{folder}/{SNAPSHOT}"
+    try:
+        with storage.open_input_stream(snapshot) as file:
+            listed = json.loads(file.read())["checkpoint_results"]
+        paths = [f"{folder}/{entry['checkpoint_dir_name']}" for entry in listed]
+        if not paths or all(entry.type == FileType.Directory for entry in storage.get_file_info(paths)):
+            return False
+    except (ValueError, KeyError, TypeError):
+        pass
+    except OSError:
+        return False  # there is none
+    storage.delete_file(snapshot)
+    return True
+
+
+def _whole(storage: FileSystem, folder: str) -> bool:
+    """Whether every worker has written its part."""
+    try:
+        parts = [e for e in storage.get_file_info(FileSelector(folder)) if e.base_name.startswith("part-")]
+        with storage.open_input_stream(f"{folder}/part-0.json") as file:
+            return len(parts) == json.loads(file.read())["world"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _opened(checkpoint: Checkpoint, stack: ExitStack) -> Path | None:

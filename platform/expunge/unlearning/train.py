@@ -1,5 +1,6 @@
 """Run one job's training on a Ray Train worker group."""
 
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from expunge.errors import ExpungeError, InputError
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
+from expunge.unlearning.checkpoints import drop_broken_snapshot
 from expunge.unlearning.loop import FAILED, HOTFIX, JOB, TrainTask, failure, train_loop
 from expunge.words import Hotfix, UnlearnJob
 
@@ -34,6 +36,10 @@ def train(task: TrainTask) -> Hotfix:
     # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
     gpu = _use_gpu(training)
+    name = "train" if not training.checkpoint_url else job.id
+    storage = training.checkpoint_url or str(Path(task.folder).absolute())
+    if drop_broken_snapshot(f"{storage.rstrip('/')}/{name}"):
+        get_logger("unlearning").warning("Ray's list of checkpoints is broken: going by what lies there", job=job.id)
     trainer = TorchTrainer(
         partial(train_loop, task),
         scaling_config=ScalingConfig(
@@ -43,8 +49,8 @@ def train(task: TrainTask) -> Hotfix:
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=training.worker_timeout_s),
         run_config=RunConfig(
-            name="train" if not training.checkpoint_url else job.id,
-            storage_path=training.checkpoint_url or str(Path(task.folder).absolute()),
+            name=name,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
@@ -54,9 +60,9 @@ def train(task: TrainTask) -> Hotfix:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
         if not done.exists():
+            what = "free some space, or set training.checkpoint_url" if _no_space(error) else "see the job's Ray logs"
             raise ExpungeError(
-                f"job {job.id}: training failed: {_cause(error)}",
-                mend="see the job's Ray logs; its requests are back in the queue",
+                f"job {job.id}: training failed: {_cause(error)}", mend=f"{what}; its requests are back in the queue"
             ) from error
         # What Ray still had to write about a training that had ended, as on a full disk.
         get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=_cause(error))
@@ -75,6 +81,13 @@ def _use_gpu(training: TrainingSettings) -> bool:
             mend="lower training.workers, add a node, or set it to cpu",
         )
     return training.device == "gpu" or (training.device == "auto" and gpus >= training.workers)
+
+
+def _no_space(error: BaseException) -> bool:
+    """Whether a full disk was the cause. Not every layer keeps the number of an error, but all keep its text."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _cause(error: BaseException) -> str:
