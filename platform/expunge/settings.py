@@ -69,6 +69,9 @@ class TrainingSettings(Section):
     )
     device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto: GPUs where Ray has any")
     workers: int = Field(default=2, ge=1, description="training workers: a GPU each, or a CPU core each")
+    min_workers: int = Field(
+        default=0, ge=0, description="a job goes on with this many where Ray has no more; 0: it waits for all"
+    )
     worker_timeout_s: int = Field(
         default=1800, ge=5, description="a worker that does not answer for so long counts as lost"
     )
@@ -92,6 +95,12 @@ class TrainingSettings(Section):
         for name in ("forget_batch", "retain_batch"):
             if getattr(self, name) % self.workers:
                 raise ValueError(f"{name} must be a multiple of workers ({self.workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
         return self
 
     @model_validator(mode="after")

@@ -89,9 +89,9 @@ class Training:
     def release(self) -> None:
         (self.folder / HOLD).unlink()
 
-    def wait_for(self, step: int, timeout: float = 300) -> None:
+    def wait_for(self, step: int, timeout: float = 300, times: int = 1) -> None:
         deadline = time.monotonic() + timeout
-        while step not in [line["step"] for line in self.figures]:
+        while [line["step"] for line in self.figures].count(step) < times:
             assert self._thread is not None
             assert self._thread.is_alive(), f"ended before step {step}: {self.error}"
             assert time.monotonic() < deadline, f"waited {timeout:.0f} s for step {step}"

@@ -111,9 +111,11 @@ VARIANTS = {
 }
 
 
-# Not "tiny": DeepSpeed's universal format has no way to a rank that holds nothing.
+# In "tiny" the second rank holds nothing.
 ELASTIC = [
-    name for name, variant in VARIANTS.items() if variant.micro_batches == 1 and variant.case in ("conflict", "unused")
+    name
+    for name, variant in VARIANTS.items()
+    if variant.micro_batches == 1 and variant.case in ("conflict", "unused", "tiny")
 ]
 
 

@@ -18,6 +18,11 @@ from expunge.words import Hotfix, UnlearnJob
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
 START_TIMEOUT_S = 24 * 3600
+# An elastic job asks for as many workers as Ray last counted, which may include a node that was lost up to 20 s ago. It
+# must then give up soon, and count again.
+ELASTIC_START_TIMEOUT_S = 10
+# How often an elastic job looks whether it can have more workers. It starts again from its newest checkpoint for them.
+GROW_EVERY_S = 300.0
 
 
 def train(task: TrainTask) -> Hotfix:
@@ -32,7 +37,9 @@ def train(task: TrainTask) -> Hotfix:
     (task.folder / FAILED).unlink(missing_ok=True)
     job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
     training = job.training
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    elastic = 0 < training.min_workers < training.workers
+    start_timeout = ELASTIC_START_TIMEOUT_S if elastic else START_TIMEOUT_S
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout)
     # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
     gpu = _use_gpu(training)
@@ -43,7 +50,8 @@ def train(task: TrainTask) -> Hotfix:
     trainer = TorchTrainer(
         partial(train_loop, task),
         scaling_config=ScalingConfig(
-            num_workers=training.workers,
+            num_workers=(training.min_workers, training.workers) if elastic else training.workers,
+            elastic_resize_monitor_interval_s=GROW_EVERY_S,
             use_gpu=gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
         ),
@@ -74,13 +82,13 @@ def train(task: TrainTask) -> Hotfix:
 
 def _use_gpu(training: TrainingSettings) -> bool:
     """Raises InputError where GPUs are asked for and Ray has too few."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if training.device == "gpu" and gpus < training.workers:
+    gpus, needed = int(ray.cluster_resources().get("GPU", 0)), training.min_workers or training.workers
+    if training.device == "gpu" and gpus < needed:
         raise InputError(
-            f"training.device: gpu, but Ray has {gpus} GPUs for {training.workers} workers",
+            f"training.device: gpu, but Ray has {gpus} GPUs for {needed} workers",
             mend="lower training.workers, add a node, or set it to cpu",
         )
-    return training.device == "gpu" or (training.device == "auto" and gpus >= training.workers)
+    return training.device == "gpu" or (training.device == "auto" and gpus >= needed)
 
 
 def _no_space(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from expunge.errors import StorageError
 
@@ -59,6 +60,7 @@ def load(engine: DeepSpeedEngine, folder: Path) -> int:
         if first:
             _convert(folder / TAG, scratch / TAG)
         dist.barrier()
+        _spare_if_empty(engine)
         config.load_universal_checkpoint = True
         done = _load(engine, scratch)
         dist.barrier()
@@ -75,6 +77,18 @@ def _load(engine: DeepSpeedEngine, folder: Path) -> int:
     if path is None or client is None:
         raise StorageError(f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again")
     return int(client["step"])
+
+
+def _spare_if_empty(engine: DeepSpeedEngine) -> None:
+    """Where a rank's partition is nothing but padding, DeepSpeed's loader looks for a step count and finds no list.
+
+    There is nothing for this rank to read; what it takes part in afterwards is the gathering of all partitions.
+    """
+    optimizer = engine.optimizer
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer):
+        return
+    if not any(optimizer.params_in_partition):
+        optimizer.load_hp_checkpoint_state_from_checkpoint_dir = lambda lp_groups_name, checkpoint_dir: None
 
 
 def _convert(source: Path, target: Path) -> None:
