@@ -1,8 +1,12 @@
-"""SIGKILL of a training worker: Ray starts the group again, and it goes on from its checkpoint."""
+"""SIGKILL of what computes, in every stage of one night: Ray starts it again, and nothing is done twice that shows."""
+
+from collections.abc import Callable
 
 import pytest
 
+from expunge.files import lock
 from expunge.words import RequestState
+from tests.faults.processes import task_process
 from tests.integration.nights import Nights, ended, night_arguments, wait_until
 
 MODEL, BATCH = "worker-kill", "night-worker-kill"
@@ -10,19 +14,42 @@ POINTS = [5, 10, 12]
 """The steps whose figures are logged: every fifth, and the last."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_training_goes_on_from_the_checkpoint_after_a_worker_is_killed(nights: Nights) -> None:
+def test_a_night_goes_on_after_its_workers_are_killed_in_every_stage(nights: Nights) -> None:
     request = nights.submit(MODEL, 3)
     command = nights.start(*night_arguments(BATCH, MODEL))
-    wait_until(lambda: command.poll() is not None or nights.checkpoints(BATCH), "a checkpoint")
+
+    def wait_for(condition: Callable[[], object], what: str) -> None:
+        wait_until(lambda: command.poll() is not None or condition(), what)
+        assert command.poll() is None, f"the night ended before {what}: {ended(command)}"
+
+    def kill_task(name: str) -> None:
+        wait_for(lambda: task_process(nights.home, name), f"{name} ran")
+        process = task_process(nights.home, name)
+        assert process is not None
+        process.kill()
+
+    kill_task("_prepare")
+
+    wait_for(lambda: nights.checkpoints(BATCH), "a checkpoint")
     known = nights.checkpoints(BATCH)
     workers = nights.training_workers()
     assert len(workers) == 2
     workers[-1].kill()
+
+    # Held where it is registered and not yet promoted: the task that walks the job through its stages is killed there.
+    with lock(nights.settings.runs / f".{MODEL}.lock", wait=True):
+        kill_task("_evaluate")
+        [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
+        wait_for((job / "version.json").exists, "it was registered")
+        kill_task(job.name)
     end = ended(command)
     assert end.code == 0, end.out + end.err
 
-    assert nights.store.get(request).state is RequestState.REMOVED
+    record = nights.store.get(request)
+    assert record.state is RequestState.REMOVED
+    assert record.attempts == 0
     assert nights.versions(MODEL) == ["1"]
     [run] = nights.runs(MODEL)
     [losses] = nights.tracker.curves(run, ["loss/forget"]).values()
@@ -32,3 +59,4 @@ def test_training_goes_on_from_the_checkpoint_after_a_worker_is_killed(nights: N
     [outcome] = nights.outcome(BATCH).outcomes
     assert outcome.evidence is not None
     assert outcome.passed == {request}
+    wait_until(lambda: not nights.training_workers(), "the workers to end")
