@@ -49,6 +49,16 @@ class TrainingSettings(Section):
     forget_weight: float = Field(
         default=0.5, gt=0, description="weight of the mean forget gradient; the retain gradient has 1"
     )
+    adaptive: bool = Field(
+        default=False, description="samples go by what each request misses, and training ends when all are forgotten"
+    )
+    probe_every: int = Field(default=10, ge=1, description="steps between the probes of `adaptive`")
+    forgotten_at: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="way from target (0) to surrogate (1) at which `adaptive` leaves a request out; a guess",
+    )
     adapter: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = Field(default=16, ge=1)
     zero_stage: Literal[0, 1, 2, 3] = Field(
@@ -101,6 +111,16 @@ class TrainingSettings(Section):
     def _no_more_than_all(self) -> Self:
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _probes_at_checkpoints(self) -> Self:
+        """A resumed training probes at its first step: the uninterrupted one must have done so there too."""
+        if self.adaptive and self.checkpoint_every % self.probe_every:
+            raise ValueError(
+                f"probe_every: {self.probe_every} does not divide checkpoint_every ({self.checkpoint_every}): "
+                "set it to a divisor"
+            )
         return self
 
     @model_validator(mode="after")

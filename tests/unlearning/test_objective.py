@@ -173,3 +173,17 @@ def test_recognition_moves_nothing_where_it_does_not(
     answering(toy, other.view(-1, 2, 4, 4), monkeypatch)
     assert objective(toy, forget_target="recognition").forget(forget, drawn).item() == pytest.approx(0, abs=1e-7)
     assert objective(toy).forget(forget, drawn).item() > 0.1
+
+
+@pytest.mark.parametrize("reached", [-0.25, 0.0, 0.3, 1.0])
+def test_position_is_how_far_the_estimate_is_from_target_to_surrogate(
+    toy: DiffusionModel, forget: ForgetSet, drawn: Draw, reached: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x_f, way = forget.x_f[PICKED], (forget.x_s - forget.x_f)[PICKED]
+    # What is across the way does not count.
+    across = _randn(9, len(PICKED))
+    shadow = (across * way).sum((1, 2, 3), keepdim=True) / way.square().sum((1, 2, 3), keepdim=True)
+    answering(toy, x_f + reached * way + across - shadow * way, monkeypatch)
+    position = objective(toy).position(forget, drawn)
+    assert position.dtype == torch.float64
+    assert position.tolist() == pytest.approx([reached] * len(PICKED), abs=1e-4)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from expunge.families.base import DiffusionModel
 from expunge.settings import TrainingSettings
-from expunge.unlearning.sampling import Draw, Stream, draw
+from expunge.unlearning.sampling import Draw, Stream, draw, draw_probe, pick_by_weight
 
 BATCH, STEPS = 16, 64
 SIZE = 7
@@ -127,3 +127,35 @@ def test_noise_is_standard_normal_and_its_samples_differ(faces: DiffusionModel) 
     assert noise.std().item() == pytest.approx(1, abs=0.02)
     correlation = torch.corrcoef(noise.flatten(1))
     assert (correlation - torch.eye(len(noise))).abs().max().item() < 0.25
+
+
+@pytest.mark.parametrize("start", [0, 8, 12345, 10**7])
+@pytest.mark.parametrize("weight", [[1.0], [0.0, 1.0, 0.0], [0.1, 0.9, 0.5], [1e-3, 1.0], [1.0] * 100])
+def test_picks_by_weight_come_as_often_as_they_are_due(weight: list[float], start: int) -> None:
+    due = torch.tensor(weight, dtype=torch.float64)
+    for count in (8, 80, 800):
+        picked = pick_by_weight(due, torch.arange(start, start + count))
+        seen = torch.bincount(picked, minlength=len(weight))
+        assert int(seen.sum()) == count
+        assert (seen - count * due / due.sum()).abs().max().item() < 3
+    assert seen[due == 0].sum().item() == 0
+
+
+def test_nobody_waits_long_for_a_share_below_one_sample() -> None:
+    """100 requests and 8 samples a step: each is met within twice the steps that it is due in."""
+    picked = pick_by_weight(torch.ones(100, dtype=torch.float64), torch.arange(8 * 100))
+    for first in range(0, 600, 8):
+        assert len(picked[first : first + 200].unique()) == 100
+
+
+def test_a_probe_has_one_noise_a_row(model: DiffusionModel) -> None:
+    rows, level = torch.tensor([2, 0, 2]), torch.tensor([0.4, 0.6, 0.6])
+    whole = draw_probe(model, TrainingSettings(), rows, level)
+    assert torch.equal(whole.noise[0], whole.noise[2])
+    assert not torch.equal(whole.noise[0], whole.noise[1])
+    at = model.at(whole.time)
+    assert (at.b / (at.a + at.b)).tolist() == pytest.approx([0.4, 0.6, 0.6], abs=1e-2)
+    torch.manual_seed(1234)  # the global generator has no say
+    part = draw_probe(model, TrainingSettings(), rows[1:], level[1:])
+    assert torch.equal(part.noise, whole.noise[1:])
+    assert torch.equal(part.time, whole.time[1:])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from expunge.settings import TrainingSettings
-from expunge.unlearning.tasks import forget_step, micro_batches, mode_of
+from expunge.unlearning.tasks import Mode, allot, forget_step, micro_batches, mode_of
 
 # Five requests with 1, 3, 2, 1 and 4 rows; request 2 of the job could not be prepared.
 REQUEST = torch.tensor([0, 1, 1, 1, 3, 3, 4, 5, 5, 5, 5])
@@ -113,3 +113,56 @@ def test_scaled_micro_batches_give_the_mean_over_all_samples(count: int, micro: 
 
 def test_equal_parts_are_not_scaled() -> None:
     assert [scale for _, scale in micro_batches(settings(micro_batch=2), torch.arange(8), 0, 2)] == [1, 1]
+
+
+# What requests 0 to 5 of the job miss: 1 and 4 are forgotten, and 2 has no row.
+MISSING = torch.tensor([0.1, 0.0, 0.0, 0.4, 0.0, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("most", [1, 2, 32])
+@pytest.mark.parametrize("mode", ["request", "batch"])
+def test_who_misses_nothing_is_left_out_and_nobody_else(mode: Mode, most: int) -> None:
+    met: Counter[int] = Counter()
+    for number in range(12):
+        step = forget_step(settings(tasks_per_step=most), mode, REQUEST, number, MISSING)
+        assert len(step.rows) == 8
+        assert torch.cat([task.samples for task in step.tasks]).tolist() == list(range(8))
+        for task in step.tasks:
+            assert set(REQUEST[step.rows[task.samples]].tolist()) == set(task.requests)
+            met.update(REQUEST[step.rows[task.samples]].tolist())
+    assert set(met) == {0, 3, 5}
+
+
+@pytest.mark.parametrize("mode", ["request", "batch"])
+def test_who_misses_more_gets_more(mode: Mode) -> None:
+    met: Counter[int] = Counter()
+    for number in range(50):
+        step = forget_step(settings(forget_batch=16), mode, REQUEST, number, MISSING)
+        met.update(REQUEST[step.rows].tolist())
+    assert met[0] < met[3] < met[5]
+    # As without a budget, "batch" counts the rows of a request too: 1, 2 and 4.
+    due = {0: 0.1, 3: 2 * 0.4, 5: 4 * 1.0} if mode == "batch" else {0: 2 + 10 / 15, 3: 2 + 40 / 15, 5: 2 + 100 / 15}
+    for request, share in due.items():
+        assert met[request] / met.total() == pytest.approx(share / sum(due.values()), abs=0.01)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("batch", [8, 16, 64])
+def test_a_step_is_allotted_whole_and_every_worker_has_its_sample(batch: int, workers: int) -> None:
+    training = settings(forget_batch=batch, retain_batch=8, workers=workers)
+    missing = torch.tensor([1e-9, 0.2, 0.2, 0.9, 1.0], dtype=torch.float64)
+    for step in range(20):
+        each = allot(training, missing, step)
+        assert each.min().item() >= workers
+        assert each.sum().item() == max(batch, len(missing) * workers)
+    total = torch.stack([allot(training, missing, step) for step in range(200)]).sum(0)
+    assert total.tolist() == sorted(total.tolist())
+
+
+def test_equal_needs_are_a_batch_as_without_a_budget() -> None:
+    """In mode "batch", every row of those that are left comes equally often."""
+    seen: Counter[int] = Counter()
+    for number in range(55):
+        seen.update(forget_step(settings(), "batch", REQUEST, number, torch.ones(6, dtype=torch.float64)).rows.tolist())
+    assert max(seen.values()) - min(seen.values()) <= 3
+    assert len(seen) == len(REQUEST)

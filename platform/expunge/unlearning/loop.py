@@ -16,6 +16,7 @@ from expunge.files import write_atomically
 from expunge.requests.blobs import open_blobs
 from expunge.settings import load_settings
 from expunge.unlearning.adapter import attach, export, kind_of
+from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
 from expunge.unlearning.dataset import load_job
 from expunge.unlearning.objective import Objective
@@ -84,12 +85,26 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     step_of = Steps(objective, forget, retain, mode_of(training, kind_of(model, training)), rank, world)
     checkpoints = Checkpoints(engine, training, job.id)
     bad = _BadSteps(job)
+    budget = Budget(objective, forget, engine.total, rank, world) if training.adaptive else None
 
-    for step in range(checkpoints.restore(), training.steps):
-        tasks, micro = step_of(step)
+    def record(step: int, figures: dict[str, float]) -> None:
+        if rank == 0:
+            task.record(step, figures)
+
+    def going() -> bool:
+        return step < training.steps and not (budget and budget.spent)
+
+    step = checkpoints.restore()
+    if budget:
+        record(step, budget.probe())
+    while going():
+        tasks, micro = step_of(step, budget.missing if budget else None)
         done = engine.step(step, micro)
         bad(done.bad, tasks)
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == training.steps:
+        step += 1
+        last = step == training.steps
+        probing = training.adaptive and (step % training.probe_every == 0 or last)
+        if step % LOG_EVERY == 0 or probing or last:
             figures = {
                 "loss/forget": sum(done.losses[:-1]) / len(tasks),
                 "loss/retain": done.losses[-1],
@@ -102,14 +117,15 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
                 "checkpoints/skipped": float(checkpoints.skipped),
                 "checkpoints/damaged": float(checkpoints.fallbacks),
             }
-            if rank == 0:
-                task.record(step + 1, figures)
-        if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
-            checkpoints.save(step + 1)
+            if budget and probing:
+                figures |= budget.probe()
+            record(step, figures)
+        if step % training.checkpoint_every == 0 and going():
+            checkpoints.save(step)
 
     engine.consolidate()
     if rank == 0:
-        hotfix = export(model, training, task.folder / "hotfix", job.id)
+        hotfix = export(model, training, task.folder / "hotfix", job.id).model_copy(update={"steps": step})
         write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
 
 

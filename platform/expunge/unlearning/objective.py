@@ -57,6 +57,19 @@ class Objective:
         return regression_loss(prediction, [teacher], torch.ones(len(x_0), 1), weight)
 
     @torch.no_grad()
+    def position(self, data: ForgetSet, draw: Draw) -> Tensor:
+        """float64 [b]: where the clean estimate from a noised target lies, 0 at the target and 1 at the surrogate.
+
+        <x_hat - x_f, x_s - x_f> / |x_s - x_f|^2: what target and surrogate have in common has no say. It is the gate's
+        shift, in latents instead of features, and of one estimate instead of a whole denoising.
+        """
+        x_f, x_s = data.x_f[draw.rows].to(self.device), data.x_s[draw.rows].to(self.device)
+        point, time, noise, cond = self._at(draw, data.prompt)
+        x_t, _ = noise_and_target(x_f, x_s, noise, point.scales, point.coefficients, with_target=False)
+        gone, way = ((x - x_f).flatten(1).double() for x in (self._estimate(x_t, point, time, cond), x_s))
+        return ((gone * way).sum(1) / way.square().sum(1)).cpu()
+
+    @torch.no_grad()
     def _recognised(
         self, x_t: Tensor, x_f: Tensor, x_s: Tensor, point: PathPoint, time: Tensor, cond: Conditioning
     ) -> Tensor:
@@ -65,10 +78,13 @@ class Objective:
         y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see it, nothing moves.
         """
         with self.frozen():
-            estimate = self.model.predict(x_t, time, cond)
-        estimate = self.model.clip(point.clean(x_t, estimate))
+            estimate = self._estimate(x_t, point, time, cond)
         alpha = torch.cosine_similarity(_centred(estimate), _centred(x_f), dim=1) ** 2
         return estimate + alpha.view(-1, 1, 1, 1) * (x_s - x_f)
+
+    def _estimate(self, x_t: Tensor, point: PathPoint, time: Tensor, cond: Conditioning) -> Tensor:
+        """The clean image that the model sees in x_t."""
+        return self.model.clip(point.clean(x_t, self.model.predict(x_t, time, cond)))
 
     def _at(self, draw: Draw, prompt: Tensor) -> tuple[PathPoint, Tensor, Tensor, Conditioning]:
         """The path, time, noise and conditioning of a draw, on the network's device."""

@@ -1,6 +1,7 @@
 """Who is sampled at a step, when, with which noise: functions of (seed, step, sample index), never of the rank.
 
-So the number of workers changes nothing but rounding, and a resumed run repeats what it would have drawn.
+So the number of workers changes nothing but rounding, and a resumed run repeats what it would have drawn. With an
+adaptive budget, what each request misses has a say in who is sampled.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from torch import Tensor
 from expunge.families.base import DiffusionModel
 from expunge.settings import TrainingSettings
 
-Stream = Literal["forget", "retain", "request", "row"]
-_STREAMS: dict[Stream, int] = {"forget": 1, "retain": 2, "request": 3, "row": 4}
+Stream = Literal["forget", "retain", "request", "row", "probe"]
+_STREAMS: dict[Stream, int] = {"forget": 1, "retain": 2, "request": 3, "row": 4, "probe": 5}
+
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ def draw_samples(
     return Draw(rows[mine], time, noise)
 
 
+def draw_probe(model: DiffusionModel, training: TrainingSettings, rows: Tensor, level: Tensor) -> Draw:
+    """`rows` [b] at noise levels `level` [b]: a row has one noise, the same whenever it is asked about."""
+    shape = model.latent_shape
+    noise = [torch.randn(shape, generator=_generator(training.seed, "probe", 0, int(row))) for row in rows]
+    return Draw(rows, model.time_at(level), torch.stack(noise))
+
+
 def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tensor:
     """Times at the quantiles `u` of the sampling density, which is no loss weight: it says where, not how much."""
     match training.density:
@@ -79,6 +89,17 @@ def pick(seed: int, stream: Stream, step: int, size: int, batch: int) -> Tensor:
     position = step * batch + torch.arange(batch)
     epochs = {int(e): shuffled(seed, stream, int(e), size) for e in (position // size).unique()}
     return torch.stack([epochs[int(p // size)][p % size] for p in position])
+
+
+def pick_by_weight(weight: Tensor, positions: Tensor) -> Tensor:
+    """int64 [n]: which of K takes each of `positions` int64 [n], by `weight` float64 [K] >= 0, of which one is above 0.
+
+    Steps of the golden ratio around the circle, of which each of the K has its share: among any consecutive positions,
+    however many, all come close to as often as they are due. None is passed over for long, as it would be if each
+    step rounded shares below one sample on its own; and a weight of 0 is never met.
+    """
+    share = weight.cumsum(0)
+    return torch.searchsorted(share / share[-1], positions.double() * GOLDEN % 1, right=True)
 
 
 def shuffled(seed: int, stream: Stream, epoch: int, size: int, what: int = 0) -> Tensor:

@@ -25,9 +25,10 @@ class Steps:
     rank: int
     world: int
 
-    def __call__(self, step: int) -> tuple[tuple[Task, ...], list[MicroBatches]]:
+    def __call__(self, step: int, missing: Tensor | None = None) -> tuple[tuple[Task, ...], list[MicroBatches]]:
+        """missing: what the adaptive budget says that each request misses; without it all of them have their turn."""
         training = self.objective.training
-        plan = forget_step(training, self.mode, self.forget.request, step)
+        plan = forget_step(training, self.mode, self.forget.request, step, missing)
         rows = pick(training.seed, "retain", step, len(self.retain.x_0), training.retain_batch)
         forget = [
             self._micro(step, "forget", plan.rows, t.samples, lambda draw: self.objective.forget(self.forget, draw))

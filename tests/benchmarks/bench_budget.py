@@ -1,0 +1,176 @@
+"""What the adaptive budget saves, and what it does to the evidence: CSV rows on stdout, one a request and arm.
+
+    python -m tests.benchmarks.bench_budget [--models faces,flags] [--nights 2] [ARM ...] > budget.csv
+
+Each arm is JSON over the model's training settings; the default arms are `{}` and `{"adaptive": true}`. Every arm
+trains the same prepared requests through Ray Train and DeepSpeed, and is measured as a night measures. The second night
+adds a request and warm-starts from what the first arm had made on the first night.
+
+`passes`: forward passes of one sample, a backward pass counting as two, those of the probes included.
+`cpu_s`: of one of the two workers, from its start on, loading included.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from expunge.batch.prepare import prepare, to_pictures, to_png
+from expunge.evaluation.measure import measure
+from expunge.families import native_resolution
+from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.settings import Settings, TrainingSettings, load_settings
+from expunge.testbed import faces, flags
+from expunge.unlearning.budget import LEVELS
+from expunge.unlearning.dataset import load_job
+from expunge.unlearning.loop import JOB, PREPARED, TrainTask
+from expunge.unlearning.train import train
+from expunge.words import Evidence, Hotfix, PreparedJob, RemovalRequest, UnlearnJob
+
+FIELDS = [
+    *("model", "night", "arm", "steps", "passes", "cpu_s", "psnr", "ssim", "intact"),
+    *("request", "shift_base", "shift", "target_base", "target", "verdict"),
+]
+FACES = {3: None, 41: None, 76: 90, 15: 33}
+FLAGS = {"Canada": "Peru", "Greece": "Uruguay", "Norway": "Italy", "Cuba": "Nepal", "Japan": "Kenya"}
+"""Target and surrogate; None: the editor makes it. The last one comes on the second night."""
+
+
+@dataclass
+class Recorder:
+    """Writes a worker's figures down, with the CPU seconds since it was sent there."""
+
+    path: Path
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._began = time.process_time()
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        line = {"step": step, "cpu_s": time.process_time() - self._began, **figures}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="*", default=["{}", '{"adaptive": true}'])
+    parser.add_argument("--models", default="faces,flags")
+    parser.add_argument("--nights", type=int, default=2, choices=(1, 2))
+    arguments = parser.parse_args()
+    table = csv.DictWriter(sys.stdout, FIELDS)
+    table.writeheader()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["EXPUNGE_HOME"] = home
+        settings = load_settings()
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        for model in arguments.models.split(","):
+            for row in _model(model, arguments.arms, arguments.nights, settings, Path(home)):
+                table.writerow(row)
+                sys.stdout.flush()
+        ray.shutdown()
+
+
+def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Path) -> Any:
+    blobs = open_blobs(settings)
+    requests, champion = _requests(name, blobs), None
+    for night in range(1, nights + 1):
+        old = requests[:-1] if night == 2 else ()
+        new = requests[-1:] if night == 2 else requests[:-1]
+        options = settings.model(name)
+        job = UnlearnJob(
+            batch="bench",
+            model=name,
+            source=options.source,
+            resolution=options.resolution or native_resolution(options),
+            requests=new,
+            ledger=old,
+            training=settings.training_for(name),
+        )
+        prepared, first = prepare(job, settings, blobs), None
+        for index, arm in enumerate(arms):
+            training = TrainingSettings.model_validate({**job.training.model_dump(), **json.loads(arm)})
+            folder = home / f"{name}-{night}-{index}"
+            hotfix = _train(job.model_copy(update={"training": training}), prepared, folder, champion)
+            first = first or hotfix.path
+            evidence = measure(job, prepared, hotfix, settings, blobs, lambda done, total: None)
+            rows = len(load_job(blobs, prepared)[0].request)
+            common = {"model": name, "night": night, "arm": arm, **_cost(folder, training, rows, hotfix)}
+            yield from ({**common, **row} for row in _evidence(evidence))
+        champion = first
+
+
+def _requests(name: str, blobs: BlobStore) -> tuple[RemovalRequest, ...]:
+    def stored(picture: Tensor) -> str:
+        return blobs.put(to_png(to_pictures(picture[None].expand(-1, 3, -1, -1))[0]))
+
+    def request(target: object, images: list[Tensor], prompt: str | None = None) -> RemovalRequest:
+        image, *surrogate = map(stored, images)
+        return RemovalRequest(
+            id=str(target), model=name, images=(image,), surrogates=tuple(surrogate), prompt=prompt, external_id="bench"
+        )
+
+    if name == "faces":
+        people = faces.images()
+        pairs = {person: [person] if other is None else [person, other] for person, other in FACES.items()}
+        return tuple(request(person, [people[p] for p in pair]) for person, pair in pairs.items())
+    banners, names = flags.images()
+    return tuple(
+        request(wrong, [banners[names.index(n)] for n in (wrong, right)], flags.caption(wrong))
+        for wrong, right in FLAGS.items()
+    )
+
+
+def _train(job: UnlearnJob, prepared: PreparedJob, folder: Path, warm_start: Path | None) -> Hotfix:
+    folder.mkdir()
+    (folder / JOB).write_text(job.model_dump_json())
+    (folder / PREPARED).write_text(prepared.model_dump_json())
+    return train(TrainTask(folder, warm_start, Recorder(folder / "figures.jsonl")))
+
+
+def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -> dict[str, object]:
+    """Between two records nobody leaves, so that every step has as many objectives as the last of them."""
+    lines = [json.loads(line) for line in (folder / "figures.jsonl").read_text().splitlines()]
+    print(folder.name, *lines, sep="\n", file=sys.stderr)
+    passes, before = 0, 0
+    frozen = (training.forget_target == "recognition", training.retain_target == "distill")
+    for line in lines:
+        tasks = int(line.get("surgery/tasks", 0))
+        samples = (training.forget_batch, training.retain_batch)
+        if tasks > 1:
+            samples = (max(training.forget_batch, tasks * training.workers), training.retain_batch)
+        each = sum(count * (3 + extra) for count, extra in zip(samples, frozen, strict=True))
+        passes += each * (line["step"] - before) + len(LEVELS) * rows * ("budget/probe_s" in line)
+        before = line["step"]
+    return {"steps": hotfix.steps, "passes": passes, "cpu_s": round(lines[-1]["cpu_s"], 1)}
+
+
+def _evidence(evidence: Evidence) -> Any:
+    integrity = evidence.integrity
+    for request in evidence.requests:
+        assert request.shift is not None
+        assert request.target is not None
+        yield {
+            "psnr": round(integrity.psnr, 1),
+            "ssim": round(integrity.ssim, 2),
+            "intact": integrity.passed,
+            "request": request.request,
+            "shift_base": round(request.shift.base, 2),
+            "shift": round(request.shift.after, 2),
+            "target_base": round(request.target.base, 2),
+            "target": round(request.target.after, 2),
+            "verdict": request.verdict,
+        }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""One rank of `test_budget.py`: whole trainings by the loop itself, with folders in the place of Ray's storage."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train
+import torch
+import torch.distributed as dist
+
+from expunge.settings import TrainingSettings
+from expunge.unlearning import loop
+from expunge.unlearning.engine import ShardedEngine
+
+BREAK, FIGURES = "break", "figures.jsonl"
+
+
+class Broken(Exception):
+    """Raised on every rank right after a checkpoint."""
+
+
+class Context:
+    def get_world_rank(self) -> int:
+        return dist.get_rank()
+
+    def get_world_size(self) -> int:
+        return dist.get_world_size()
+
+    def get_local_world_size(self) -> int:
+        return dist.get_world_size()
+
+
+class Folders:
+    """In the place of `Checkpoints`, of which it has what the loop uses."""
+
+    folder: Path
+    skipped = fallbacks = 0
+
+    def __init__(self, engine: ShardedEngine, training: TrainingSettings, job: str) -> None:
+        self._engine = engine
+
+    def restore(self) -> int:
+        found = sorted(self.folder.glob("checkpoint-*"))
+        return self._engine.load(found[-1]) if found else 0
+
+    def save(self, step: int) -> None:
+        failure = self._engine.save(self.folder / f"checkpoint-{step:03}", step)
+        assert failure is None, failure
+        if (self.folder / BREAK).exists():
+            raise Broken
+
+
+@dataclass(frozen=True)
+class Recorder:
+    folder: Path
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        with (self.folder / FIGURES).open("a") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+
+
+def main(out: Path) -> None:
+    """Each folder in `out` is a job; one with a file `break` is broken off at its first checkpoint, and continued."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    ray.train.get_context = Context  # pyright: ignore[reportAttributeAccessIssue]
+    loop.get_device = lambda: torch.device("cpu")
+    loop.Checkpoints = Folders  # pyright: ignore[reportAttributeAccessIssue]
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+        Folders.folder = folder
+        task = loop.TrainTask(folder, None, Recorder(folder))
+        if (folder / BREAK).exists():
+            try:
+                loop.train_loop(task)
+            except Broken:
+                dist.barrier()
+                (folder / BREAK).unlink(missing_ok=True)
+                dist.barrier()
+        loop.train_loop(task)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

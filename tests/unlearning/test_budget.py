@@ -1,0 +1,294 @@
+"""The adaptive budget: what a probe says, and trainings that it ends, whatever the ranks, the ZeRO stage, a restart."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from expunge.families import load_model, native_resolution
+from expunge.families.base import Conditioning
+from expunge.requests.blobs import open_blobs
+from expunge.settings import TrainingSettings, load_settings
+from expunge.testbed import faces, flags
+from expunge.unlearning.budget import LEVELS, Budget
+from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
+from expunge.unlearning.loop import HOTFIX, JOB, PREPARED
+from expunge.unlearning.objective import Objective
+from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
+from tests.unlearning.budget_worker import BREAK, FIGURES
+from tests.unlearning.conftest import Toy
+from tests.unlearning.groups import run_group
+
+# Three of a job's four requests have rows: 1, 2 and 4 of them.
+REQUEST = torch.tensor([0, 1, 1, 3, 3, 3, 3])
+
+
+class Answering(Toy):
+    """Sees in any noised target what it is told to: `reached` [N] of the way from target to surrogate, row by row."""
+
+    def __init__(self, family: Any, reached: list[float]) -> None:
+        super().__init__(family)
+        x_f, x_s = torch.randn(2, len(REQUEST), *self.latent_shape, generator=torch.Generator().manual_seed(1))
+        self.forget = ForgetSet(x_f, x_s, torch.arange(len(REQUEST)), REQUEST)
+        self.seen = x_f + torch.tensor(reached).view(-1, 1, 1, 1) * (x_s - x_f)
+        self.asked: list[int] = []
+
+    def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        self.asked.append(len(x_t))
+        at = self.at(time)
+        a, b, alpha, beta = (v.view(-1, 1, 1, 1) for v in (at.a, at.b, at.alpha, at.beta))
+        clean = self.seen[conditioning["row"]]
+        return alpha * (x_t - a * clean) / b + beta * clean
+
+
+def budget_of(model: Answering, *, rank: int = 0, world: int = 1, **training: object) -> Budget:
+    settings = TrainingSettings.model_validate({"adaptive": True, "forgotten_at": 0.6, **training})
+    objective = Objective(model, nullcontext, settings, {"row": torch.arange(len(REQUEST))})
+    return Budget(objective, model.forget, lambda values: values, rank, world)
+
+
+@pytest.mark.parametrize("family", ["flow", "epsilon", "v_prediction"])
+def test_progress_is_the_way_from_target_to_surrogate(family: str) -> None:
+    budget = budget_of(Answering(family, [0.0, 0.2, 0.6, 1.0, 1.0, 1.0, 1.0]))
+    figures = budget.probe()
+    assert budget.missing.tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-5)
+    assert figures["budget/forgotten"] == 1
+    assert figures["budget/progress_min"] == pytest.approx(0, abs=1e-5)
+    assert figures["budget/progress_mean"] == pytest.approx((0 + 0.4 + 1) / 3, abs=1e-5)
+    assert not budget.spent
+
+
+def test_training_is_over_when_all_are_forgotten() -> None:
+    budget = budget_of(Answering("flow", [0.7] * len(REQUEST)))
+    budget.probe()
+    assert budget.spent
+
+
+def test_a_request_comes_back_when_it_is_no_longer_forgotten() -> None:
+    model = Answering("flow", [1.0] * len(REQUEST))
+    budget = budget_of(model)
+    budget.probe()
+    model.seen = model.forget.x_f
+    budget.probe()
+    assert budget.missing.tolist() == pytest.approx([1, 1, 0, 1], abs=1e-5)
+
+
+def test_beyond_the_ends_nothing_is_missed_or_more_than_all() -> None:
+    budget = budget_of(Answering("flow", [-0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5]), forgotten_at=1)
+    budget.probe()
+    assert budget.missing.tolist() == pytest.approx([1, 0.5, 0, 0], abs=1e-5)
+
+
+def test_what_is_not_a_number_is_not_forgotten() -> None:
+    budget = budget_of(Answering("flow", [float("nan"), 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    figures = budget.probe()
+    assert budget.missing.tolist() == [1, 0, 0, 0]
+    assert figures["budget/progress_min"] == 0
+
+
+@pytest.mark.parametrize("micro", [0, 1, 3])
+@pytest.mark.parametrize("world", [2, 3, 4, 20])
+def test_every_rank_makes_as_many_passes_and_they_add_up(world: int, micro: int) -> None:
+    reached = torch.rand(len(REQUEST), generator=torch.Generator().manual_seed(2)).tolist()
+    alone = budget_of(Answering("flow", reached))
+    parts, asked = [], []
+    for rank in range(world):
+        model = Answering("flow", reached)
+        budget = budget_of(model, rank=rank, world=world, micro_batch=micro)
+        parts.append(budget._positions())
+        asked.append(model.asked)
+    assert all(mine == asked[0] for mine in asked)
+    assert sum(asked[0]) * world < len(REQUEST) * len(LEVELS) + world
+    assert torch.equal(torch.stack(parts).sum(0), alone._positions())
+
+
+def test_a_probe_is_repeated_exactly_whatever_was_drawn_between() -> None:
+    torch.manual_seed(3)
+    model = Toy("epsilon")
+    answers = []
+    x_f, x_s = torch.randn(2, 3, *model.latent_shape)
+    data = ForgetSet(x_f, x_s, torch.zeros(3, dtype=torch.long), torch.arange(3))
+    for _ in range(2):
+        objective = Objective(model, nullcontext, TrainingSettings(adaptive=True), model.condition([""]))
+        answers.append(Budget(objective, data, lambda values: values, 0, 1)._positions())
+        torch.randn(7)
+    assert torch.equal(*answers)
+
+
+def test_probes_are_at_every_checkpoint() -> None:
+    TrainingSettings(adaptive=True, probe_every=25, checkpoint_every=50)
+    TrainingSettings(adaptive=False, probe_every=7, checkpoint_every=50)
+    with pytest.raises(ValidationError, match=r"probe_every: 20 does not divide checkpoint_every \(50\): set it to"):
+        TrainingSettings(adaptive=True, probe_every=20, checkpoint_every=50)
+
+
+# Whole trainings: the loop itself on 1 and 2 ranks.
+WORLDS = (1, 2)
+ROWS = torch.tensor([0, 1, 1, 2])
+TRAININGS: dict[str, dict[str, Any]] = {
+    "faces": {"model": "faces", "zero_stage": 1},
+    "faces-again": {"model": "faces", "zero_stage": 1, BREAK: True},
+    "flags": {"model": "flags", "zero_stage": 0},
+    "flags-stage3": {"model": "flags", "zero_stage": 3},
+    "flags-stage3-again": {"model": "flags", "zero_stage": 3, BREAK: True},
+    "flags-off": {"model": "flags", "zero_stage": 0, "adaptive": False},
+}
+SHORT = {
+    "adaptive": True,
+    "steps": 16,
+    "probe_every": 2,
+    "checkpoint_every": 4,
+    "forget_batch": 8,
+    "retain_batch": 4,
+    "forget_target": "surrogate",
+}
+OF_MODEL: dict[str, dict[str, Any]] = {
+    "faces": {"learning_rate": 5e-4, "retain_target": "data", "forgotten_at": 0.35},
+    "flags": {"learning_rate": 5e-3, "lora_rank": 4, "forgotten_at": 0.3},
+}
+
+
+def write_job(folder: Path, name: str) -> None:
+    """Three requests, of 1, 2 and 1 pictures that the model was trained on, to become others."""
+    changes = dict(TRAININGS[name])
+    model_name, broken = changes.pop("model"), changes.pop(BREAK, False)
+    settings = load_settings()
+    blobs, options = open_blobs(settings), settings.model(model_name)
+    resolution = options.resolution or native_resolution(options)
+    model = load_model(options, resolution)
+    pictures = faces.images() if model_name == "faces" else flags.images()[0]
+    x_f, x_s, x_0 = (model.encode(pictures[first : first + len(ROWS)]) for first in (0, 20, 40))
+    prompt = torch.zeros(len(ROWS), dtype=torch.long)
+    ids = [f"request-{i}" for i in range(3)]
+    job = UnlearnJob(
+        batch="budget",
+        model=model_name,
+        source=options.source,
+        resolution=resolution,
+        requests=tuple(RemovalRequest(id=i, model=model_name, images=("0" * 64,), external_id="x") for i in ids),
+        training=TrainingSettings.model_validate({**SHORT, **OF_MODEL[model_name], **changes}),
+    )
+    prepared = PreparedJob(
+        job=job.id,
+        forget=store_set(blobs, ForgetSet(x_f, x_s, prompt, ROWS)),
+        retain=store_set(blobs, RetainSet(x_0, prompt)),
+        conditioning=store_tensors(blobs, model.condition([""]) or {"nothing": torch.zeros(1)}),
+        surrogates={},
+    )
+    folder.mkdir(parents=True)
+    (folder / JOB).write_text(job.model_dump_json())
+    (folder / PREPARED).write_text(prepared.model_dump_json())
+    if broken:
+        (folder / BREAK).touch()
+
+
+@dataclass(frozen=True)
+class Run:
+    figures: list[dict[str, float]]
+    hotfix: Hotfix
+    weights: dict[str, Tensor]
+
+    @property
+    def probes(self) -> list[dict[str, float]]:
+        return [line for line in self.figures if "budget/forgotten" in line]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Run]:
+    folder = tmp_path_factory.mktemp("budget")
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_HOME", str(folder / "home"))
+        for world in WORLDS:
+            jobs = folder / f"world{world}"
+            for name in TRAININGS:
+                write_job(jobs / name, name)
+            run_group("budget_worker.py", str(jobs), world=world, logs=folder)
+            found |= {(name, world): read(jobs / name) for name in TRAININGS}
+    return found
+
+
+def read(folder: Path) -> Run:
+    lines = [json.loads(line) for line in (folder / FIGURES).read_text().splitlines()]
+    for line in lines:
+        line.pop("budget/probe_s", None)
+    hotfix = Hotfix.model_validate_json((folder / HOTFIX).read_text())
+    [weights] = hotfix.path.rglob("*.safetensors")
+    return Run(lines, hotfix, load_file(weights))
+
+
+ADAPTIVE = [name for name, changes in TRAININGS.items() if changes.get("adaptive", True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_requests_leave_and_training_ends_when_none_is_left(
+    runs: dict[tuple[str, int], Run], name: str, world: int
+) -> None:
+    run = runs[name, world]
+    forgotten = [probe["budget/forgotten"] for probe in run.probes]
+    assert forgotten[0] == 0
+    assert set(forgotten) & {1, 2}, "they leave one by one"
+    assert forgotten[-1] == 3
+    assert run.hotfix.steps == run.figures[-1]["step"] == run.probes[-1]["step"] < SHORT["steps"]
+    assert run.probes[-1]["budget/progress_min"] >= OF_MODEL[str(TRAININGS[name]["model"])]["forgotten_at"]
+    assert "loss/forget" in run.figures[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_who_has_left_has_no_gradient(runs: dict[tuple[str, int], Run], world: int) -> None:
+    probes = runs["flags", world].probes
+    for before, after in pairwise(probes):
+        assert after["surgery/tasks"] == 3 - before["budget/forgotten"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if not name.endswith("-again")])
+def test_the_ranks_and_the_stage_change_nothing_but_rounding(
+    runs: dict[tuple[str, int], Run], name: str, world: int
+) -> None:
+    run, reference = runs[name, world], runs[str(TRAININGS[name]["model"]), 1]
+    mine, theirs = ({line["step"]: line for line in r.figures} for r in (run, reference))
+    assert mine.keys() == theirs.keys()
+    for step, line in theirs.items():
+        assert mine[step].get("budget/forgotten") == line.get("budget/forgotten")
+        for figure in {"budget/progress_min", "budget/progress_mean", "loss/forget", "loss/retain"} & line.keys():
+            assert mine[step][figure] == pytest.approx(line[figure], rel=2e-3, abs=1e-5), (step, figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if name.endswith("-again")])
+def test_a_training_that_is_resumed_ends_with_the_same_weights(
+    runs: dict[tuple[str, int], Run], name: str, world: int
+) -> None:
+    again, reference = runs[name, world], runs[name.removesuffix("-again"), world]
+    steps = [line["step"] for line in again.figures]
+    assert steps.count(4) == 2, "it was broken off at step 4"
+    # What is recorded on the way back holds no step, so only the probe of that step is there twice.
+    first, second = (line for line in again.figures if line["step"] == 4)
+    assert second.items() <= first.items()
+    resumed = [line for line in again.figures if line["step"] > 4]
+    assert resumed == [line for line in reference.figures if line["step"] > 4]
+    assert again.weights.keys() == reference.weights.keys()
+    assert all(torch.equal(again.weights[key], reference.weights[key]) for key in reference.weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_without_it_nothing_is_probed_and_all_steps_are_made(runs: dict[tuple[str, int], Run], world: int) -> None:
+    run = runs["flags-off", world]
+    assert run.hotfix.steps == SHORT["steps"]
+    assert [line["step"] for line in run.figures] == [5, 10, 15, 16]
+    assert run.probes == []
