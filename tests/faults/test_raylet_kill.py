@@ -1,0 +1,77 @@
+"""A node is lost in every stage of one night that computes: Ray has another, and the night goes on there."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from expunge.words import RequestState
+from tests.faults.processes import left_over, task_process
+from tests.integration.nights import BIN, CONFIG, JOBS, LEARNING_RATE, Nights, ended, wait_until
+
+MODEL, BATCH = "raylet-kill", "night-raylet-kill"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A head that computes nothing, so that what is lost with a node is known, and room for one node beside it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    models = f'\n[models.{MODEL}]\nsource = "testbed:faces"\n'
+    (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+    left = left_over(home)
+    assert not left, f"still alive after Ray was stopped: {left}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "EXPUNGE_HOME": str(home)}
+    nights = Nights(home, environment)
+    request = nights.submit(MODEL, 3)
+    night = subprocess.Popen(
+        [sys.executable, "nightly.py", "--batch", BATCH, "--model", MODEL],
+        cwd=JOBS,
+        env={**environment, "RAY_ADDRESS": str(cluster.address)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def wait_for(condition: Callable[[], object], what: str) -> None:
+        wait_until(lambda: night.poll() is not None or condition(), what)
+        assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
+
+    moments: dict[str, Callable[[], object]] = {
+        "prepare": lambda: task_process(home, "_prepare"),
+        "train": lambda: nights.checkpoints(BATCH),
+        "evaluate": lambda: task_process(home, "_evaluate"),
+    }
+    for stage, moment in moments.items():
+        node = cluster.add_node(num_cpus=2)
+        wait_for(lambda stage=stage, moment=moment: nights.stage(BATCH) == stage and moment(), f"it was in {stage}")
+        cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=2)
+    end = ended(night)
+    assert end.code == 0, end.out + end.err
+
+    record = nights.store.get(request)
+    assert record.state is RequestState.REMOVED
+    assert record.attempts == 0
+    assert nights.store.batch(BATCH).closed
+    assert nights.versions(MODEL) == ["1"]
+    [run] = nights.runs(MODEL)
+    [losses] = nights.tracker.curves(run, ["loss/forget"]).values()
+    assert [step for step, _ in losses] == [5, 10, 12]
+    [outcome] = nights.outcome(BATCH).outcomes
+    assert outcome.passed == {request}
