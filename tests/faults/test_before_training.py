@@ -1,0 +1,62 @@
+"""What is looked at before Ray starts a training: the number of workers, and Ray's own list of its checkpoints."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from expunge.errors import InputError
+from expunge.settings import TrainingSettings
+from expunge.unlearning import train
+from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot
+
+
+def test_no_fewer_workers_than_the_fewest() -> None:
+    with pytest.raises(ValidationError, match=r"min_workers \(3\) must be at most workers \(2\)"):
+        TrainingSettings(workers=2, min_workers=3)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "min_workers", "device", "uses"),
+    [(0, 0, "auto", False), (1, 0, "auto", False), (1, 1, "auto", True), (2, 0, "auto", True), (1, 1, "gpu", True)],
+)
+def test_gpus_where_there_are_enough_to_start(
+    gpus: int, min_workers: int, device: str, uses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(gpus)})
+    training = TrainingSettings.model_validate({"workers": 2, "min_workers": min_workers, "device": device})
+    assert train._use_gpu(training) is uses
+
+
+def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    with pytest.raises(InputError, match=r"training\.device: gpu, but Ray has 1 GPUs for 2 workers"):
+        train._use_gpu(TrainingSettings(workers=2, device="gpu"))
+
+
+GOOD = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_000003_a", "metrics": {"step": 3}}]})
+
+
+@pytest.mark.parametrize(
+    ("written", "broken"),
+    [
+        pytest.param(GOOD, False, id="good"),
+        pytest.param(json.dumps({"checkpoint_results": []}), False, id="no checkpoint yet"),
+        pytest.param("", True, id="empty"),
+        pytest.param(GOOD[:20], True, id="cut short"),
+        pytest.param("[]", True, id="something else"),
+        pytest.param(GOOD.replace("_a", "_b"), True, id="names what is gone"),
+    ],
+)
+def test_a_list_that_ray_would_not_start_on_is_dropped(tmp_path: Path, written: str, broken: bool) -> None:
+    (tmp_path / "checkpoint_000003_a").mkdir()
+    (tmp_path / SNAPSHOT).write_text(written)
+    assert drop_broken_snapshot(str(tmp_path)) is broken
+    assert (tmp_path / SNAPSHOT).exists() is not broken
+    assert (tmp_path / "checkpoint_000003_a").exists()
+
+
+@pytest.mark.parametrize("url", ["{}/nothing", "{}", "nowhere://x/y", "relative/folder"])
+def test_where_there_is_no_list_nothing_is_done(tmp_path: Path, url: str) -> None:
+    assert not drop_broken_snapshot(url.format(tmp_path))
