@@ -87,10 +87,12 @@ def test_beyond_the_ends_nothing_is_missed_or_more_than_all() -> None:
     assert budget.missing.tolist() == pytest.approx([1, 0.5, 0, 0], abs=1e-5)
 
 
-def test_what_is_not_a_number_is_not_forgotten() -> None:
-    budget = budget_of(Answering("flow", [float("nan"), 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_a_number_is_not_forgotten(bad: float) -> None:
+    budget = budget_of(Answering("flow", [1.0, 1.0, 1.0, 1.0, bad, 1.0, 1.0]))
     figures = budget.probe()
-    assert budget.missing.tolist() == [1, 0, 0, 0]
+    assert budget.missing.tolist() == [0, 0, 0, 1]
+    assert figures["budget/forgotten"] == 2
     assert figures["budget/progress_min"] == 0
 
 
