@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from expunge.families import load_model
 from expunge.settings import ModelSettings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from tests.faults.trainings import SIZE, Training, Trainings
+from tests.faults.trainings import SIZE, Training, Trainings, make_training
 
 # Of the way that the weights go, in norm. Seen: 3e-5, as AdamW magnifies what rounding leaves of small gradients.
 ELASTIC_TOLERANCE = 2e-4
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_a_bad_step_is_skipped_and_counted(trainings: Trainings, tmp_path: Path) -> None:
     """One request of three, one request a step: every third step is not made."""
-    training = trainings.make(tmp_path, bad=1, requests=3, tasks_per_step=1, max_bad_steps=2, workers=2)
+    training = make_training(tmp_path, bad=1, requests=3, tasks_per_step=1, max_bad_steps=2, workers=2)
     training.run()
     assert training.error is None
     assert training.hotfix is not None
@@ -33,7 +33,7 @@ def test_a_bad_step_is_skipped_and_counted(trainings: Trainings, tmp_path: Path)
 
 
 def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Trainings, tmp_path: Path) -> None:
-    training = trainings.make(tmp_path, bad=1, requests=3, max_bad_steps=3, workers=2)
+    training = make_training(tmp_path, bad=1, requests=3, max_bad_steps=3, workers=2)
     training.run()
     assert training.hotfix is None
     assert str(training.error) == (
@@ -44,7 +44,7 @@ def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Training
 
 
 def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Path) -> None:
-    training = trainings.make(tmp_path, workers=2, max_failures=0)
+    training = make_training(tmp_path, workers=2, max_failures=0)
     training.hold_at(10)
     training.start()
     training.wait_for(10)
@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Pat
 
 
 def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path) -> None:
-    training = trainings.make(tmp_path, workers=2, worker_timeout_s=20)
+    training = make_training(tmp_path, workers=2, worker_timeout_s=20)
     training.hold_at(5)
     training.start()
     training.wait_for(5)
@@ -91,7 +91,7 @@ def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path
 
 
 def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_path: Path) -> None:
-    training = trainings.make(tmp_path, workers=2)
+    training = make_training(tmp_path, workers=2)
     _lose_a_node(trainings, training, 10, known=[6, 9])
     trainings.cluster.add_node(num_cpus=1)
     training.release()
@@ -105,10 +105,10 @@ def test_a_job_goes_on_with_one_worker_and_grows_back(
     trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two workers to step 3, one to step 9, two to the end: and there they are where two undisturbed ones come to."""
-    undisturbed = trainings.make(tmp_path / "undisturbed", workers=2)
+    undisturbed = make_training(tmp_path / "undisturbed", workers=2)
     undisturbed.run()
     monkeypatch.setattr("expunge.unlearning.train.GROW_EVERY_S", 1.0)
-    training = trainings.make(tmp_path / "elastic", workers=2, min_workers=1)
+    training = make_training(tmp_path / "elastic", workers=2, min_workers=1)
     _lose_a_node(trainings, training, 5, known=[3])
     training.hold_at(10)
     training.wait_for(10)
@@ -137,7 +137,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_job(trainings: Trainings, tmp_path: Path, small_disk: Path) -> None:
-    training = trainings.make(tmp_path / "job", workers=2, checkpoint_url=str(small_disk))
+    training = make_training(tmp_path / "job", workers=2, checkpoint_url=str(small_disk))
     training.hold_at(5)
     training.start()
     training.wait_for(5)
@@ -162,7 +162,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_job(trainings: Trainings, tmp
 
 def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainings: Trainings, tmp_path: Path) -> None:
     """What a full disk does at the worst moment: the checkpoint is written, and Ray's list of them is cut short."""
-    training = trainings.make(tmp_path, workers=2, checkpoint_every=6)
+    training = make_training(tmp_path, workers=2, checkpoint_every=6)
     training.hold_at(5)
     training.start()
     training.wait_for(5)

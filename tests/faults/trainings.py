@@ -135,43 +135,44 @@ class Training:
             self.error = error
 
 
+def make_training(folder: Path, *, bad: int | None = None, requests: int = 2, **training: object) -> Training:
+    """A job on the small UNet with noise for pictures; that of request `bad` is not a number."""
+    blobs = open_blobs(load_settings())
+    generator = torch.Generator().manual_seed(0)
+    x_f, x_s, x_0 = (torch.randn(requests, 1, *SIZE, generator=generator).clamp(-1, 1) for _ in range(3))
+    if bad is not None:
+        x_f[bad] = float("nan")
+    prompt = torch.zeros(requests, dtype=torch.long)
+    forget, retain = ForgetSet(x_f, x_s, prompt, torch.arange(requests)), RetainSet(x_0, prompt)
+    settings = TrainingSettings.model_validate({**SMALL, **training})
+    job = UnlearnJob(
+        batch="faults",
+        model="faces",
+        source="testbed:faces",
+        resolution=SIZE,
+        requests=tuple(
+            RemovalRequest(id=f"request-{i}", model="faces", images=("0" * 64,), external_id="x")
+            for i in range(requests)
+        ),
+        training=settings,
+    )
+    stored = PreparedJob(
+        job=job.id,
+        forget=store_set(blobs, forget),
+        retain=store_set(blobs, retain),
+        conditioning=store_tensors(blobs, {"nothing": torch.zeros(1)}),
+        surrogates={},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JOB).write_text(job.model_dump_json())
+    (folder / PREPARED).write_text(stored.model_dump_json())
+    return Training(folder, job)
+
+
 @dataclass
 class Trainings:
     cluster: Cluster
     home: Path
-
-    def make(self, folder: Path, *, bad: int | None = None, requests: int = 2, **training: object) -> Training:
-        """A job on the small UNet with noise for pictures; that of request `bad` is not a number."""
-        blobs = open_blobs(load_settings())
-        generator = torch.Generator().manual_seed(0)
-        x_f, x_s, x_0 = (torch.randn(requests, 1, *SIZE, generator=generator).clamp(-1, 1) for _ in range(3))
-        if bad is not None:
-            x_f[bad] = float("nan")
-        prompt = torch.zeros(requests, dtype=torch.long)
-        forget, retain = ForgetSet(x_f, x_s, prompt, torch.arange(requests)), RetainSet(x_0, prompt)
-        settings = TrainingSettings.model_validate({**SMALL, **training})
-        job = UnlearnJob(
-            batch="faults",
-            model="faces",
-            source="testbed:faces",
-            resolution=SIZE,
-            requests=tuple(
-                RemovalRequest(id=f"request-{i}", model="faces", images=("0" * 64,), external_id="x")
-                for i in range(requests)
-            ),
-            training=settings,
-        )
-        stored = PreparedJob(
-            job=job.id,
-            forget=store_set(blobs, forget),
-            retain=store_set(blobs, retain),
-            conditioning=store_tensors(blobs, {"nothing": torch.zeros(1)}),
-            surrogates={},
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / JOB).write_text(job.model_dump_json())
-        (folder / PREPARED).write_text(stored.model_dump_json())
-        return Training(folder, job)
 
     def workers(self) -> list[psutil.Process]:
         """Of the training that is running, by age."""
