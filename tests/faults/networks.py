@@ -55,6 +55,8 @@ def network(count: int) -> Iterator[list[Host]]:
         for host in hosts:
             with suppress(OSError, subprocess.CalledProcessError):
                 _end(host)
+                # By itself it would go with the last connection that still waits for an answer, minutes later.
+                _ip("link", "del", host.namespace)
                 _ip("netns", "del", host.namespace)
         with suppress(OSError, subprocess.CalledProcessError):
             _ip("link", "del", name)
