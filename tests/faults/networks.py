@@ -48,8 +48,8 @@ def network(count: int) -> Iterator[list[Host]]:
             for host in hosts:
                 _join(host, name)
         except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", "") or str(error)
-            pytest.skip(f"needs the right to make network namespaces: {said.strip()}")
+            said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+            pytest.skip(f"needs the right to make network namespaces: {said}")
         yield hosts
     finally:
         for host in hosts:
