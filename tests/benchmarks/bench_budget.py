@@ -6,6 +6,8 @@ Each arm is JSON over the model's training settings; the default arms are `{}` a
 trains the same prepared requests through Ray Train and DeepSpeed, and is measured as a night measures. The second night
 adds a request and warm-starts from what the first arm had made on the first night.
 
+The figures of the trainings, probes among them, go to stderr.
+
 `passes`: forward passes of one sample, a backward pass counting as two, those of the probes included.
 `cpu_s`: of one of the two workers, from its start on, loading included.
 """
@@ -17,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +83,7 @@ def main() -> None:
         ray.shutdown()
 
 
-def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Path) -> Any:
+def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Path) -> Iterator[dict[str, object]]:
     blobs = open_blobs(settings)
     requests, champion = _requests(name, blobs), None
     for night in range(1, nights + 1):
@@ -145,16 +148,14 @@ def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -
     frozen = (training.forget_target == "recognition", training.retain_target == "distill")
     for line in lines:
         tasks = int(line.get("surgery/tasks", 0))
-        samples = (training.forget_batch, training.retain_batch)
-        if tasks > 1:
-            samples = (max(training.forget_batch, tasks * training.workers), training.retain_batch)
+        samples = (max(training.forget_batch, tasks * training.workers), training.retain_batch)
         each = sum(count * (3 + extra) for count, extra in zip(samples, frozen, strict=True))
         passes += each * (line["step"] - before) + len(LEVELS) * rows * ("budget/probe_s" in line)
         before = line["step"]
     return {"steps": hotfix.steps, "passes": passes, "cpu_s": round(lines[-1]["cpu_s"], 1)}
 
 
-def _evidence(evidence: Evidence) -> Any:
+def _evidence(evidence: Evidence) -> Iterator[dict[str, object]]:
     integrity = evidence.integrity
     for request in evidence.requests:
         assert request.shift is not None
