@@ -168,7 +168,7 @@ def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainin
     training.wait_for(5)
     snapshot = training.storage / SNAPSHOT
     snapshot.symlink_to("/dev/full")
-    training.release()
+    training.hold_at(10)  # else it may have ended before Ray fails, and that would cost nothing
     training.join()
     assert training.hotfix is None
     assert "No space left on device" in str(training.error)
@@ -178,6 +178,7 @@ def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainin
 
     snapshot.unlink()
     snapshot.touch()
+    training.release()
     training.error = None
     training.run()
     assert training.error is None
