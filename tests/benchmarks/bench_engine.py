@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.bench_engine [--steps 20] [--only overhead,memory,scaling] > engine.csv
 
-`overhead`: a step with surgery against the joint step (same samples, losses added before one backward pass), on the
-    small SD3 (`flags`) with 2 workers; K = 1, and with LoRA K = 8 and 32. The ways take turns, step by step.
+`overhead`: a step with surgery against the joint step (the same micro-batches, gradients simply added), on the small
+    SD3 (`flags`) with 2 workers; K = 1, and with LoRA K = 8 and 32. `plain` is the joint step as DeepSpeed does it,
+    with its own reduction, norm and clip; `joint` has this engine's. `rows` samples an objective; ways take turns.
 `memory`: bytes a rank keeps beside the gradient that it needs anyway, by ZeRO stage, counted; against the PCGrad loop
     as usually written, which holds K + 1 whole gradients and a copy of each on every rank; and peak RSS.
 `scaling`: weak scaling: the same samples a worker on 1 and on 2 workers; bytes that a rank hands to collectives a step.
@@ -16,7 +17,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +37,7 @@ FIELDS: list[str] = [
     "stage",
     "workers",
     "tasks",
+    "rows",
     "unit",
     "p20",
     "p50",
@@ -65,9 +66,10 @@ def main() -> None:
 
 
 def _jobs(only: list[str], steps: int) -> Iterator[dict[str, Any]]:
-    common = {"steps": steps, "workers": 2, "stage": 1, "adapter": "lora", "tasks": 1}
+    common = {"steps": steps, "workers": 2, "stage": 1, "adapter": "lora", "tasks": 1, "rows": 8}
     if "overhead" in only:
-        yield {**common, "bench": "overhead", "adapter": "full"}
+        for rows in (8, 32):
+            yield {**common, "bench": "overhead", "adapter": "full", "rows": rows}
         for tasks in (1, 8, 32):
             yield {**common, "bench": "overhead", "tasks": tasks}
     if "memory" in only:
@@ -108,7 +110,7 @@ def _worker(job: dict[str, Any]) -> None:
     dist.init_process_group("gloo")
     rows = {"overhead": _overhead, "memory": _memory, "scaling": _scaling}[job["bench"]](job)
     if dist.get_rank() == 0:
-        keys = ("bench", "adapter", "stage", "workers", "tasks")
+        keys = ("bench", "adapter", "stage", "workers", "tasks", "rows")
         (Path(job["out"]) / "rows.json").write_text(json.dumps([{**{k: job[k] for k in keys}, **row} for row in rows]))
     dist.destroy_process_group()
 
@@ -116,8 +118,8 @@ def _worker(job: dict[str, Any]) -> None:
 Step = Callable[[int], Any]
 
 
-def _ways(job: dict[str, Any]) -> tuple[Step, Step, int]:
-    """A step with surgery; the joint step of the same samples; and the trained numbers."""
+def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
+    """A step with surgery, and two joint steps of the same samples; and how many numbers are trained."""
     import torch.distributed as dist
 
     from expunge.families import load_model
@@ -135,8 +137,8 @@ def _ways(job: dict[str, Any]) -> tuple[Step, Step, int]:
             "adapter": job["adapter"],
             "zero_stage": job["stage"],
             "workers": world,
-            "forget_batch": max(8, 2 * tasks) if job["bench"] != "scaling" else 8 * world,
-            "retain_batch": 8 if job["bench"] != "scaling" else 8 * world,
+            "forget_batch": max(job["rows"], 2 * tasks) if job["bench"] != "scaling" else 8 * world,
+            "retain_batch": job["rows"] if job["bench"] != "scaling" else 8 * world,
             "tasks_per_step": tasks,
         }
     )
@@ -160,31 +162,54 @@ def _ways(job: dict[str, Any]) -> tuple[Step, Step, int]:
     def joint(step: int) -> None:
         """The gradients of the same micro-batches, simply added: one accumulation, one reduction."""
         engine._backward([one for objective in steps(step)[1] for one in objective])
+        engine._shards.wait()
+        engine._engine.set_gradient_accumulation_boundary(True)
         engine._engine.step()
 
-    return surgery, joint, trained
+    def plain(step: int) -> None:
+        """As `joint`, with DeepSpeed's own reduction, norm and clip: what one would have without this engine."""
+        micro_batches = [one for objective in steps(step)[1] for one in objective]
+        optimizer: Any = engine._engine.optimizer
+        for index, micro_batch in enumerate(micro_batches):
+            engine._shards.before_forward()
+            engine._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            engine._engine.backward(micro_batch() / len(micro_batches), scale_wrt_gas=False)
+        optimizer.compute_grad_norm, optimizer.clip_grad = True, training.clip
+        engine._engine.step()
+        optimizer.compute_grad_norm, optimizer.clip_grad = False, 0.0
+
+    return {"surgery": surgery, "joint": joint, "plain": plain}, trained
 
 
 def _overhead(job: dict[str, Any]) -> list[dict[str, Any]]:
-    surgery, joint, _ = _ways(job)
-    times: dict[str, list[float]] = {"surgery": [], "joint": []}
+    import torch.distributed as dist
+
+    ways, _ = _ways(job)
+    clocks: dict[str, Callable[[], float]] = {"s": time.perf_counter, "CPU s": time.process_time}
+    times: dict[tuple[str, str], list[float]] = {(way, unit): [] for way in ways for unit in clocks}
+    order = list(ways.items())
     for step in range(job["steps"] + 2):
-        for way, run in (("surgery", surgery), ("joint", joint)):
-            begun = time.perf_counter()
+        order = [*order[1:], order[0]]
+        for way, run in order:
+            dist.barrier()
+            begun = {unit: clock() for unit, clock in clocks.items()}
             run(step)
-            if step >= 2:
-                times[way].append(time.perf_counter() - begun)
-    ratios = [a / b for a, b in zip(times["surgery"], times["joint"], strict=True)]
-    return [
-        *({"way": way, "unit": "s", **_quantiles(seconds)} for way, seconds in times.items()),
-        {"way": "surgery / joint", "unit": "ratio", **_quantiles(ratios)},
-    ]
+            for unit, clock in clocks.items():
+                times[way, unit].append(clock() - begun[unit])
+    times = {key: values[2:] for key, values in times.items()}
+    rows = [{"way": way, "unit": unit, **_quantiles(values)} for (way, unit), values in times.items()]
+    for unit in clocks:
+        for peer in ("joint", "plain"):
+            ratios = [a / b for a, b in zip(times["surgery", unit], times[peer, unit], strict=True)]
+            rows.append({"way": f"surgery / {peer}", "unit": f"ratio of {unit}", **_quantiles(ratios)})
+    return rows
 
 
 def _memory(job: dict[str, Any]) -> list[dict[str, Any]]:
-    surgery, _, trained = _ways(job)
-    stashed = [surgery(step).stashed for step in range(job["steps"])]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ways, trained = _ways(job)
+    stashed = [ways["surgery"](step).stashed for step in range(job["steps"])]
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) * 1024  # of this process alone, which ru_maxrss is not
     usual = (2 * (job["tasks"] + 1) - 1) * trained * 4
     return [
         {"way": "stash", "unit": "bytes", **_quantiles(stashed)},
@@ -194,12 +219,12 @@ def _memory(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _scaling(job: dict[str, Any]) -> list[dict[str, Any]]:
-    surgery, _, _ = _ways(job)
+    ways, _ = _ways(job)
     times, sent = [], []
     for step in range(job["steps"] + 2):
         with _counted() as count:
             begun = time.perf_counter()
-            surgery(step)
+            ways["surgery"](step)
             times.append(time.perf_counter() - begun)
         sent.append(count["bytes"])
     return [

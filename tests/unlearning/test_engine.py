@@ -173,10 +173,16 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(elastic: Runs, runs: 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_extra_memory_is_one_shard_a_forget_objective(runs: Runs, name: str, world: int) -> None:
-    """Over all ranks: the trainable numbers once (stage 0: once a rank), up to what stage 3 pads each tensor with."""
+    """Over all ranks: the trainable numbers once (stage 0: once a rank), and what DeepSpeed pads them with: on stage 1
+    each rank's part to a multiple of 2, on stage 3 each tensor to a multiple of the ranks."""
     variant, case = VARIANTS[name], CASES[VARIANTS[name].case]
     trained = [p.numel() for p in case.network().parameters() if p.requires_grad]
-    whole = sum(-(-n // world) * world for n in trained) if variant.stage == 3 else sum(trained)
+    whole = sum(trained)
+    if variant.stage == 1:
+        part = -(-whole // (2 * world)) * 2
+        whole = -(-whole // part) * part
+    if variant.stage == 3:
+        whole = sum(-(-n // world) * world for n in trained)
     size = 4 if variant.precision == "fp32" else 2
     copies = world if variant.stage == 0 else 1
     for step in range(STEPS):

@@ -157,7 +157,7 @@ def _register(
 ) -> ModelVersion:
     from expunge.evaluation.pictures import curves
 
-    tracker.log_metrics(run_id, job.training.steps, _figures(evidence))
+    tracker.log_metrics(run_id, hotfix.steps, _figures(evidence))
     tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
     tracker.log_artifact_bytes(run_id, "unrelated.png", open_blobs(settings).get(evidence.pictures["unrelated"]))
     removed = [request.id for request in job.everything if request.id in evidence.passed]

@@ -20,6 +20,7 @@ def deepspeed_config(training: TrainingSettings) -> dict[str, object]:
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
+            "compute_grad_norm": training.zero_stage in (0, 3),  # where it must; the Gram matrix has it anyway
             "overlap_comm": False,  # the shards are read right after a backward pass
         },
     }

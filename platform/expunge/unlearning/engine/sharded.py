@@ -84,6 +84,7 @@ class ShardedEngine:
             if index < len(objectives) - 1:
                 stash.append(self._shards.stash())
         shards = [*stash, self._shards.current()]
+        self._shards.wait()
         stashed = sum(held_bytes(shard) for shard in stash)
         grams = reduce_grams(shards, self._groups, losses, self.total, disjoint=self._shards.disjoint)
         bad = bad_objectives(grams, losses)
@@ -92,6 +93,7 @@ class ShardedEngine:
             self._shards.clear()
             return StepStatistics(losses.tolist(), nan, nan, nan, stashed, bad)
         cosine, conflict, norm = operate(shards, self._groups, grams, self._training, number)
+        self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         return StepStatistics(losses.tolist(), cosine, conflict, norm, stashed)
 
@@ -162,9 +164,11 @@ class ShardedEngine:
         for index, micro_batch in enumerate(micro_batches):
             self._shards.before_forward()
             loss = micro_batch() / len(micro_batches)
-            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            last = index == len(micro_batches) - 1
+            self._engine.set_gradient_accumulation_boundary(last and self._shards.reduced_by_deepspeed)
             self._engine.backward(loss, scale_wrt_gas=False)
             total += loss.item()
+        self._shards.reduce()
         return total
 
 

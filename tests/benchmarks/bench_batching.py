@@ -1,0 +1,116 @@
+"""What batching saves: the CPU time of a night with 1, 4 and 16 requests in one job, and how many requests passed.
+
+    python -m tests.benchmarks.bench_batching [--requests 1,4,16] [--steps 150,150,150] [--model faces] > batching.csv
+
+Each night is a whole one, on a Ray and a home of its own: prepare, train, evaluate, register, gate, report. Every
+process that it starts counts, Ray's own too, sampled twice a second. `requests per CPU-hour` counts those that passed
+their gate; `against one job each` is that rate over the rate of the first row, the night of a single request.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+JOBS = Path(__file__).parents[2] / "jobs"
+sys.path.insert(0, str(JOBS))
+import demo  # noqa: E402  # pyright: ignore[reportMissingImports]  # an entry point, in no package
+
+FIELDS = ("requests", "steps", "passed", "CPU s", "requests per CPU-hour", "against one job each")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", default="1,4,16")
+    parser.add_argument("--steps", default="150,150,150", help="training steps of each night")
+    arguments = parser.parse_args()
+    table = csv.DictWriter(sys.stdout, FIELDS)
+    table.writeheader()
+    single = 0.0
+    sizes = [[int(word) for word in words.split(",")] for words in (arguments.requests, arguments.steps)]
+    for count, steps in zip(*sizes, strict=True):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+            passed, seconds = _night(Path(home), count, steps)
+        rate = passed / seconds * 3600
+        single = single or rate
+        figures = (count, steps, passed, round(seconds), round(rate, 1), round(rate / single, 2) if single else "")
+        table.writerow(dict(zip(FIELDS, figures, strict=True)))
+        sys.stdout.flush()
+
+
+def _night(home: Path, count: int, steps: int) -> tuple[int, float]:
+    """Requests that passed, and CPU seconds of everything that was started."""
+    (home / "config.toml").write_text(f"[training]\nsteps = {steps}\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{demo.BIN}{os.pathsep}{os.environ['PATH']}",
+        "EXPUNGE_HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    with _CpuTime() as clock, demo.local_ray(environment) as address:
+        environment["EXPUNGE_RAY_ADDRESS"] = address
+        for words in (("submit", "--batch", str(_requests(home, count))), ("night", "--jobs", str(JOBS))):
+            subprocess.run([demo.BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
+    (ended,) = (home / "runs").glob("night-*/night.json")
+    outcomes = json.loads(ended.read_text())["outcomes"]
+    return sum(len(outcome["passed"]) for outcome in outcomes), clock.seconds
+
+
+def _requests(folder: Path, count: int) -> Path:
+    """The first `count` of 16 faces, spread over the 100; each gets its surrogate from the default editor."""
+    from expunge.testbed import faces
+
+    people = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    lines: list[str] = []
+    for person in itertools.islice(range(3, 100, 6), count):
+        Image.fromarray(people[person]).save(folder / f"{person}.png")
+        lines.append(json.dumps({"model": "faces", "images": [f"{person}.png"], "external_id": f"face-{person}"}))
+    path = folder / "requests.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class _CpuTime:
+    """Of all processes that descend from this one while inside, without this one."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._seen.values())
+
+    def __enter__(self) -> "_CpuTime":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._ended.wait(0.5):
+            for process in own.children(recursive=True):
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self._seen[process.pid, process.create_time()] = times.user + times.system
+
+
+if __name__ == "__main__":
+    main()
