@@ -1,6 +1,8 @@
 """Logs: to stderr, as JSON where nobody looks, by level, and never what people sent."""
 
+import io
 import json
+import sys
 
 import pytest
 import structlog
@@ -39,3 +41,15 @@ def test_without_configuration_nothing_goes_to_stdout(capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert out == ""
     assert json.loads(err)["step"] == 1
+
+
+def test_a_stderr_that_was_closed_since_does_not_matter(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with io.StringIO() as earlier:
+        monkeypatch.setattr(sys, "stderr", earlier)
+        configure("info")
+        log = get_logger("unlearning")
+    monkeypatch.undo()
+    log.warning("still said")
+    assert json.loads(capsys.readouterr().err)["event"] == "still said"

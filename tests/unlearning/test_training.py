@@ -4,6 +4,7 @@ The small SD3 with LoRA and a gradient a request, against the frozen model; the 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ FP32 = [name for name, variant in VARIANTS.items() if variant.precision == "fp32
 BF16 = [name for name, variant in VARIANTS.items() if variant.precision == "bf16"]
 
 Runs = dict[int, list[dict[str, Any]]]
+Property = Callable[[str, object], None]
 Expected = dict[str, tuple[dict[str, Tensor], list[dict[str, Any]]]]
 
 pytestmark = pytest.mark.slow
@@ -68,9 +70,13 @@ def test_plain_torch_is_as_committed(job: str, expected: Expected) -> None:
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", FP32)
-def test_float32_goes_the_same_way(runs: Runs, name: str, world: int, expected: Expected) -> None:
+def test_float32_goes_the_same_way(
+    runs: Runs, name: str, world: int, expected: Expected, record_property: Property
+) -> None:
     moved, records = expected[VARIANTS[name].job]
-    assert away(runs[world][0][name]["moved"], moved) < TOLERANCE
+    distance = away(runs[world][0][name]["moved"], moved)
+    record_property("away", distance)
+    assert distance < TOLERANCE
     for mine, theirs in zip(runs[world][0][name]["records"], records, strict=True):
         assert mine["losses"] == pytest.approx(theirs["losses"], rel=1e-3, abs=1e-7)
         assert mine["conflict"] == theirs["conflict"]
@@ -80,9 +86,13 @@ def test_float32_goes_the_same_way(runs: Runs, name: str, world: int, expected: 
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", BF16)
-def test_bf16_goes_much_the_same_way(runs: Runs, name: str, world: int, expected: Expected) -> None:
+def test_bf16_goes_much_the_same_way(
+    runs: Runs, name: str, world: int, expected: Expected, record_property: Property
+) -> None:
     moved, records = expected[VARIANTS[name].job]
-    assert away(runs[world][0][name]["moved"], moved) < BF16_TOLERANCE
+    distance = away(runs[world][0][name]["moved"], moved)
+    record_property("away", distance)
+    assert distance < BF16_TOLERANCE
     for mine, theirs in zip(runs[world][0][name]["records"], records, strict=True):
         assert mine["losses"][:-1] == pytest.approx(theirs["losses"][:-1], rel=0.05)
 
