@@ -24,6 +24,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from expunge.batch.outcome import NightOutcome
+
 JOBS = Path(__file__).parents[2] / "jobs"
 sys.path.insert(0, str(JOBS))
 import demo  # noqa: E402  # pyright: ignore[reportMissingImports]  # an entry point, in no package
@@ -65,8 +67,8 @@ def _night(home: Path, count: int, steps: int) -> tuple[int, float]:
         for words in (("submit", "--batch", str(_requests(home, count))), ("night", "--jobs", str(JOBS))):
             subprocess.run([demo.BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
     (ended,) = (home / "runs").glob("night-*/night.json")
-    outcomes = json.loads(ended.read_text())["outcomes"]
-    return sum(len(outcome["passed"]) for outcome in outcomes), clock.seconds
+    night = NightOutcome.model_validate_json(ended.read_text())
+    return sum(len(outcome.passed) for outcome in night.outcomes), clock.seconds
 
 
 def _requests(folder: Path, count: int) -> Path:
