@@ -17,10 +17,11 @@ from expunge.evaluation.measure import measure
 from expunge.families import load_model
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.settings import Settings, TrainingSettings, load_settings
-from expunge.unlearning.adapter import attach, export
+from expunge.unlearning.adapter import attach, export, kind_of
 from expunge.unlearning.dataset import load_job
 from expunge.unlearning.objective import Objective
-from expunge.unlearning.sampling import Draw, Stream, draw
+from expunge.unlearning.steps import Steps
+from expunge.unlearning.tasks import mode_of
 from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob
 from unlearn_kernels import clip_coefficient, combine_, gram, retain_normal
 
@@ -51,26 +52,23 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     model = load_model(settings.model(job.model), job.resolution)
     torch.manual_seed(training.seed)
     objective = Objective(model, attach(model, training, None), training, conditioning)
+    step_of = Steps(objective, forget, retain, mode_of(training, kind_of(model, training)), 0, 1)
     weights = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
 
-    def sample(stream: Stream, step: int, size: int, batch: int) -> Draw:
-        return draw(model, training, stream, step, size=size, batch=batch, rank=0, world=1)
-
     for step in range(training.steps):
-        losses = (
-            objective.forget(forget, sample("forget", step, len(forget.x_f), training.forget_batch)),
-            objective.retain(retain, sample("retain", step, len(retain.x_0), training.retain_batch)),
-        )
+        tasks, objectives = step_of(step)
+        losses = [torch.stack([micro() for micro in micro_batches]).mean() for micro_batches in objectives]
         shards = [list(torch.autograd.grad(loss, weights)) for loss in losses]
         matrix = gram(shards)
-        plain = torch.tensor([training.forget_weight, 1.0], dtype=torch.float64)
+        each = training.forget_weight / len(tasks)
+        plain = torch.tensor([*[each] * len(tasks), 1.0], dtype=torch.float64)
         chosen = retain_normal(matrix, training.forget_weight) if training.surgery == "retain_normal" else plain
         combine_(shards[-1], shards, chosen * clip_coefficient(matrix, chosen, training.clip))
         for weight, gradient in zip(weights, shards[-1], strict=True):
             weight.grad = gradient
         optimizer.step()
-    return export(model, training, out, job.id)
+    return export(model, training, out, job.id, steps=training.steps)
 
 
 def _row(arm: str, evidence: Evidence) -> str:

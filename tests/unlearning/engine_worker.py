@@ -5,8 +5,10 @@ DeepSpeed holds global state, so it lives in processes of its own, and one proce
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.comm import comm
@@ -72,13 +74,13 @@ def elastic(variant: Variant, folder: Path, rank: int, world: int) -> list[Tenso
     engine = ShardedEngine(network, case.settings(zero_stage=variant.stage, precision=variant.precision))
     done = engine.load(folder)
     steps(engine, network, case.batches()[done:], rank, world, variant, done)
-    return weights(engine, network)
+    return weights(network, variant.stage)
 
 
-def weights(engine: ShardedEngine, network: nn.Module) -> list[Tensor]:
+def weights(network: nn.Module, stage: int) -> list[Tensor]:
     """Of every parameter, frozen ones too, in float32."""
     parameters = list(network.parameters())
-    with engine.gathered(parameters):
+    with deepspeed.zero.GatheredParameters(parameters) if stage == 3 else nullcontext():
         return [p.detach().float().clone() for p in parameters]
 
 
@@ -99,7 +101,7 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
     done = resumed.load(folder)
     bad = [skip(resumed, fresh, batches[done], rank, world, variant, k) for k in range(len(case.signs))]
     again = steps(resumed, fresh, batches[done:], rank, world, variant, done)
-    final = weights(engine, network)
+    final = weights(network, variant.stage)
     engine.consolidate()
     return {
         "records": records,
@@ -108,7 +110,7 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
         "whole": [p.detach().clone() for p in network.parameters() if p.requires_grad] if rank == 0 else [],
         "done": done,
         "bad": bad,
-        "resumed": weights(resumed, fresh),
+        "resumed": weights(fresh, variant.stage),
         "resumed_records": again,
     }
 

@@ -67,7 +67,7 @@ def test_export_and_apply(name: str, training: TrainingSettings, fresh: Load, tm
     perturb(model)
     moved = ask(model)
     assert (moved - base).abs().max().item() > 1e-2
-    hotfix = export(model, training, tmp_path / "hotfix", "job")
+    hotfix = export(model, training, tmp_path / "hotfix", "job", steps=training.steps)
     assert hotfix.kind == kind_of(model, training)
 
     again = fresh(name)
@@ -78,10 +78,10 @@ def test_export_and_apply(name: str, training: TrainingSettings, fresh: Load, tm
 def test_digest_is_that_of_the_weights(fresh: Load, tmp_path: Path) -> None:
     model = fresh("faces")
     attach(model, FULL, None)
-    first = export(model, FULL, tmp_path / "one", "job")
-    second = export(model, FULL, tmp_path / "two", "job")
+    first = export(model, FULL, tmp_path / "one", "job", steps=FULL.steps)
+    second = export(model, FULL, tmp_path / "two", "job", steps=FULL.steps)
     perturb(model)
-    third = export(model, FULL, tmp_path / "three", "job")
+    third = export(model, FULL, tmp_path / "three", "job", steps=FULL.steps)
     assert first.digest == second.digest != third.digest
 
 
@@ -116,7 +116,7 @@ def test_warm_start(name: str, training: TrainingSettings, fresh: Load, tmp_path
     base = ask(model)
     attach(model, training, None)
     perturb(model)
-    export(model, training, tmp_path, "job")
+    export(model, training, tmp_path, "job", steps=training.steps)
 
     again = fresh(name)
     frozen = attach(again, training, tmp_path)
@@ -142,7 +142,7 @@ def test_diffusers_loads_the_adapter(fresh: Load, tmp_path: Path) -> None:
     model = fresh("flags")
     attach(model, LORA, None)
     perturb(model)
-    export(model, LORA, tmp_path, "job")
+    export(model, LORA, tmp_path, "job", steps=LORA.steps)
     assert (tmp_path / LORA_FILE).is_file()
 
     again = fresh("flags")
@@ -157,7 +157,7 @@ def test_diffusers_loads_the_full_weights(fresh: Load, tmp_path: Path) -> None:
     model = fresh("faces")
     attach(model, FULL, None)
     perturb(model)
-    export(model, FULL, tmp_path, "job")
+    export(model, FULL, tmp_path, "job", steps=FULL.steps)
     pipeline = load_pipeline(resolve_source("testbed:faces"))
     assert isinstance(pipeline, DDPMPipeline)
     unet = type(pipeline.unet).from_pretrained(tmp_path / "unet")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from expunge.families.base import DiffusionModel
 from expunge.settings import TrainingSettings
-from expunge.unlearning.sampling import Draw, Stream, draw, draw_probe, pick_by_weight
+from expunge.unlearning.sampling import Draw, Stream, draw_probe, draw_samples, pick, pick_by_weight
 
 BATCH, STEPS = 16, 64
 SIZE = 7
@@ -33,7 +33,8 @@ def one(
     density: Density = "uniform",
 ) -> Draw:
     training = TrainingSettings(seed=seed, density=density, band_level=0.45, band_width=0.8)
-    return draw(model, training, stream, step, size=SIZE, batch=batch, rank=rank, world=world)
+    rows = pick(seed, stream, step, SIZE, batch)
+    return draw_samples(model, training, stream, step, rows, torch.arange(rank, batch, world))
 
 
 def levels(model: DiffusionModel, density: Density) -> Tensor:

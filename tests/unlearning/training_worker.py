@@ -23,7 +23,7 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
     engine.consolidate()
     if rank > 0:
         return {"records": records}
-    hotfix = export(model, training, folder, variant.job)
+    hotfix = export(model, training, folder, variant.job, steps=training.steps)
     whole = {name: p.detach() for name, p in model.network.named_parameters() if name in start}
     return {"records": records, "moved": {name: whole[name] - start[name] for name in start}, "hotfix": hotfix}
 

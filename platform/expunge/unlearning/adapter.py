@@ -48,8 +48,8 @@ def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path |
     return lambda: _swapped(model, base)
 
 
-def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job: str) -> Hotfix:
-    """Write the hotfix in diffusers' own format; the folder is complete when this returns."""
+def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job: str, *, steps: int) -> Hotfix:
+    """Write the hotfix of `steps` steps in diffusers' own format; the folder is complete when this returns."""
     kind = kind_of(model, training)
     if kind == "lora":
         model.save_adapter(folder)
@@ -57,7 +57,7 @@ def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job:
     else:
         _as_diffusers(model.network).save_pretrained(folder / model.component)
         weights = folder / model.component / FULL_FILE
-    return Hotfix(job=job, kind=kind, path=folder, steps=training.steps, digest=file_digest(weights))
+    return Hotfix(job=job, kind=kind, path=folder, steps=steps, digest=file_digest(weights))
 
 
 def apply(model: DiffusionModel, hotfix: Hotfix) -> None:

@@ -49,7 +49,8 @@ class Checkpoints:
     def restore(self) -> int:
         """Load the newest checkpoint that is intact; returns the steps done, 0 where there is none."""
         candidates = self._candidates()
-        if self._engine.everywhere(True) and self._rank == 0:  # when all have looked
+        self._engine.everywhere(True)  # nothing is swept before all have looked
+        if self._rank == 0:
             self._sweep({Path(checkpoint.path).name for checkpoint in candidates})
         for checkpoint in reversed(candidates):
             with ExitStack() as stack:

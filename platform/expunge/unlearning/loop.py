@@ -103,7 +103,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
         bad(done.bad, tasks)
         step += 1
         last = step == training.steps
-        probing = training.adaptive and (step % training.probe_every == 0 or last)
+        probing = budget is not None and (step % training.probe_every == 0 or last)
         if step % LOG_EVERY == 0 or probing or last:
             figures = {
                 "loss/forget": sum(done.losses[:-1]) / len(tasks),
@@ -125,7 +125,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
 
     engine.consolidate()
     if rank == 0:
-        hotfix = export(model, training, task.folder / "hotfix", job.id).model_copy(update={"steps": step})
+        hotfix = export(model, training, task.folder / "hotfix", job.id, steps=step)
         write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
 
 

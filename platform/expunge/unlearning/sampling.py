@@ -31,22 +31,6 @@ class Draw:
     """float32 [b, C, H, W]."""
 
 
-def draw(
-    model: DiffusionModel,
-    training: TrainingSettings,
-    stream: Stream,
-    step: int,
-    *,
-    size: int,
-    batch: int,
-    rank: int,
-    world: int,
-) -> Draw:
-    """Draw this rank's part of `batch` samples from a set of `size` rows at `step`."""
-    rows = pick(training.seed, stream, step, size, batch)
-    return draw_samples(model, training, stream, step, rows, torch.arange(rank, batch, world))
-
-
 def draw_samples(
     model: DiffusionModel, training: TrainingSettings, stream: Stream, step: int, rows: Tensor, mine: Tensor
 ) -> Draw:

@@ -93,13 +93,17 @@ def _use_gpu(training: TrainingSettings) -> bool:
 
 def _no_space(error: BaseException) -> bool:
     """Whether a full disk was the cause. Not every layer keeps the number of an error, but all keep its text."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error)
+    cause = _innermost(error)
+    return (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(cause)
 
 
 def _cause(error: BaseException) -> str:
     """The innermost message, in one line."""
+    cause = _innermost(error)
+    return str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+
+
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return error

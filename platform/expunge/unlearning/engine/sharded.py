@@ -9,8 +9,7 @@ orthogonal to the retain gradient.
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -96,12 +95,6 @@ class ShardedEngine:
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         return StepStatistics(losses.tolist(), cosine, conflict, norm, stashed)
-
-    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[object]:
-        """Inside it these parameters are whole on every rank, for reading. Every rank must enter it."""
-        if self._training.zero_stage < 3:
-            return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(parameters))
 
     @torch.no_grad()
     def distance_from(self, start: Shard) -> float:

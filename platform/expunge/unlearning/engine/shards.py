@@ -152,7 +152,6 @@ class OptimizerPartitioned(GradientsPartitioned):
                 optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True
             )
         ]
-
         self._arrive: Callable[[], None] | None = None
 
     def reduce(self) -> None:
