@@ -27,13 +27,7 @@ def main() -> int:
     home = Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge"))
     home = home / "demo" / datetime.now().strftime("%Y%m%d-%H%M%S")
     home.mkdir(parents=True)
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # Ray starts jobs with the `python` it finds there
-        "EXPUNGE_HOME": str(home),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
+    environment = environment_for(home)
     started = time.monotonic()
     with local_ray(environment) as address:
         environment["EXPUNGE_RAY_ADDRESS"] = address
@@ -46,6 +40,17 @@ def main() -> int:
     print(f"home     EXPUNGE_HOME={home}")
     print(f"took     {time.monotonic() - started:.0f} s")
     return code
+
+
+def environment_for(home: Path) -> dict[str, str]:
+    """What commands and Ray need to work in a home, with a token of its own."""
+    return {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # Ray starts jobs with the `python` it finds there
+        "EXPUNGE_HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
 
 
 def write_requests(folder: Path) -> Path:

@@ -11,8 +11,6 @@ import argparse
 import csv
 import itertools
 import json
-import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -20,15 +18,11 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import psutil
-from PIL import Image
 
 from expunge.batch.outcome import NightOutcome
-
-JOBS = Path(__file__).parents[2] / "jobs"
-sys.path.insert(0, str(JOBS))
-import demo  # noqa: E402  # pyright: ignore[reportMissingImports]  # an entry point, in no package
+from expunge.batch.prepare import to_pictures, to_png
+from tests.integration.nights import BIN, JOBS, demo
 
 FIELDS = ("requests", "steps", "passed", "CPU s", "requests per CPU-hour", "against one job each")
 
@@ -55,17 +49,11 @@ def main() -> None:
 def _night(home: Path, count: int, steps: int) -> tuple[int, float]:
     """Requests that passed, and CPU seconds of everything that was started."""
     (home / "config.toml").write_text(f"[training]\nsteps = {steps}\n")
-    environment = {
-        **os.environ,
-        "PATH": f"{demo.BIN}{os.pathsep}{os.environ['PATH']}",
-        "EXPUNGE_HOME": str(home),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    with _CpuTime() as clock, demo.local_ray(environment) as address:
+    environment = demo().environment_for(home)
+    with _CpuTime() as clock, demo().local_ray(environment) as address:
         environment["EXPUNGE_RAY_ADDRESS"] = address
         for words in (("submit", "--batch", str(_requests(home, count))), ("night", "--jobs", str(JOBS))):
-            subprocess.run([demo.BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
+            subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
     (ended,) = (home / "runs").glob("night-*/night.json")
     night = NightOutcome.model_validate_json(ended.read_text())
     return sum(len(outcome.passed) for outcome in night.outcomes), clock.seconds
@@ -75,10 +63,10 @@ def _requests(folder: Path, count: int) -> Path:
     """The first `count` of 16 faces, spread over the 100; each gets its surrogate from the default editor."""
     from expunge.testbed import faces
 
-    people = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    people = to_pictures(faces.images().expand(-1, 3, -1, -1))
     lines: list[str] = []
     for person in itertools.islice(range(3, 100, 6), count):
-        Image.fromarray(people[person]).save(folder / f"{person}.png")
+        (folder / f"{person}.png").write_bytes(to_png(people[person]))
         lines.append(json.dumps({"model": "faces", "images": [f"{person}.png"], "external_id": f"face-{person}"}))
     path = folder / "requests.jsonl"
     path.write_text("\n".join(lines) + "\n")

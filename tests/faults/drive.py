@@ -8,13 +8,13 @@ import ray
 from expunge.errors import ExpungeError
 from expunge.unlearning.loop import TrainTask
 from expunge.unlearning.train import train
-from tests.faults.trainings import Recorder
+from tests.faults.trainings import HoldingRecorder
 
 
 def main(folder: Path, address: str, node_ip: str) -> int:
     ray.init(address, _node_ip_address=node_ip, log_to_driver=False)
     try:
-        train(TrainTask(folder, None, Recorder(folder)))
+        train(TrainTask(folder, None, HoldingRecorder(folder)))
     except ExpungeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

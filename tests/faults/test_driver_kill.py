@@ -7,7 +7,8 @@ import pytest
 from expunge.files import lock
 from expunge.registry.versions import champion, ledger
 from expunge.words import RequestState
-from tests.integration.nights import Ended, Nights, ended, night_arguments, wait_until
+from tests.integration.nights import Ended, Nights, ended, night_arguments, wait_during
+from tests.watching import wait_until
 
 MODEL, BATCH = "driver-kill", "night-driver-kill"
 
@@ -68,14 +69,9 @@ def _kill_in(stage: str, nights: Nights) -> Ended:
 
 def _kill_when(stage: str, reached: Callable[[], object], nights: Nights) -> Ended:
     command = nights.start(*night_arguments(BATCH, MODEL))
-
-    def wait_for(condition: Callable[[], object], what: str) -> None:
-        wait_until(lambda: command.poll() is not None or condition(), what)
-        assert command.poll() is None, f"the night ended before {what}: {ended(command)}"
-
-    wait_for(lambda: nights.driver(BATCH), "its driver started")
+    wait_during(command, lambda: nights.driver(BATCH), "its driver started")
     driver = nights.driver(BATCH)
     assert driver is not None
-    wait_for(reached, f"it was in {stage}")
+    wait_during(command, reached, f"it was in {stage}")
     driver.kill()
     return ended(command)

@@ -16,8 +16,9 @@ from expunge.errors import ExpungeError
 from expunge.unlearning.loop import HOTFIX
 from expunge.words import Hotfix
 from tests.faults.networks import Host, network
-from tests.faults.trainings import Training, make_training, until
+from tests.faults.trainings import Training, make_training
 from tests.integration.nights import BIN
+from tests.watching import wait_until, words
 
 PORT = 6399
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,8 @@ class Nodes:
             command += [f"--address={head.address}:{PORT}"]
         log = self.logs / f"{host.namespace}.log"
         process = host.start(*command, environment=self.environment, log=log)
-        until(lambda: process.poll() is not None or "Ray runtime started" in log.read_text(), "Ray to start")
+        started = "Ray runtime started"
+        wait_until(lambda: process.poll() is not None or started in log.read_text(), "Ray to start", timeout=120)
         assert process.poll() is None, log.read_text()
 
 
@@ -109,5 +111,5 @@ def test_a_node_that_falls_silent_is_replaced(nodes: Nodes, tmp_path: Path) -> N
     assert training.error is None
     assert training.hotfix is not None
     assert [line["step"] for line in training.figures] == [5, 10, 10, 12], "it went on from step 9"
-    workers = [p for p in spare.processes if any("RayTrainWorker" in word for word in p.cmdline())]
+    workers = [p for p in spare.processes if any("RayTrainWorker" in word for word in words(p))]
     assert not workers, "the worker ends with its job"

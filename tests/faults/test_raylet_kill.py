@@ -10,8 +10,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from expunge.words import RequestState
-from tests.faults.processes import left_over, task_process
-from tests.integration.nights import BIN, CONFIG, JOBS, LEARNING_RATE, Nights, ended, wait_until
+from tests.integration.nights import BIN, CONFIG, JOBS, LEARNING_RATE, Nights, ended, wait_during
+from tests.watching import left_over, processes, task_process, with_children
 
 MODEL, BATCH = "raylet-kill", "night-raylet-kill"
 
@@ -26,9 +26,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         yield cluster
+        before = with_children(processes(home))
     finally:
         cluster.shutdown()
-    left = left_over(home)
+    left = left_over(before | with_children(processes(home)))
     assert not left, f"still alive after Ray was stopped: {left}"
 
 
@@ -48,10 +49,6 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
         text=True,
     )
 
-    def wait_for(condition: Callable[[], object], what: str) -> None:
-        wait_until(lambda: night.poll() is not None or condition(), what)
-        assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
-
     moments: dict[str, Callable[[], object]] = {
         "prepare": lambda: task_process(home, "_prepare"),
         "train": lambda: nights.checkpoints(BATCH),
@@ -59,7 +56,9 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
     }
     for stage, moment in moments.items():
         node = cluster.add_node(num_cpus=2)
-        wait_for(lambda stage=stage, moment=moment: nights.stage(BATCH) == stage and moment(), f"it was in {stage}")
+        wait_during(
+            night, lambda stage=stage, moment=moment: nights.stage(BATCH) == stage and moment(), f"it was in {stage}"
+        )
         cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=2)
     end = ended(night)

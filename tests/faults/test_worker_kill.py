@@ -1,13 +1,11 @@
 """SIGKILL of what computes, in every stage of one night: Ray starts it again, and nothing is done twice that shows."""
 
-from collections.abc import Callable
-
 import pytest
 
 from expunge.files import lock
 from expunge.words import RequestState
-from tests.faults.processes import task_process
-from tests.integration.nights import Nights, ended, night_arguments, wait_until
+from tests.integration.nights import Nights, ended, night_arguments, wait_during
+from tests.watching import task_process, wait_until
 
 MODEL, BATCH = "worker-kill", "night-worker-kill"
 POINTS = [5, 10, 12]
@@ -20,19 +18,15 @@ def test_a_night_goes_on_after_its_workers_are_killed_in_every_stage(nights: Nig
     request = nights.submit(MODEL, 3)
     command = nights.start(*night_arguments(BATCH, MODEL))
 
-    def wait_for(condition: Callable[[], object], what: str) -> None:
-        wait_until(lambda: command.poll() is not None or condition(), what)
-        assert command.poll() is None, f"the night ended before {what}: {ended(command)}"
-
     def kill_task(name: str) -> None:
-        wait_for(lambda: task_process(nights.home, name), f"{name} ran")
+        wait_during(command, lambda: task_process(nights.home, name), f"{name} ran")
         process = task_process(nights.home, name)
         assert process is not None
         process.kill()
 
     kill_task("_prepare")
 
-    wait_for(lambda: nights.checkpoints(BATCH), "a checkpoint")
+    wait_during(command, lambda: nights.checkpoints(BATCH), "a checkpoint")
     known = nights.checkpoints(BATCH)
     workers = nights.training_workers()
     assert len(workers) == 2
@@ -42,7 +36,7 @@ def test_a_night_goes_on_after_its_workers_are_killed_in_every_stage(nights: Nig
     with lock(nights.settings.runs / f".{MODEL}.lock", wait=True):
         kill_task("_evaluate")
         [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
-        wait_for((job / "version.json").exists, "it was registered")
+        wait_during(command, (job / "version.json").exists, "it was registered")
         kill_task(job.name)
     end = ended(command)
     assert end.code == 0, end.out + end.err

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +29,9 @@ from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_te
 from expunge.unlearning.loop import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
+from tests.watching import Recorder, recorded, training_workers, wait_until
 
-FIGURES, HOLD = "figures.jsonl", "hold"
+HOLD = "hold"
 SIZE = (24, 24)
 
 SMALL: dict[str, Any] = {
@@ -47,14 +48,11 @@ SMALL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Recorder:
-    """Writes figures down; and waits at a step for as long as the file `hold` says that step."""
-
-    folder: Path
+class HoldingRecorder(Recorder):
+    """Waits at a step for as long as the file `hold` says that step."""
 
     def __call__(self, step: int, figures: dict[str, float]) -> None:
-        with (self.folder / FIGURES).open("a") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+        super().__call__(step, figures)
         hold = self.folder / HOLD
         while hold.exists() and hold.read_text() == str(step):
             time.sleep(0.1)
@@ -99,8 +97,7 @@ class Training:
 
     @property
     def figures(self) -> list[dict[str, float]]:
-        path = self.folder / FIGURES
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return recorded(self.folder)
 
     @property
     def storage(self) -> Path:
@@ -125,12 +122,12 @@ class Training:
         return [int(entry["metrics"]["step"]) for entry in listed]
 
     def wait_until_known(self, *steps: int) -> None:
-        until(lambda: self.known == list(steps), f"Ray to know of the checkpoints of steps {steps}")
-        until(lambda: len(self.checkpoints) == len(steps), "Ray to delete the others")
+        wait_until(lambda: self.known == list(steps), f"Ray to know of the checkpoints of steps {steps}", timeout=120)
+        wait_until(lambda: len(self.checkpoints) == len(steps), "Ray to delete the others", timeout=120)
 
     def _run(self) -> None:
         try:
-            self.hotfix = train(TrainTask(self.folder, None, Recorder(self.folder)))
+            self.hotfix = train(TrainTask(self.folder, None, HoldingRecorder(self.folder)))
         except ExpungeError as error:
             self.error = error
 
@@ -176,13 +173,7 @@ class Trainings:
 
     def workers(self) -> list[psutil.Process]:
         """Of the training that is running, by age."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                ours = process.environ().get("EXPUNGE_HOME") == str(self.home)
-                if ours and any("RayTrainWorker" in word for word in process.cmdline()):
-                    found.append(process)
-        return sorted(found, key=lambda process: process.create_time())
+        return sorted(training_workers(self.home), key=lambda process: process.create_time())
 
 
 @pytest.fixture(scope="session")
@@ -213,10 +204,3 @@ def trainings(_cluster: Trainings, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     for process in _cluster.workers():  # a stopped one would never end by itself
         with suppress(psutil.Error):
             process.send_signal(signal.SIGCONT)
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
-        time.sleep(0.1)

@@ -7,13 +7,9 @@ and requests of its own.
 
 import importlib.util
 import json
-import os
-import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +25,8 @@ from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings, load_settings
+from expunge.unlearning.checkpoints import SNAPSHOT
+from tests.watching import left_over, processes, training_workers, wait_until, with_children, words
 
 JOBS = Path(__file__).parents[2] / "jobs"
 BIN = Path(sys.executable).parent
@@ -132,30 +130,20 @@ class Nights:
 
     def checkpoints(self, batch: str) -> set[str]:
         """Those that Ray Train knows: it writes its snapshot when every rank has reported."""
-        for snapshot in (self.settings.runs / batch).glob("*/train/checkpoint_manager_snapshot.json"):
+        for snapshot in (self.settings.runs / batch).glob(f"*/train/{SNAPSHOT}"):
             return {path.name for path in snapshot.parent.glob("checkpoint_*/") if path.name in snapshot.read_text()}
         return set()
 
     def driver(self, batch: str) -> psutil.Process | None:
         """The process that runs `nightly.py` for a batch."""
-        return next(iter(self._processes(lambda words: words[1:2] == ["nightly.py"] and batch in words)), None)
+        started = ((process, words(process)) for process in processes(self.home))
+        shells = ("sh", "bash", "ray")
+        return next(
+            (p for p, w in started if w[1:2] == ["nightly.py"] and batch in w and Path(w[0]).name not in shells), None
+        )
 
     def training_workers(self) -> list[psutil.Process]:
-        return self._processes(lambda words: any("RayTrainWorker" in word for word in words))
-
-    def _processes(self, wanted: Callable[[list[str]], bool]) -> list[psutil.Process]:
-        """Of this home only: another Ray of the same user is not ours to kill."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-                if not wanted(words) or Path(words[0]).name in ("sh", "bash", "ray"):
-                    continue
-                if process.environ().get("EXPUNGE_HOME") == str(self.home):
-                    found.append(process)
-            except (psutil.Error, IndexError):
-                continue
-        return found
+        return training_workers(self.home)
 
     def versions(self, model: str) -> list[str]:
         """Every registered version, oldest first."""
@@ -185,12 +173,10 @@ def ended(process: "subprocess.Popen[str]") -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 240) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:.0f} s for {what}")
-        time.sleep(0.05)
+def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], object], what: str) -> None:
+    """Until something holds, while the night runs: it may not end before that."""
+    wait_until(lambda: night.poll() is not None or condition(), what)
+    assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
 
 
 def external_id(person: int) -> str:
@@ -205,19 +191,15 @@ def ray_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]
     home.mkdir()
     (home / "config.toml").write_text(_config(home))
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("EXPUNGE_", "RAY_ADDRESS"))
+        name: value
+        for name, value in demo().environment_for(home).items()
+        if name == "EXPUNGE_HOME" or not name.startswith(("EXPUNGE_", "RAY_ADDRESS"))
     }
-    environment |= {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "EXPUNGE_HOME": str(home),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "COLUMNS": "200",
-    }
-    with _demo().local_ray(environment) as address:
+    environment["COLUMNS"] = "200"
+    with demo().local_ray(environment) as address:
         yield Nights(home, {**environment, "EXPUNGE_RAY_ADDRESS": address})
-        processes = _of_home(home)
-    left = _left_over(processes | _of_home(home))
+        before = with_children(processes(home))
+    left = left_over(before | with_children(processes(home)))
     assert not left, f"still alive after Ray was stopped: {left}"
 
 
@@ -242,40 +224,11 @@ def _config(home: Path) -> str:
     return CONFIG.format(learning_rate=LEARNING_RATE) + tables
 
 
-def _demo() -> ModuleType:
+def demo() -> ModuleType:
+    """`jobs/demo.py`, which is in no package."""
     spec = importlib.util.spec_from_file_location("expunge_demo", JOBS / "demo.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _of_home(home: Path) -> set[psutil.Process]:
-    """Ray's processes and the jobs', and their children: some of Ray's own overwrite their environment."""
-    found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("EXPUNGE_HOME") == str(home):
-                found |= {process, *process.children(recursive=True)}
-    return found
-
-
-def _left_over(processes: set[psutil.Process], grace: float = 30) -> list[str]:
-    """Those that do not end by themselves. They are killed, so that a failing test leaves nothing behind either."""
-    deadline = time.monotonic() + grace
-    while (left := list(filter(_is_alive, processes))) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    names = [f"{process.pid} {process.name()}" for process in left]
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    return names
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    """A zombie has ended, though nobody has asked for its exit code."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -1,8 +1,6 @@
 """One rank of `test_budget.py`: whole trainings by the loop itself, with folders in the place of Ray's storage."""
 
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray.train
@@ -12,8 +10,9 @@ import torch.distributed as dist
 from expunge.settings import TrainingSettings
 from expunge.unlearning import loop
 from expunge.unlearning.engine import ShardedEngine
+from tests.watching import Recorder
 
-BREAK, FIGURES = "break", "figures.jsonl"
+BREAK = "break"
 
 
 class Broken(Exception):
@@ -49,15 +48,6 @@ class Folders:
         assert failure is None, failure
         if (self.folder / BREAK).exists():
             raise Broken
-
-
-@dataclass(frozen=True)
-class Recorder:
-    folder: Path
-
-    def __call__(self, step: int, figures: dict[str, float]) -> None:
-        with (self.folder / FIGURES).open("a") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
 def main(out: Path) -> None:

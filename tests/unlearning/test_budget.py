@@ -1,6 +1,5 @@
 """The adaptive budget: what a probe says, and trainings that it ends, whatever the ranks, the ZeRO stage, a restart."""
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,9 +22,10 @@ from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_te
 from expunge.unlearning.loop import HOTFIX, JOB, PREPARED
 from expunge.unlearning.objective import Objective
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
-from tests.unlearning.budget_worker import BREAK, FIGURES
+from tests.unlearning.budget_worker import BREAK
 from tests.unlearning.conftest import Toy
 from tests.unlearning.groups import run_group
+from tests.watching import recorded
 
 # Three of a job's four requests have rows: 1, 2 and 4 of them.
 REQUEST = torch.tensor([0, 1, 1, 3, 3, 3, 3])
@@ -219,7 +219,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Run]
 
 
 def read(folder: Path) -> Run:
-    lines = [json.loads(line) for line in (folder / FIGURES).read_text().splitlines()]
+    lines = recorded(folder)
     for line in lines:
         line.pop("budget/probe_s", None)
     hotfix = Hotfix.model_validate_json((folder / HOTFIX).read_text())
