@@ -5,7 +5,7 @@ Each time it ends with its hotfix, or with one error that says what to do.
 
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,7 +102,10 @@ def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_
 
 
 def test_a_job_goes_on_with_one_worker_and_grows_back(
-    trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainings: Trainings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Two workers to step 3, one to step 9, two to the end: and there they are where two undisturbed ones come to."""
     undisturbed = make_training(tmp_path / "undisturbed", workers=2)
@@ -122,6 +125,7 @@ def test_a_job_goes_on_with_one_worker_and_grows_back(
     assert training.error is None
     assert [line["step"] for line in training.figures] == [5, 5, 10, 10, 12]
     away, way = _apart(training, undisturbed)
+    record_property("away", away / way)
     assert away < ELASTIC_TOLERANCE * way
 
 
