@@ -94,6 +94,8 @@ class ShardedEngine:
         cosine, conflict, norm = operate(shards, self._groups, grams, self._training, number)
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
+        # Else stage 3 keeps the gradient of a parameter that the next step's first objective does not use.
+        self._shards.clear()
         return StepStatistics(losses.tolist(), cosine, conflict, norm, stashed)
 
     @torch.no_grad()
