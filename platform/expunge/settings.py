@@ -18,6 +18,10 @@ from expunge.errors import InputError
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Resolution = tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]]
 
+OFFLOAD_STAGES = (1, 3)
+"""Of ZeRO, where the optimizer may be on the host. DeepSpeed has no such stage 0, and on stage 2 it would give that
+optimizer a gradient in the backward pass, before surgery has changed it."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +75,9 @@ class TrainingSettings(Section):
     activation_checkpointing: bool = Field(
         default=False, description="recompute a block's activations in the backward pass instead of keeping them"
     )
-    offload_optimizer: bool = Field(default=False, description="not supported yet: see the error")
+    offload_optimizer: bool = Field(
+        default=False, description="step on the host, which then holds AdamW's state and its weights; zero_stage 1 or 3"
+    )
     micro_batch: int = Field(
         default=0,
         ge=0,
@@ -129,10 +135,10 @@ class TrainingSettings(Section):
             raise ValueError("precision: fp16 needs a loss scale, which surgery does not have: use bf16 or fp32")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("zero_stage: DeepSpeed 0.19 steps bf16 wrongly on stage 0: set zero_stage = 1")
-        if self.offload_optimizer:
+        if self.offload_optimizer and self.zero_stage not in OFFLOAD_STAGES:
             raise ValueError(
-                "offload_optimizer: DeepSpeed would take the gradient to the host before surgery has changed it: "
-                "leave it false, and raise zero_stage or workers"
+                f"zero_stage: stage {self.zero_stage} cannot have offload_optimizer: "
+                "set zero_stage = 1 or 3, or offload_optimizer = false"
             )
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.settings import TrainingSettings
+from expunge.settings import OFFLOAD_STAGES, TrainingSettings
 from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
 
 # Of the targets, a step each: without gradients of different size AdamW, which divides by it, would hide the clip.
@@ -95,10 +95,17 @@ class Variant:
     stage: int
     precision: str = "fp32"
     micro_batches: int = 1
+    offload: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.case}-stage{self.stage}-{self.precision}-{self.micro_batches}x"
+        end = "-offload" if self.offload else ""
+        return f"{self.case}-stage{self.stage}-{self.precision}-{self.micro_batches}x{end}"
+
+    def settings(self) -> TrainingSettings:
+        return CASES[self.case].settings(
+            zero_stage=self.stage, precision=self.precision, offload_optimizer=self.offload
+        )
 
 
 STAGES = (0, 1, 2, 3)
@@ -109,6 +116,9 @@ VARIANTS = {
         *(Variant(name, stage, micro_batches=n) for name in ("conflict", "three") for stage in STAGES for n in (2, 4)),
         *(Variant(name, stage, "bf16") for name in ("conflict", "aligned", "three") for stage in (1, 2, 3)),
         *(Variant("conflict", stage, "bf16", micro_batches=4) for stage in (1, 2, 3)),
+        *(Variant(name, stage, offload=True) for name in ("conflict", "tiny") for stage in OFFLOAD_STAGES),
+        *(Variant("three", stage, micro_batches=2, offload=True) for stage in OFFLOAD_STAGES),
+        *(Variant("conflict", stage, "bf16", offload=True) for stage in OFFLOAD_STAGES),
     ]
 }
 

@@ -71,7 +71,7 @@ def elastic(variant: Variant, folder: Path, rank: int, world: int) -> list[Tenso
     """Go on from what another number of ranks has saved; returns the final weights."""
     case = CASES[variant.case]
     network = case.network()
-    engine = ShardedEngine(network, case.settings(zero_stage=variant.stage, precision=variant.precision))
+    engine = ShardedEngine(network, variant.settings())
     done = engine.load(folder)
     steps(engine, network, case.batches()[done:], rank, world, variant, done)
     return weights(network, variant.stage)
@@ -86,7 +86,7 @@ def weights(network: nn.Module, stage: int) -> list[Tensor]:
 
 def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, object]:
     case = CASES[variant.case]
-    training = case.settings(zero_stage=variant.stage, precision=variant.precision)
+    training = variant.settings()
     network, batches = case.network(), case.batches()
     engine = ShardedEngine(network, training)
     begin, half = engine.weights(), STEPS // 2
@@ -112,6 +112,7 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
         "bad": bad,
         "resumed": weights(fresh, variant.stage),
         "resumed_records": again,
+        "offload": engine._engine.zero_cpu_offload(),
     }
 
 

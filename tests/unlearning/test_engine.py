@@ -5,13 +5,16 @@ The trajectories are committed, so that a change of the reference itself is seen
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from expunge.settings import OFFLOAD_STAGES, TrainingSettings
 from tests.unlearning.engine_cases import CASES, COMMITTED, ELASTIC, STAGES, STEPS, VARIANTS, Record, reference
 from tests.unlearning.groups import run_group
 
@@ -24,6 +27,7 @@ BF16_TOLERANCE = 0.05
 
 FP32 = [name for name, variant in VARIANTS.items() if variant.precision == "fp32"]
 BF16 = [name for name, variant in VARIANTS.items() if variant.precision == "bf16"]
+OFFLOAD = [name for name, variant in VARIANTS.items() if variant.offload]
 
 Runs = dict[int, list[dict[str, Any]]]
 Property = Callable[[str, object], None]
@@ -223,6 +227,16 @@ def test_distance_from_the_start(runs: Runs, name: str, world: int) -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", OFFLOAD)
+def test_an_offloaded_optimizer_steps_exactly_as_another(runs: Runs, name: str, world: int) -> None:
+    for rank in runs[world]:
+        here, there = rank[name], rank[replace(VARIANTS[name], offload=False).name]
+        assert (here["offload"], there["offload"]) == (True, False)
+        assert here["records"] == there["records"]
+        assert all(torch.equal(a, b) for a, b in zip(here["weights"], there["weights"], strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_shared_memory_op_stays_disabled(runs: Runs, world: int) -> None:
     """It would be compiled for minutes at the first initialisation; the switch is an internal of DeepSpeed."""
     assert [rank["shm"] for rank in runs[world]] == [(False, False)] * world
@@ -230,3 +244,11 @@ def test_shared_memory_op_stays_disabled(runs: Runs, world: int) -> None:
 
 def test_every_stage_runs() -> None:
     assert {variant.stage for variant in VARIANTS.values()} == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", sorted({*STAGES} - {*OFFLOAD_STAGES}))
+def test_offload_is_refused_on_the_other_stages(stage: int) -> None:
+    with pytest.raises(
+        ValidationError, match=f"zero_stage: stage {stage} cannot have offload_optimizer: set zero_stage"
+    ):
+        TrainingSettings.model_validate({"offload_optimizer": True, "zero_stage": stage})

@@ -7,6 +7,7 @@ BUCKET = 5_000_000
 
 
 def deepspeed_config(training: TrainingSettings) -> dict[str, object]:
+    offload = training.offload_optimizer
     return {
         "train_micro_batch_size_per_gpu": 1,  # counts samples for DeepSpeed's own log, and nothing else
         "gradient_accumulation_steps": 1,  # the engine sets the boundaries itself
@@ -20,7 +21,9 @@ def deepspeed_config(training: TrainingSettings) -> dict[str, object]:
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
-            "compute_grad_norm": training.zero_stage in (0, 3),  # where it must; the Gram matrix has it anyway
+            # Where it must; the Gram matrix has it anyway. With offload DeepSpeed finds nothing to measure, and says 0.
+            "compute_grad_norm": offload or training.zero_stage in (0, 3),
+            "offload_optimizer": {"device": "cpu", "pin_memory": True} if offload else None,
             "overlap_comm": False,  # the shards are read right after a backward pass
         },
     }

@@ -92,6 +92,7 @@ class ShardedEngine:
             self._shards.clear()
             return StepStatistics(losses.tolist(), nan, nan, nan, stashed, bad)
         cosine, conflict, norm = operate(shards, self._groups, grams, self._training, number)
+        self._shards.hand_over()
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         # Else stage 3 keeps the gradient of a parameter that the next step's first objective does not use.
@@ -160,7 +161,7 @@ class ShardedEngine:
             self._shards.before_forward()
             loss = micro_batch() / len(micro_batches)
             last = index == len(micro_batches) - 1
-            self._engine.set_gradient_accumulation_boundary(last and self._shards.reduced_by_deepspeed)
+            self._engine.set_gradient_accumulation_boundary(last and self._shards.boundary)
             self._engine.backward(loss, scale_wrt_gas=False)
             total += loss.item()
         self._shards.reduce()

@@ -27,8 +27,8 @@ class Shards(ABC):
     disjoint: bool
     """Every number is on one rank, so that dot products add up over the ranks; else every rank holds all of them."""
 
-    reduced_by_deepspeed = True
-    """In the last micro-batch's backward pass; else by `reduce`, after that."""
+    boundary = True
+    """Whether DeepSpeed is told which micro-batch is an objective's last: there it ends a reduction of its own."""
 
     def reduce(self) -> None:  # noqa: B027  # not every stage has something to do
         """Begin the mean over the ranks of what the backward passes have added up."""
@@ -47,6 +47,9 @@ class Shards(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Forget the gradient: the next backward pass starts from zero."""
+
+    def hand_over(self) -> None:  # noqa: B027
+        """Right before the optimizer's step: give `current` to an optimizer on the host, which looks elsewhere."""
 
     def before_forward(self) -> None:  # noqa: B027
         """What DeepSpeed's own forward does first; the families call their network themselves."""
@@ -139,10 +142,11 @@ class OptimizerPartitioned(GradientsPartitioned):
 
     DeepSpeed's costs more than the sum needs: hooks, copies and a norm for every tensor, K + 1 times a step. Here a
     bucket is one concatenation, one all-reduce and one copy, and the last one travels while the next objective is
-    computed. Same sums, same bits.
+    computed. Same sums, same bits. And surgery still finds the gradient: DeepSpeed's own reduction would already have
+    given it to an optimizer on the host.
     """
 
-    reduced_by_deepspeed = False
+    boundary = False
 
     def __init__(self, optimizer: DeepSpeedZeroOptimizer) -> None:
         super().__init__(optimizer)
@@ -188,6 +192,12 @@ class OptimizerPartitioned(GradientsPartitioned):
         self.clear()
         return pieces
 
+    def hand_over(self) -> None:
+        if self._optimizer.cpu_offload:
+            for group, master in enumerate(self._optimizer.single_partition_of_fp32_groups):
+                assert master.grad is not None
+                master.grad.copy_(self._optimizer.averaged_gradients[group].flat_partition)
+
     def _gradient(self, parameter: nn.Parameter) -> Tensor:
         gradient = self._optimizer.get_gradient_for_reduction(parameter)
         if gradient is None:  # no objective needs every parameter
@@ -209,17 +219,19 @@ def _buckets(parameters: list[nn.Parameter], offsets: list[int]) -> list[tuple[i
 
 
 class ParametersPartitioned(Shards):
-    """Stage 3: `averaged_gradients` a sub-group, as views of one flat buffer that every backward pass writes to."""
+    """Stage 3: one flat buffer that every backward pass writes to; on the host if the optimizer is there."""
 
     disjoint = True
+    # Every backward pass reduces. At a boundary DeepSpeed would give it to an optimizer on the host: before surgery.
+    boundary = False
 
     def __init__(self, optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
         self._optimizer = optimizer
         self.parameters = [p for group in optimizer.fp16_groups for p in group]
 
     def current(self) -> Shard:
-        groups = self._optimizer.averaged_gradients
-        return [piece for group in range(len(self._optimizer.fp16_groups)) for piece in groups[group]]
+        sizes = [p.partition_numel() for p in self.parameters]  # pyright: ignore[reportAttributeAccessIssue]
+        return list(self._optimizer.grad_partitions_flat_buffer.split(sizes))
 
     def stash(self) -> Shard:
         taken = [piece.clone() for piece in self.current()]
@@ -230,6 +242,13 @@ class ParametersPartitioned(Shards):
         self._optimizer.zero_grad()
         # Else a parameter that the next objective does not use would keep this one's gradient.
         self._optimizer.grad_partitions_flat_buffer.zero_()
+
+    def hand_over(self) -> None:
+        if self._optimizer.offload_optimizer:
+            masters = self._optimizer.fp32_partitioned_groups_flat
+            parts = self._optimizer.grad_partitions_flat_buffer.split([len(master) for master in masters])
+            for master, part in zip(masters, parts, strict=True):
+                master.grad.copy_(part)
 
     def before_forward(self) -> None:
         self._optimizer.clear_backward_seen_flag()
