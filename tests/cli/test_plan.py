@@ -23,6 +23,16 @@ def test_json_holds_bytes(command: Command) -> None:
     assert row["total"] == sum(row[p] for p in ("weights", "gradient", "stash", "optimizer", "activations"))
 
 
+def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
+    arguments = ["plan", "--model", "flags", "--gpus", "2", "--gpu-memory", "1", "--offload"]
+    rows = command(*arguments, "--json").json["plan"]
+    assert [row["stage"] for row in rows] == [1, 1, 3, 3]
+    assert all(row["host"] > 0 == row["optimizer"] for row in rows)
+    shown = command(*arguments)
+    assert "set training.offload_optimizer = true, training.zero_stage = 1 and training.tasks = request" in shown.out
+    assert "host" in shown.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -72,23 +72,52 @@ ESTIMATORS = """
 import json, sys
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as two
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as three
-parameters, largest, gpus = map(int, sys.argv[1:])
-second = two(parameters, num_gpus_per_node=gpus, cpu_offload=False)
-third = three(parameters, largest, num_gpus_per_node=gpus, cpu_offload=False, cpu_offload_params=False, zero_init=True)
-print(json.dumps([second[1] if len(second) > 1 else second[0], third[1]]))
+parameters, largest = map(int, sys.argv[1:])
+found = {}
+for gpus in (1, 8):
+    for off in (False, True):
+        second = two(parameters, num_gpus_per_node=gpus, cpu_offload=off, additional_buffer_factor=1)
+        third = three(parameters, largest, gpus, cpu_offload=off, cpu_offload_params=False, additional_buffer_factor=1)
+        found[f"{gpus}-{off}"] = [second[:2], third[:2]]
+print(json.dumps(found))
 """
+FULL = Footprint(2_000_000_000, 2_000_000_000, False, 2, 80_000_000, 0)
+"""Full fine-tuning in bf16."""
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, list[tuple[int, int]]]:
+    """By `GPUs-offload`: bytes of host memory a node and bytes a GPU, of stages 2 and 3."""
+    command = [sys.executable, "-c", ESTIMATORS, str(FULL.parameters), str(FULL.largest)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
-def test_model_states_are_what_deepspeed_estimates(gpus: int) -> None:
-    """Full fine-tuning in bf16. DeepSpeed counts whole gradients at stage 2, and 2 bytes a parameter of buffers."""
-    f = Footprint(2_000_000_000, 2_000_000_000, False, 2, 80_000_000, 0)
-    command = [sys.executable, "-c", ESTIMATORS, str(f.parameters), str(f.largest), str(gpus)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    theirs = json.loads(run.stdout.splitlines()[-1])
-    for stage, expected in zip((2, 3), theirs, strict=True):
-        ours = estimate(f, stage, "batch", gpus=gpus, requests=1)
+def test_model_states_are_what_deepspeed_estimates(gpus: int, theirs: dict[str, list[tuple[int, int]]]) -> None:
+    """DeepSpeed counts whole gradients at stage 2, and 2 bytes a parameter of buffers."""
+    for stage, (_, expected) in zip((2, 3), theirs[f"{gpus}-False"], strict=True):
+        ours = estimate(FULL, stage, "batch", gpus=gpus, requests=1)
         assert 0.6 < (ours.total - ours.stash) / expected <= 1.0, (stage, ours, expected)
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_an_offloaded_optimizer_is_where_deepspeed_estimates(
+    gpus: int, theirs: dict[str, list[tuple[int, int]]]
+) -> None:
+    """DeepSpeed counts no gradient on the GPU, and on the host not the 2 bytes a parameter of a buffer."""
+    (_, second), (host, third) = theirs[f"{gpus}-True"]
+    one, three = (estimate(FULL, stage, "batch", gpus=gpus, requests=1, offload=True) for stage in (1, 3))
+    assert one.optimizer == three.optimizer == 0
+    assert one.total - one.stash - one.gradient == second
+    assert 0.6 < three.total / third <= 1.0
+    stash = estimate(FULL, 3, "batch", gpus=gpus, requests=1).stash
+    assert [gpus * held for held in (one.host, three.host - stash)] == [host + 2 * FULL.trained] * 2
+
+
+def test_only_an_offloaded_optimizer_is_on_the_host() -> None:
+    assert {o.stage: o.host for o in estimates(FULL, gpus=2, requests=1)} == dict.fromkeys((0, 1, 2, 3), 0)
+    assert {o.stage for o in estimates(FULL, gpus=2, requests=1, offload=True) if o.host} == {1, 3}
 
 
 def test_the_stash_is_one_shard_a_forget_gradient() -> None:

@@ -26,6 +26,7 @@ def plan(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations block by block.")
     ] = False,
+    offload: Annotated[bool, typer.Option("--offload", help="Keep the optimizer in host memory.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the memory of weights, gradients, stash, optimizer and activations a GPU by ZeRO stage, and the choice."""
@@ -35,7 +36,13 @@ def plan(
 
     settings = open_settings()
     known = settings.training_for(model) if model in settings.models else settings.training
-    asked = {"adapter": adapter, "precision": precision, "activation_checkpointing": checkpointing, "zero_stage": 1}
+    asked = {
+        "adapter": adapter,
+        "precision": precision,
+        "activation_checkpointing": checkpointing,
+        "zero_stage": 1,
+        "offload_optimizer": offload,
+    }
     try:
         training = TrainingSettings.model_validate({**known.model_dump(), **asked})
     except ValidationError as error:
@@ -49,7 +56,7 @@ def plan(
     from expunge.unlearning.memory import choose, estimates, footprint
 
     counted = footprint(model, settings.models, training, micro_batch)
-    options = estimates(counted, gpus=gpus, requests=requests)
+    options = estimates(counted, gpus=gpus, requests=requests, offload=offload)
     gpu_bytes = int(gpu_memory * GB)
     choice = choose(options, gpu_bytes)
     if as_json:
@@ -64,9 +71,10 @@ def plan(
     )
     _print(options, choice, gpu_bytes)
     if choice is None:
-        typer.echo("nothing fits: try --checkpointing, more --gpus, --adapter lora or fewer --requests")
+        typer.echo("nothing fits: try --checkpointing, --offload, more --gpus, --adapter lora or fewer --requests")
     else:
-        typer.echo(f"set training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}")
+        offloaded = "training.offload_optimizer = true, " if offload else ""
+        typer.echo(f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}")
     typer.echo("counted, not measured; 8% of a GPU is left for what is not counted")
 
 
@@ -75,6 +83,8 @@ def _print(options: "list[Estimate]", choice: "Estimate | None", gpu_bytes: int)
 
     unit, name = (GB, "GB") if max(option.total for option in options) > GB else (10**6, "MB")
     parts = ("weights", "gradient", "stash", "optimizer", "activations", "total")
+    if any(option.host for option in options):
+        parts = (*parts, "host")
     table = Table("stage", "tasks", *parts, f"{name} a GPU", box=None)
     for option in options:
         values = option.as_dict()

@@ -9,6 +9,10 @@ Bytes a GPU, P parameters, T of them trained, N GPUs, K forget gradients beside 
 - optimizer: float32 moments and, in bf16, float32 weights: 8 or 12 bytes a trained parameter, sharded from stage 1 on.
 - activations: what autograd keeps, counted on fake tensors; in full, or recomputed block by block.
 
+With the optimizer on the host (stages 1 and 3) its bytes are there, with float32 weights in either precision, a float32
+gradient, and T / N numbers more: new weights on their way at stage 1, the reduced gradient at stage 3. There stage 3
+has its stash, too.
+
 Not counted: the CUDA context, fragmentation, communication buckets (`RESERVE` stands for them), the text encoders and
 the autoencoder, which the training loop does not need.
 """
@@ -23,13 +27,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from expunge.families.architectures import Architecture, architecture
-from expunge.settings import ModelSettings, TrainingSettings
+from expunge.settings import OFFLOAD_STAGES, ModelSettings, TrainingSettings
 
 Tasks = Literal["batch", "request"]
 STAGES = (0, 1, 2, 3)
 
 RESERVE = 0.08
 """Share of a GPU that is left free for what is not counted. A guess: no GPU has run this."""
+
+OFFLOADED_BYTES = 16
+"""A trained parameter, in float32 on the host: two moments, the weight, and the gradient."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on each GPU."""
+    """Bytes on each GPU, and of host memory for each."""
 
     stage: int
     tasks: Tasks
@@ -62,9 +69,12 @@ class Estimate:
     stash: int
     optimizer: int
     activations: int
+    host: int
+    """Of the optimizer where that is offloaded; else 0."""
 
     @property
     def total(self) -> int:
+        """Of the GPU."""
         return self.weights + self.gradient + self.stash + self.optimizer + self.activations
 
     def fits(self, gpu_bytes: int) -> bool:
@@ -96,8 +106,13 @@ def footprint(
         )
 
 
-def estimate(footprint: Footprint, stage: int, tasks: Tasks, *, gpus: int, requests: int) -> Estimate:
-    """Bytes a GPU for a ZeRO stage; `tasks` says whether the forget gradients are kept apart per request."""
+def estimate(
+    footprint: Footprint, stage: int, tasks: Tasks, *, gpus: int, requests: int, offload: bool = False
+) -> Estimate:
+    """Bytes a GPU for a ZeRO stage; `tasks` says whether the forget gradients are kept apart per request.
+
+    offload: the optimizer is on the host. The stage is then one of OFFLOAD_STAGES.
+    """
     f = footprint
     gpus_or_one = gpus if stage >= 1 else 1
     shard = -(-f.trained // gpus_or_one)
@@ -110,13 +125,23 @@ def estimate(footprint: Footprint, stage: int, tasks: Tasks, *, gpus: int, reque
     gradient = (shard if stage >= 2 else f.trained) * f.weight_bytes
     stash = (requests if tasks == "request" else 1) * shard * f.weight_bytes
     optimizer = shard * f.optimizer_bytes
-    return Estimate(stage, tasks, weights, gradient, stash, optimizer, f.activations)
+    host = 0
+    if offload:
+        host, optimizer = shard * (OFFLOADED_BYTES + f.weight_bytes), 0
+        if stage == 3:
+            host, gradient, stash = host + stash, 0, 0
+    return Estimate(stage, tasks, weights, gradient, stash, optimizer, f.activations, host)
 
 
-def estimates(footprint: Footprint, *, gpus: int, requests: int) -> list[Estimate]:
-    """Every stage with either kind of tasks, the cheaper communication first."""
+def estimates(footprint: Footprint, *, gpus: int, requests: int, offload: bool = False) -> list[Estimate]:
+    """Every stage that there is with either kind of tasks, the cheaper communication first."""
     kinds: tuple[Tasks, ...] = ("request", "batch")
-    return [estimate(footprint, stage, kind, gpus=gpus, requests=requests) for stage in STAGES for kind in kinds]
+    stages = OFFLOAD_STAGES if offload else STAGES
+    return [
+        estimate(footprint, stage, kind, gpus=gpus, requests=requests, offload=offload)
+        for stage in stages
+        for kind in kinds
+    ]
 
 
 def choose(options: list[Estimate], gpu_bytes: int) -> Estimate | None:
