@@ -44,7 +44,8 @@ class TrainingSettings(Section):
     retain_target: Literal["distill", "data"] = "distill"
     surgery: Literal["none", "retain_normal", "pcgrad", "upgrad", "dualproj", "mgda", "cagrad"] = "retain_normal"
     tasks: Literal["auto", "request", "batch"] = Field(
-        default="auto", description="one forget gradient a request, or one for all; auto: a request each with LoRA"
+        default="auto",
+        description="one forget gradient a request, or one for all; auto: a request each where memory allows it",
     )
     tasks_per_step: int = Field(default=32, ge=1, description="most requests of a step with a gradient of their own")
     surgery_granularity: Literal["global", "layer", "tensor"] = Field(

@@ -17,11 +17,10 @@ from expunge.evaluation.measure import measure
 from expunge.families import load_model
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.settings import Settings, TrainingSettings, load_settings
-from expunge.unlearning.adapter import attach, export, kind_of
+from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.dataset import load_job
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
-from expunge.unlearning.tasks import mode_of
 from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob
 from unlearn_kernels import clip_coefficient, combine_, gram, retain_normal
 
@@ -52,7 +51,7 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     model = load_model(settings.model(job.model), job.resolution)
     torch.manual_seed(training.seed)
     objective = Objective(model, attach(model, training, None), training, conditioning)
-    step_of = Steps(objective, forget, retain, mode_of(training, kind_of(model, training)), 0, 1)
+    step_of = Steps(objective, forget, retain, "request" if training.tasks == "request" else "batch", 0, 1)
     weights = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
 

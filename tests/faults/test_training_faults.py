@@ -3,6 +3,7 @@
 Each time it ends with its hotfix, or with one error that says what to do.
 """
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from expunge.families import load_model
 from expunge.settings import ModelSettings
 from expunge.unlearning.checkpoints import SNAPSHOT
+from expunge.unlearning.loop import MODE
 from tests.faults.trainings import SIZE, Training, Trainings, make_training
 
 # Of the way that the weights go, in norm. Seen: 3e-5, as AdamW magnifies what rounding leaves of small gradients.
@@ -91,7 +93,9 @@ def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path
 
 
 def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_path: Path) -> None:
-    training = make_training(tmp_path, workers=2)
+    """With the tasks that it began with, which are not what the memory plan would say now."""
+    training = make_training(tmp_path, workers=2, tasks="auto")
+    (tmp_path / MODE).write_text(json.dumps({"tasks": "batch"}))
     _lose_a_node(trainings, training, 10, known=[6, 9])
     trainings.cluster.add_node(num_cpus=1)
     training.release()
@@ -99,6 +103,7 @@ def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_
     assert training.error is None
     assert training.hotfix is not None
     assert [line["step"] for line in training.figures] == [5, 10, 10, 12], "it went on from step 9"
+    assert {line["surgery/tasks"] for line in training.figures} == {1}
 
 
 def test_a_job_goes_on_with_one_worker_and_grows_back(
@@ -108,10 +113,11 @@ def test_a_job_goes_on_with_one_worker_and_grows_back(
     record_property: Callable[[str, object], None],
 ) -> None:
     """Two workers to step 3, one to step 9, two to the end: and there they are where two undisturbed ones come to."""
-    undisturbed = make_training(tmp_path / "undisturbed", workers=2)
+    undisturbed = make_training(tmp_path / "undisturbed", workers=2, tasks="auto")
     undisturbed.run()
+    assert {line["surgery/tasks"] for line in undisturbed.figures} == {2}, "a gradient a request fits here"
     monkeypatch.setattr("expunge.unlearning.train.GROW_EVERY_S", 1.0)
-    training = make_training(tmp_path / "elastic", workers=2, min_workers=1)
+    training = make_training(tmp_path / "elastic", workers=2, min_workers=1, tasks="auto")
     _lose_a_node(trainings, training, 5, known=[3])
     training.hold_at(10)
     training.wait_for(10)

@@ -1,6 +1,7 @@
 """The memory plan against what is there: published sizes, real tensors, and DeepSpeed's own estimators."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -13,7 +14,17 @@ from expunge.families import load_model
 from expunge.families.architectures import architecture
 from expunge.settings import Settings, TrainingSettings
 from expunge.unlearning.adapter import attach
-from expunge.unlearning.memory import Footprint, activation_bytes, add_lora, choose, estimate, estimates, footprint
+from expunge.unlearning.memory import (
+    RESERVE,
+    Footprint,
+    activation_bytes,
+    add_lora,
+    choose,
+    estimate,
+    estimates,
+    footprint,
+    tasks_that_fit,
+)
 
 MODELS = Settings.model_validate({}).models
 TRAINING = TrainingSettings.model_validate({"precision": "bf16"})
@@ -136,6 +147,14 @@ def test_gradients_per_request_where_any_stage_holds_them_else_one_for_all_else_
     assert tight is not None
     assert (tight.stage, tight.tasks) == (1, "batch")
     assert tiny is None
+
+
+@pytest.mark.parametrize(("requests", "tasks"), [(1, "request"), (10, "request"), (11, "batch"), (500, "batch")])
+def test_auto_keeps_gradients_apart_up_to_the_last_stash_that_fits(requests: int, tasks: str) -> None:
+    """Stage 1 on two GPUs: weights 2, gradient 2, a stash of 1 a request, and an optimizer of 6 MB: 20 with ten."""
+    f = Footprint(10**6, 10**6, False, 2, 10**4, 0)
+    room = math.ceil(20e6 / (1 - RESERVE))
+    assert tasks_that_fit(f, TRAINING, gpus=2, requests=requests, gpu_bytes=room) == tasks
 
 
 def test_an_unknown_model_names_the_known_ones() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from expunge.settings import TrainingSettings
-from expunge.unlearning.tasks import Mode, allot, forget_step, micro_batches, mode_of
+from expunge.unlearning.tasks import Mode, allot, forget_step, micro_batches
 
 # Five requests with 1, 3, 2, 1 and 4 rows; request 2 of the job could not be prepared.
 REQUEST = torch.tensor([0, 1, 1, 1, 3, 3, 4, 5, 5, 5, 5])
@@ -16,19 +16,6 @@ EVERYONE = {0, 1, 3, 4, 5}
 
 def settings(**changes: object) -> TrainingSettings:
     return TrainingSettings.model_validate({"forget_batch": 8, "tasks": "request", **changes})
-
-
-@pytest.mark.parametrize(
-    ("tasks", "kind", "mode"),
-    [
-        ("auto", "lora", "request"),
-        ("auto", "full", "batch"),
-        ("batch", "lora", "batch"),
-        ("request", "full", "request"),
-    ],
-)
-def test_mode(tasks: str, kind: str, mode: str) -> None:
-    assert mode_of(settings(tasks=tasks), kind) == mode  # pyright: ignore[reportArgumentType]
 
 
 def test_a_batch_is_one_task_of_all_its_requests() -> None:

@@ -11,11 +11,10 @@ from torch import Tensor
 from expunge.families import load_model, native_resolution
 from expunge.families.base import DiffusionModel
 from expunge.settings import Settings, TrainingSettings
-from expunge.unlearning.adapter import attach, kind_of
+from expunge.unlearning.adapter import attach
 from expunge.unlearning.dataset import ForgetSet, RetainSet
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
-from expunge.unlearning.tasks import mode_of
 from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
 
 COMMITTED = Path(__file__).with_name("trainings.json")
@@ -95,7 +94,8 @@ def steps_of(model: DiffusionModel, training: TrainingSettings, rank: int, world
     forget = ForgetSet(x_f, 0.5 * x_f + 0.5 * x_s, torch.arange(7) % len(PROMPTS), request)
     retain = RetainSet(x_0, torch.arange(7) % len(PROMPTS))
     objective = Objective(model, frozen, training, conditioning)
-    return Steps(objective, forget, retain, mode_of(training, kind_of(model, training)), rank, world)
+    assert training.tasks != "auto"
+    return Steps(objective, forget, retain, training.tasks, rank, world)
 
 
 def reference(job: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -1,11 +1,13 @@
 """The training loop that runs in every Ray Train worker."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
@@ -14,18 +16,20 @@ from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.families import load_model
 from expunge.files import write_atomically
 from expunge.requests.blobs import open_blobs
-from expunge.settings import load_settings
-from expunge.unlearning.adapter import attach, export, kind_of
+from expunge.settings import Settings, load_settings
+from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
 from expunge.unlearning.dataset import load_job
+from expunge.unlearning.memory import footprint, tasks_that_fit
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
-from expunge.unlearning.tasks import Task, mode_of
+from expunge.unlearning.tasks import Mode, Task
 from expunge.words import PreparedJob, UnlearnJob
 
-JOB, PREPARED, HOTFIX, FAILED = "job.json", "prepared.json", "hotfix.json", "failed.json"
-"""What a job's folder holds: its description, where its tensors are, what training made, or why it cannot."""
+JOB, PREPARED, MODE, HOTFIX, FAILED = "job.json", "prepared.json", "mode.json", "hotfix.json", "failed.json"
+"""What a job's folder holds: its description, where its tensors are, what `tasks = "auto"` came to, what training made,
+or why it cannot."""
 
 LOG_EVERY = 5
 
@@ -82,7 +86,12 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     objective = Objective(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)
     start = engine.weights()
-    step_of = Steps(objective, forget, retain, mode_of(training, kind_of(model, training)), rank, world)
+    mode = training.tasks
+    if mode == "auto":
+        mode = _mode(task.folder, job, settings, len(forget.request.unique()), world, engine.same(_memory()))
+        if rank == 0:
+            write_atomically(task.folder / MODE, json.dumps({"tasks": mode}))
+    step_of = Steps(objective, forget, retain, mode, rank, world)
     checkpoints = Checkpoints(engine, training, job.id)
     bad = _BadSteps(job)
     budget = Budget(objective, forget, engine.total, rank, world) if training.adaptive else None
@@ -127,6 +136,29 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     if rank == 0:
         hotfix = export(model, training, task.folder / "hotfix", job.id, steps=step)
         write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
+
+
+def _mode(folder: Path, job: UnlearnJob, settings: Settings, requests: int, world: int, memory: int) -> Mode:
+    """What the memory plan said when the job first started: one that goes on elsewhere, or with fewer workers, must not
+    change its samples. The same on every rank.
+    """
+    kept, training = folder / MODE, job.training
+    if kept.exists():
+        return json.loads(kept.read_text())["tasks"]
+    largest = math.ceil(max(training.forget_batch, training.retain_batch) / training.workers)
+    counted = footprint(job.model, settings.models, training, training.micro_batch or largest)
+    apart = min(requests, training.tasks_per_step)
+    return tasks_that_fit(counted, training, gpus=world, requests=apart, gpu_bytes=memory)
+
+
+def _memory() -> int:
+    """Bytes of this worker's GPU; without one, its share of what Ray has on this node."""
+    device = get_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return int(node["Resources"]["memory"] / ray.train.get_context().get_local_world_size())
 
 
 @dataclass

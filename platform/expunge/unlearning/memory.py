@@ -6,7 +6,8 @@ Bytes a GPU, P parameters, T of them trained, N GPUs, K forget gradients beside 
   them, whole and in float32.
 - gradient: T; the reduced one is sharded from stage 2 on. Stage 1 frees it only when the shard has been taken.
 - stash: K shards of T / N; at stage 0, K whole gradients.
-- optimizer: float32 moments and, in bf16, float32 weights: 8 or 12 bytes a trained parameter, sharded from stage 1 on.
+- optimizer: float32 moments and weights, 12 bytes a trained parameter, sharded from stage 1 on. In float32, stages 0
+  and 3 step the network's own weights and need 8, while 1 and 2 make a copy.
 - activations: what autograd keeps, counted on fake tensors; in full, or recomputed block by block.
 
 With the optimizer on the host (stages 1 and 3) its bytes are there, with float32 weights in either precision, a float32
@@ -20,7 +21,6 @@ the autoencoder, which the training loop does not need.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from expunge.families.architectures import Architecture, architecture
 from expunge.settings import OFFLOAD_STAGES, ModelSettings, TrainingSettings
+from expunge.unlearning.tasks import Mode
 
-Tasks = Literal["batch", "request"]
 STAGES = (0, 1, 2, 3)
 
 RESERVE = 0.08
@@ -53,17 +53,13 @@ class Footprint:
     activations: int
     """Bytes that autograd keeps of one micro-batch."""
 
-    @property
-    def optimizer_bytes(self) -> int:
-        return 8 if self.weight_bytes == 4 else 12
-
 
 @dataclass(frozen=True)
 class Estimate:
     """Bytes on each GPU, and of host memory for each."""
 
     stage: int
-    tasks: Tasks
+    tasks: Mode
     weights: int
     gradient: int
     stash: int
@@ -107,7 +103,7 @@ def footprint(
 
 
 def estimate(
-    footprint: Footprint, stage: int, tasks: Tasks, *, gpus: int, requests: int, offload: bool = False
+    footprint: Footprint, stage: int, tasks: Mode, *, gpus: int, requests: int, offload: bool = False
 ) -> Estimate:
     """Bytes a GPU for a ZeRO stage; `tasks` says whether the forget gradients are kept apart per request.
 
@@ -124,7 +120,7 @@ def estimate(
         weights += f.parameters * torch.float32.itemsize
     gradient = (shard if stage >= 2 else f.trained) * f.weight_bytes
     stash = (requests if tasks == "request" else 1) * shard * f.weight_bytes
-    optimizer = shard * f.optimizer_bytes
+    optimizer = shard * (8 if f.weight_bytes == 4 and stage in (0, 3) else 12)
     host = 0
     if offload:
         host, optimizer = shard * (OFFLOADED_BYTES + f.weight_bytes), 0
@@ -135,7 +131,7 @@ def estimate(
 
 def estimates(footprint: Footprint, *, gpus: int, requests: int, offload: bool = False) -> list[Estimate]:
     """Every stage that there is with either kind of tasks, the cheaper communication first."""
-    kinds: tuple[Tasks, ...] = ("request", "batch")
+    kinds: tuple[Mode, ...] = ("request", "batch")
     stages = OFFLOAD_STAGES if offload else STAGES
     return [
         estimate(footprint, stage, kind, gpus=gpus, requests=requests, offload=offload)
@@ -151,6 +147,15 @@ def choose(options: list[Estimate], gpu_bytes: int) -> Estimate | None:
     """
     fitting = [option for option in options if option.stage >= 1 and option.fits(gpu_bytes)]
     return min(fitting, key=lambda option: (option.tasks != "request", option.stage), default=None)
+
+
+def tasks_that_fit(
+    footprint: Footprint, training: TrainingSettings, *, gpus: int, requests: int, gpu_bytes: int
+) -> Mode:
+    """A gradient a request where there is room for as many, else one for all: what `tasks = "auto"` means."""
+    stage, offload = training.zero_stage, training.offload_optimizer
+    apart = estimate(footprint, stage, "request", gpus=gpus, requests=requests, offload=offload)
+    return "request" if apart.fits(gpu_bytes) else "batch"
 
 
 class _Lora(nn.Module):

@@ -32,13 +32,6 @@ class ForgetStep:
     """int64 [n]: the row of the forget set that each sample of the step is made from."""
 
 
-def mode_of(training: TrainingSettings, kind: Literal["lora", "full"]) -> Mode:
-    """`auto`: a request each where a stashed gradient is small, as an adapter's is. A guess, without measurement."""
-    if training.tasks == "auto":
-        return "request" if kind == "lora" else "batch"
-    return training.tasks
-
-
 def forget_step(
     training: TrainingSettings, mode: Mode, request: Tensor, step: int, missing: Tensor | None = None
 ) -> ForgetStep:
