@@ -1,4 +1,4 @@
-"""What is looked at before Ray starts a training: the number of workers, and Ray's own list of its checkpoints."""
+"""What needs no Ray: the number of workers, Ray's own list of its checkpoints, and the reason that workers leave."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from expunge.errors import InputError
+from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.settings import TrainingSettings
 from expunge.unlearning import train
 from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot
+from expunge.unlearning.loop import Hopeless, failure, give_up
 
 
 def test_no_fewer_workers_than_the_fewest() -> None:
@@ -60,3 +61,17 @@ def test_a_list_that_ray_would_not_start_on_is_dropped(tmp_path: Path, written: 
 @pytest.mark.parametrize("url", ["{}/nothing", "{}", "nowhere://x/y", "relative/folder"])
 def test_where_there_is_no_list_nothing_is_done(tmp_path: Path, url: str) -> None:
     assert not drop_broken_snapshot(url.format(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "code"), [(Hopeless, 1), (InputError, 2), (StorageError, 6)])
+@pytest.mark.parametrize("mend", ["set it to 1", None])
+def test_why_training_gave_up_keeps_its_exit_code(
+    tmp_path: Path, kind: type[ExpungeError], code: int, mend: str | None
+) -> None:
+    assert failure(tmp_path) is None
+    thrown = kind("job j: no", mend=mend)
+    give_up(tmp_path, thrown)
+    read = failure(tmp_path)
+    assert type(read) is kind
+    assert read.exit_code == code
+    assert str(read) == str(thrown)

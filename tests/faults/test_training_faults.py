@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from expunge.families import load_model
 from expunge.settings import ModelSettings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from expunge.unlearning.loop import MODE
+from expunge.unlearning.loop import MODE, Hopeless
 from tests.faults.trainings import SIZE, Training, Trainings, make_training
 
 # Of the way that the weights go, in norm. Seen: 3e-5, as AdamW magnifies what rounding leaves of small gradients.
@@ -38,6 +38,7 @@ def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Training
     training = make_training(tmp_path, bad=1, requests=3, max_bad_steps=3, workers=2)
     training.run()
     assert training.hotfix is None
+    assert isinstance(training.error, Hopeless)
     assert str(training.error) == (
         f"job {training.job.id}: 3 steps in a row had a gradient that is not finite, of request-1: "
         "lower training.learning_rate, or withdraw these requests"

@@ -50,11 +50,14 @@ class Hopeless(ExpungeError):
     """Trying again would end the same way."""
 
 
+FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, StorageError)
+"""What all workers fail at together, and would again."""
+
+
 def train_loop(task: TrainTask) -> None:
     """Train, report checkpoints, and leave `hotfix/` and `hotfix.json` in the task's folder.
 
-    What all workers fail at together, and would again, is written to `failed.json` instead of raised: Ray would repeat
-    it `max_failures` times.
+    What is FINAL is written to `failed.json` instead of raised: Ray would repeat it `max_failures` times.
     """
     context = ray.train.get_context()
     # Read when deepspeed is imported.
@@ -62,10 +65,9 @@ def train_loop(task: TrainTask) -> None:
     os.environ["DS_ACCELERATOR"] = get_device().type
     try:
         _train(task, context.get_world_rank(), context.get_world_size())
-    except (Hopeless, InputError, StorageError) as error:
+    except FINAL as error:
         if context.get_world_rank() == 0:
-            reason = {"message": error.message, "mend": error.mend}
-            write_atomically(task.folder / FAILED, json.dumps(reason))
+            give_up(task.folder, error)
 
 
 def _train(task: TrainTask, rank: int, world: int) -> None:
@@ -188,7 +190,18 @@ class _BadSteps:
         )
 
 
+def give_up(folder: Path, error: ExpungeError) -> None:
+    kind = next(kind for kind in FINAL if isinstance(error, kind))
+    write_atomically(
+        folder / FAILED, json.dumps({"kind": kind.__name__, "message": error.message, "mend": error.mend})
+    )
+
+
 def failure(folder: Path) -> ExpungeError | None:
-    """Why training gave up, where it did."""
+    """Why training gave up, where it did: the error itself, so that a command ends with its exit code."""
     path = folder / FAILED
-    return ExpungeError(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    said = json.loads(path.read_text())
+    [kind] = [kind for kind in FINAL if kind.__name__ == said["kind"]]
+    return kind(said["message"], mend=said["mend"])
