@@ -1,5 +1,7 @@
-"""Handing a night to Ray: what is refused before anything is sent."""
+"""Handing a night to Ray: what is refused before anything is sent, and how light the driver is that it starts."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,10 @@ def test_an_address_where_nothing_answers_is_one_line(address: str) -> None:
     with pytest.raises(UnavailableError, match="does not answer") as caught:
         check_reachable(address)
     assert "\n" not in str(caught.value)
+
+
+def test_a_driver_waits_for_no_import_of_its_workers() -> None:
+    """They took 7 s of CPU, in every driver and in every task that only walks a job through its stages."""
+    script = "import sys, expunge.batch.driver; print(sorted({'torch', 'diffusers', 'peft'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -35,7 +35,7 @@ from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS
 from expunge.unlearning.dataset import load_job
-from expunge.unlearning.loop import JOB, PREPARED, TrainTask
+from expunge.unlearning.folder import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Evidence, Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 

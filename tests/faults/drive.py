@@ -6,7 +6,7 @@ from pathlib import Path
 import ray
 
 from expunge.errors import ExpungeError
-from expunge.unlearning.loop import TrainTask
+from expunge.unlearning.folder import TrainTask
 from expunge.unlearning.train import train
 from tests.faults.trainings import HoldingRecorder
 

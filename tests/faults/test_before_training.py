@@ -10,7 +10,7 @@ from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.settings import TrainingSettings
 from expunge.unlearning import train
 from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot
-from expunge.unlearning.loop import Hopeless, failure, give_up
+from expunge.unlearning.folder import Hopeless, failure, give_up
 
 
 def test_no_fewer_workers_than_the_fewest() -> None:
@@ -72,6 +72,7 @@ def test_why_training_gave_up_keeps_its_exit_code(
     thrown = kind("job j: no", mend=mend)
     give_up(tmp_path, thrown)
     read = failure(tmp_path)
+    assert read is not None
     assert type(read) is kind
     assert read.exit_code == code
     assert str(read) == str(thrown)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from expunge.errors import ExpungeError
-from expunge.unlearning.loop import HOTFIX
+from expunge.unlearning.folder import HOTFIX
 from expunge.words import Hotfix
 from tests.faults.networks import Host, network
 from tests.faults.trainings import Training, make_training

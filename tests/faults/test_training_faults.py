@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from expunge.families import load_model
 from expunge.settings import ModelSettings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from expunge.unlearning.loop import MODE, Hopeless
+from expunge.unlearning.folder import MODE, Hopeless
 from tests.faults.trainings import SIZE, Training, Trainings, make_training
 
 # Of the way that the weights go, in norm. Seen: 3e-5, as AdamW magnifies what rounding leaves of small gradients.

@@ -21,7 +21,7 @@ from expunge.registry.versions import champion, ledger
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings
-from expunge.unlearning.loop import JOB
+from expunge.unlearning.folder import JOB
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
 
 

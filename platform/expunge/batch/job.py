@@ -15,7 +15,7 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, download, promote, register
 from expunge.requests.blobs import open_blobs
 from expunge.settings import Settings, load_settings
-from expunge.unlearning.loop import JOB, PREPARED
+from expunge.unlearning.folder import JOB, PREPARED
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, PreparedJob, UnlearnJob
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
@@ -125,7 +125,7 @@ class _Recorder:
 
 
 def _train(job: UnlearnJob, folder: Path, settings: Settings, run_id: str, tracker: Tracker) -> Hotfix:
-    from expunge.unlearning.loop import TrainTask
+    from expunge.unlearning.folder import TrainTask
     from expunge.unlearning.train import train
 
     warm = _warm_start(job, folder, tracker)

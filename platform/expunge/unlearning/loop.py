@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import ray.train
 import torch
 from ray.train.torch import get_device
 
-from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.families import load_model
 from expunge.files import write_atomically
 from expunge.requests.blobs import open_blobs
@@ -21,37 +19,14 @@ from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
 from expunge.unlearning.dataset import load_job
+from expunge.unlearning.folder import FINAL, HOTFIX, JOB, MODE, PREPARED, Hopeless, TrainTask, give_up
 from expunge.unlearning.memory import footprint, tasks_that_fit
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
 from expunge.unlearning.tasks import Mode, Task
 from expunge.words import PreparedJob, UnlearnJob
 
-JOB, PREPARED, MODE, HOTFIX, FAILED = "job.json", "prepared.json", "mode.json", "hotfix.json", "failed.json"
-"""What a job's folder holds: its description, where its tensors are, what `tasks = "auto"` came to, what training made,
-or why it cannot."""
-
 LOG_EVERY = 5
-
-Record = Callable[[int, dict[str, float]], None]
-"""Called on rank 0 with the steps done and their figures; it is pickled to the worker."""
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """All that a worker is sent. The job lies in its folder and the tensors in the blob store: Ray carries neither."""
-
-    folder: Path
-    warm_start: Path | None
-    record: Record
-
-
-class Hopeless(ExpungeError):
-    """Trying again would end the same way."""
-
-
-FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, StorageError)
-"""What all workers fail at together, and would again."""
 
 
 def train_loop(task: TrainTask) -> None:
@@ -188,20 +163,3 @@ class _BadSteps:
             f"job {self.job.id}: {self._row} steps in a row had a gradient that is not finite, {whose}",
             mend="lower training.learning_rate, or withdraw these requests",
         )
-
-
-def give_up(folder: Path, error: ExpungeError) -> None:
-    kind = next(kind for kind in FINAL if isinstance(error, kind))
-    write_atomically(
-        folder / FAILED, json.dumps({"kind": kind.__name__, "message": error.message, "mend": error.mend})
-    )
-
-
-def failure(folder: Path) -> ExpungeError | None:
-    """Why training gave up, where it did: the error itself, so that a command ends with its exit code."""
-    path = folder / FAILED
-    if not path.exists():
-        return None
-    said = json.loads(path.read_text())
-    [kind] = [kind for kind in FINAL if kind.__name__ == said["kind"]]
-    return kind(said["message"], mend=said["mend"])

@@ -13,7 +13,7 @@ from expunge.errors import ExpungeError, InputError
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
 from expunge.unlearning.checkpoints import drop_broken_snapshot
-from expunge.unlearning.loop import FAILED, HOTFIX, JOB, TrainTask, failure, train_loop
+from expunge.unlearning.folder import FAILED, HOTFIX, JOB, TrainTask, failure
 from expunge.words import Hotfix, UnlearnJob
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
@@ -48,7 +48,7 @@ def train(task: TrainTask) -> Hotfix:
     if drop_broken_snapshot(f"{storage.rstrip('/')}/{name}"):
         get_logger("unlearning").warning("Ray's list of checkpoints is broken: going by what lies there", job=job.id)
     trainer = TorchTrainer(
-        partial(train_loop, task),
+        partial(_work, task),
         scaling_config=ScalingConfig(
             num_workers=(training.min_workers, training.workers) if elastic else training.workers,
             elastic_resize_monitor_interval_s=GROW_EVERY_S,
@@ -78,6 +78,14 @@ def train(task: TrainTask) -> Hotfix:
     if gave_up is not None:
         raise gave_up
     return Hotfix.model_validate_json(done.read_text())
+
+
+def _work(task: TrainTask) -> None:
+    from expunge.unlearning.loop import (
+        train_loop,  # seconds of imports, which the process that starts workers is spared
+    )
+
+    train_loop(task)
 
 
 def _use_gpu(training: TrainingSettings) -> bool:
