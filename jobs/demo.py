@@ -20,7 +20,7 @@ from PIL import Image
 
 BIN = Path(sys.executable).parent
 JOBS = Path(__file__).parent
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
 
 
 def main() -> int:

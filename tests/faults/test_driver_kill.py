@@ -1,13 +1,10 @@
 """SIGKILL of the driver in every stage of one night; each time the operator runs the same command again."""
 
-from collections.abc import Callable
-
 import pytest
 
-from expunge.files import lock
 from expunge.registry.versions import champion, ledger
 from expunge.words import RequestState
-from tests.integration.nights import Ended, Nights, ended, night_arguments, wait_during
+from tests.integration.nights import STAGES, Nights, ended, night_arguments, night_in
 from tests.watching import wait_until
 
 MODEL, BATCH = "driver-kill", "night-driver-kill"
@@ -18,8 +15,12 @@ MODEL, BATCH = "driver-kill", "night-driver-kill"
 def test_a_night_killed_in_every_stage_registers_once_and_loses_no_request(nights: Nights) -> None:
     requests = [nights.submit(MODEL, person) for person in (3, 10)]
     checkpoints: set[str] = set()
-    for stage in ("plan", "prepare", "train", "evaluate", "register", "gate"):
-        killed = _kill_in(stage, nights)
+    for stage in STAGES:
+        with night_in(stage, nights, BATCH, MODEL) as command:
+            driver = nights.driver(BATCH)
+            assert driver is not None
+            driver.kill()
+            killed = ended(command)
         if stage == "train":
             checkpoints = nights.checkpoints(BATCH)
         assert killed.code == 1, killed.err
@@ -49,29 +50,3 @@ def test_a_night_killed_in_every_stage_registers_once_and_loses_no_request(night
     wait_until(lambda: not nights.driver(BATCH) and not nights.training_workers(), "its processes to end")
     [losses] = nights.tracker.curves(version.run_id, ["loss/forget"]).values()
     assert [step for step, _ in losses] == [5, 10, 12]
-
-
-def _kill_in(stage: str, nights: Nights) -> Ended:
-    """Run the night until it is in a stage, and kill its driver there; returns how the waiting command ended.
-
-    The gate comes after the registration and is passed at once, unless another night holds it, as this test does.
-    """
-    if stage == "gate":
-        with lock(nights.settings.runs / f".{MODEL}.lock", wait=True):
-            return _kill_when(stage, lambda: list((nights.settings.runs / BATCH).glob("*/version.json")), nights)
-    if stage == "plan":
-        return _kill_when(stage, (nights.settings.runs / BATCH).exists, nights)
-    if stage == "train":
-        return _kill_when(stage, lambda: nights.stage(BATCH) == stage and nights.checkpoints(BATCH), nights)
-    # What the attempt before has left never names this stage: each was killed in an earlier one.
-    return _kill_when(stage, lambda: nights.stage(BATCH) == stage, nights)
-
-
-def _kill_when(stage: str, reached: Callable[[], object], nights: Nights) -> Ended:
-    command = nights.start(*night_arguments(BATCH, MODEL))
-    wait_during(command, lambda: nights.driver(BATCH), "its driver started")
-    driver = nights.driver(BATCH)
-    assert driver is not None
-    wait_during(command, reached, f"it was in {stage}")
-    driver.kill()
-    return ended(command)

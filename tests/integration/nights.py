@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from PIL import Image
 
 from expunge.batch.outcome import NightOutcome
 from expunge.batch.stages import Progress
+from expunge.files import lock
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
@@ -56,6 +58,7 @@ max_kid_ratio = 1e9
 LEARNING_RATE = 2e-4
 MODELS = ("two-nights", "bad-night", "driver-kill", "worker-kill", "unreachable")
 WEIGHTLESS = "weightless"
+STAGES = ("plan", "prepare", "train", "evaluate", "register", "gate")
 SURROGATES = {3: 90, 10: 60}
 
 
@@ -179,6 +182,27 @@ def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], object],
     assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
 
 
+@contextmanager
+def night_in(stage: str, nights: Nights, batch: str, model: str) -> Iterator["subprocess.Popen[str]"]:
+    """A waiting command whose night has come to a stage, in a batch whose attempts so far ended in earlier ones.
+
+    The gate comes after the registration and is passed at once, unless another night holds it, as this one does.
+    """
+    runs = nights.settings.runs
+    moments: dict[str, Callable[[], object]] = {
+        "plan": (runs / batch).exists,
+        "train": lambda: nights.stage(batch) == stage and nights.checkpoints(batch),
+        "gate": lambda: list((runs / batch).glob("*/version.json")),
+    }
+    # What the attempt before has left never names this stage.
+    reached = moments.get(stage, lambda: nights.stage(batch) == stage)
+    with lock(runs / f".{model}.lock", wait=True) if stage == "gate" else nullcontext():
+        command = nights.start(*night_arguments(batch, model))
+        wait_during(command, lambda: nights.driver(batch), "its driver started")
+        wait_during(command, reached, f"it was in {stage}")
+        yield command
+
+
 def external_id(person: int) -> str:
     """Something personal, to look for where it must not be."""
     return f"jane.doe+{person}@example.org"
@@ -190,12 +214,7 @@ def ray_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]
     home = tmp_path_factory.mktemp("nights") / "home"
     home.mkdir()
     (home / "config.toml").write_text(_config(home))
-    environment = {
-        name: value
-        for name, value in demo().environment_for(home).items()
-        if name == "EXPUNGE_HOME" or not name.startswith(("EXPUNGE_", "RAY_ADDRESS"))
-    }
-    environment["COLUMNS"] = "200"
+    environment = environment_of(home)
     with demo().local_ray(environment) as address:
         yield Nights(home, {**environment, "EXPUNGE_RAY_ADDRESS": address})
         before = with_children(processes(home))
@@ -208,6 +227,14 @@ def nights(ray_of_session: Nights, monkeypatch: pytest.MonkeyPatch) -> Nights:
     """The session's home instead of the test's own."""
     monkeypatch.setenv("EXPUNGE_HOME", str(ray_of_session.home))
     return ray_of_session
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """What Ray and the commands of a home are started with."""
+    made = demo().environment_for(home)
+    kept = {k: v for k, v in made.items() if k == "EXPUNGE_HOME" or not k.startswith(("EXPUNGE_", "RAY_ADDRESS"))}
+    # Ray Train looks after its workers more often than every 2 s.
+    return {**kept, "COLUMNS": "200", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
 def _config(home: Path) -> str:

@@ -73,23 +73,32 @@ def last_words(submission: str, settings: Settings) -> str:
 
     try:
         lines = JobSubmissionClient(address_of(settings)).get_job_logs(submission).splitlines()
-    except (RuntimeError, ConnectionError):
+    except (RuntimeError, OSError):
         return "its log cannot be read"
     return next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
-def night_status(submission: str, settings: Settings) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. A server that is away for a moment is asked again."""
+def night_status(batch: str, submission: str, settings: Settings) -> str:
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. A server that is away for a moment is asked again.
+
+    Raises UnavailableError where it stays away, or was started anew meanwhile and so knows nothing of the night.
+    """
     from ray.job_submission import JobSubmissionClient
 
-    address = address_of(settings)
-    reason: Exception | None = None
-    for _ in range(STATUS_TRIES):
-        try:
-            return str(JobSubmissionClient(address).get_job_status(submission).value)
-        except (RuntimeError, ConnectionError) as error:
-            reason = error
+    address, why = address_of(settings), ""
+    for attempt in range(STATUS_TRIES):
+        if attempt:
             time.sleep(STATUS_PAUSE_S)
-    raise UnavailableError(
-        f"Ray at {address} does not answer ({reason})", mend="the night goes on without us; run the command again"
-    )
+        try:
+            check_reachable(address)  # Ray's client has no timeout: it would wait for ever for a host that fell silent
+            return str(JobSubmissionClient(address).get_job_status(submission).value)
+        except UnavailableError as error:
+            why = error.message
+        except (RuntimeError, OSError) as error:  # of its server, or of the connection
+            why = f"Ray at {address} does not tell of the night's job {submission} ({_last_line(error)})"
+    raise UnavailableError(why, mend=f"see that it runs, then run `expunge night --batch {batch}` to continue")
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's server sends its whole traceback."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

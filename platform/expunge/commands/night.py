@@ -76,7 +76,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
     with Progress(*columns, console=console) as progress:
         bars = {"": progress.add_task("plan", total=100, stage="starting the driver")}
         said: dict[str, str] = {}
-        while (status := night_status(submission, settings)) in ("PENDING", "RUNNING"):
+        while (status := night_status(batch, submission, settings)) in ("PENDING", "RUNNING"):
             if (folder / PLAN).exists() and "" in bars:
                 progress.remove_task(bars.pop(""))
                 for job in Plan.model_validate_json((folder / PLAN).read_text()).jobs:

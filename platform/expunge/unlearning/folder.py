@@ -10,8 +10,8 @@ from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.files import write_atomically
 
 JOB, PREPARED, MODE, HOTFIX, FAILED = "job.json", "prepared.json", "mode.json", "hotfix.json", "failed.json"
-"""What it holds: the job's description, where its tensors are, what `tasks = "auto"` came to, what training made, or why
-it cannot."""
+"""What it holds: the job's description, where its tensors are, what `tasks = "auto"` came to, what training made, or
+why it cannot."""
 
 Record = Callable[[int, dict[str, float]], None]
 """Called on rank 0 with the steps done and their figures; it is pickled to the worker."""
