@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*.[ch] unlearn_kernels/
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $(STAMP)
 
+# All of them in two processes: see tests/conftest.py. A selection, as ARGS=tests/cli, in one.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 --dist=loadgroup --no-loadscope-reorder)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,3 +29,16 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("EXPUNGE_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("EXPUNGE_HOME", str(tmp_path / "home"))
+
+
+RAY = ("faults", "integration")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In two processes: what shares a fixture stays in one, and so do whole nights on Ray, which wait a lot while the
+    other process computes. They take longest, and so come first."""
+    items.sort(key=lambda item: item.path.parent.name not in RAY)
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("ray" if folder in RAY else f"{folder}/{item.path.stem}"))

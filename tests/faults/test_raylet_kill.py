@@ -10,6 +10,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from expunge.words import RequestState
+from tests.faults.trainings import ASK_OFTEN
 from tests.integration.nights import BIN, CONFIG, JOBS, LEARNING_RATE, Nights, ended, wait_during
 from tests.watching import left_over, processes, task_process, with_children
 
@@ -17,12 +18,14 @@ MODEL, BATCH = "raylet-kill", "night-raylet-kill"
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head that computes nothing, so that what is lost with a node is known, and room for one node beside it."""
     home = tmp_path / "home"
     home.mkdir()
     models = f'\n[models.{MODEL}]\nsource = "testbed:faces"\n'
     (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
+    for name, value in ASK_OFTEN.items():
+        monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         yield cluster
