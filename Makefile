@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*.[ch] unlearn_kernels/
 
 # All of them in two processes: see tests/conftest.py. A selection, as ARGS=tests/cli, in one.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 --dist=loadgroup --no-loadscope-reorder)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 --no-loadscope-reorder)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

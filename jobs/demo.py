@@ -116,11 +116,10 @@ def local_ray(environment: dict[str, str]) -> Iterator[str]:
 
 
 def stop(head: psutil.Process) -> None:
-    """End a head node and whatever it started: Ray's agents outlive a terminated head."""
+    """End a head node and whatever it started: alone it waits half a minute for detached actors; agents outlive it."""
     everything = [head, *head.children(recursive=True)]
     head.terminate()
-    psutil.wait_procs([head], timeout=20)
-    _, left = psutil.wait_procs(everything, timeout=5)
+    _, left = psutil.wait_procs(everything, timeout=3)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Read once, when the packages are imported: hence here, before any of them is.
 for name, value in {
@@ -31,14 +33,31 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPUNGE_HOME", str(tmp_path / "home"))
 
 
-RAY = ("faults", "integration")
+# Fault tests with Rays of their own, the longest first; the others, and the integration tests, share one.
+OWN_RAY = ("test_training_faults.py", "test_head_loss.py", "test_raylet_kill.py", "test_partition.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+class Together(LoadScopeScheduling):
+    """In several processes, the tests of a file stay in one, and those that share a Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "shared Ray" if _shares_ray(Path(file)) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In two processes: what shares a fixture stays in one, and so do whole nights on Ray, which wait a lot while the
-    other process computes. They take longest, and so come first."""
-    items.sort(key=lambda item: item.path.parent.name not in RAY)
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("ray" if folder in RAY else f"{folder}/{item.path.stem}"))
+    """What shares a Ray waits a lot, and so is first, beside what computes; what has a Ray of its own is last."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return -1 if _shares_ray(item.path) else OWN_RAY.index(name) + 1 if name in OWN_RAY else 0
+
+    items.sort(key=place)
+
+
+def _shares_ray(file: Path) -> bool:
+    return file.parent.name in ("faults", "integration") and file.name not in OWN_RAY

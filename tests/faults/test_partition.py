@@ -17,7 +17,7 @@ from expunge.unlearning.folder import HOTFIX
 from expunge.words import Hotfix
 from tests.faults.networks import Host, network
 from tests.faults.trainings import Training, make_training
-from tests.integration.nights import BIN
+from tests.integration.nights import BIN, TEST_RAY
 from tests.watching import wait_until, words
 
 PORT = 6399
@@ -73,6 +73,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         with network(3) as hosts:
             environment = {
                 **os.environ,
+                **TEST_RAY,
                 "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)]),
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),

@@ -10,7 +10,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from expunge.words import RequestState
-from tests.faults.trainings import ASK_OFTEN
+from tests.faults.trainings import FAULT_RAY
 from tests.integration.nights import BIN, CONFIG, JOBS, LEARNING_RATE, Nights, ended, wait_during
 from tests.watching import left_over, processes, task_process, with_children
 
@@ -24,7 +24,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     home.mkdir()
     models = f'\n[models.{MODEL}]\nsource = "testbed:faces"\n'
     (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
-    for name, value in ASK_OFTEN.items():
+    for name, value in FAULT_RAY.items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:

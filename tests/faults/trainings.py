@@ -28,6 +28,7 @@ from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_te
 from expunge.unlearning.folder import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
+from tests.integration.nights import TEST_RAY
 from tests.watching import Recorder, recorded, training_workers, wait_until
 
 HOLD = "hold"
@@ -46,9 +47,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-# A killed node is noticed after some 5 s instead of 15, and what happens to workers after 0.5 s instead of 2. Only how
-# often is asked: an answer may take as long as ever, for busy machines.
-ASK_OFTEN = {"RAY_health_check_period_ms": "1000", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+# A killed node is noticed after some 5 s instead of 15. Only how often is asked: an answer may take as long as ever,
+# as it does on busy machines.
+FAULT_RAY = {**TEST_RAY, "RAY_health_check_period_ms": "1000"}
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Trainings:
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     home = tmp_path_factory.mktemp("trainings")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ASK_OFTEN, "EXPUNGE_HOME": str(home)}.items():
+        for name, value in {**FAULT_RAY, "EXPUNGE_HOME": str(home)}.items():
             patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
