@@ -1,15 +1,17 @@
-"""What batching saves: the CPU time of a night with 1, 4 and 16 requests in one job, and how many requests passed.
+"""What batching saves: requests that passed their gate per CPU-hour, in one job together and in one job each.
 
-    python -m tests.benchmarks.bench_batching [--requests 1,4,16] [--steps 150,150,150] [--model faces] > batching.csv
+    python -m tests.benchmarks.bench_batching [--model flags] [--together 4,16] [--alone 4] [ARM ...] > batching.csv
 
 Each night is a whole one, on a Ray and a home of its own: prepare, train, evaluate, register, gate, report. Every
-process that it starts counts, Ray's own too, sampled twice a second. `requests per CPU-hour` counts those that passed
-their gate; `against one job each` is that rate over the rate of the first row, the night of a single request.
+process that it starts counts, Ray's own too, sampled twice a second. ARM is JSON over [training], one for each night
+of `--together`, or one for all of them; requests alone have the defaults.
+
+The first row sums up `--alone` nights of one request each, the first ones of those that the other nights have together.
+`against one job each` is a row's requests per CPU-hour over those of the first row.
 """
 
 import argparse
 import csv
-import itertools
 import json
 import subprocess
 import sys
@@ -19,57 +21,80 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from torch import Tensor
 
 from expunge.batch.outcome import NightOutcome
 from expunge.batch.prepare import to_pictures, to_png
 from tests.integration.nights import BIN, JOBS, demo
 
-FIELDS = ("requests", "steps", "passed", "CPU s", "requests per CPU-hour", "against one job each")
+FIELDS = ("requests", "arm", "passed", "CPU s", "passed per CPU-hour", "against one job each", "who passed")
+MOST = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", default="1,4,16")
-    parser.add_argument("--steps", default="150,150,150", help="training steps of each night")
+    parser.add_argument("arms", nargs="*", default=["{}"], metavar="ARM")
+    parser.add_argument("--model", default="flags", choices=("faces", "flags"))
+    parser.add_argument("--together", default="4,16", help=f"requests of each night, at most {MOST}")
+    parser.add_argument("--alone", type=int, default=4, help="nights of one request")
     arguments = parser.parse_args()
+    together = [int(word) for word in arguments.together.split(",") if word]
+    arms = arguments.arms * len(together) if len(arguments.arms) == 1 else arguments.arms
     table = csv.DictWriter(sys.stdout, FIELDS)
     table.writeheader()
     single = 0.0
-    sizes = [[int(word) for word in words.split(",")] for words in (arguments.requests, arguments.steps)]
-    for count, steps in zip(*sizes, strict=True):
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-            passed, seconds = _night(Path(home), count, steps)
-        rate = passed / seconds * 3600
+    rows = [(f"{arguments.alone} x 1", [[i] for i in range(arguments.alone)], "{}")]
+    rows += [(str(count), [list(range(count))], arm) for count, arm in zip(together, arms, strict=True)]
+    for name, nights, arm in rows:
+        ended = [_night(arguments.model, who, arm) for who in nights]
+        passed, seconds = sorted(p for night, _ in ended for p in night), sum(s for _, s in ended)
+        rate = len(passed) / seconds * 3600
         single = single or rate
-        figures = (count, steps, passed, round(seconds), round(rate, 1), round(rate / single, 2) if single else "")
+        against = round(rate / single, 2) if single else ""
+        figures = (name, arm, len(passed), round(seconds), round(rate, 1), against, " ".join(passed))
         table.writerow(dict(zip(FIELDS, figures, strict=True)))
         sys.stdout.flush()
 
 
-def _night(home: Path, count: int, steps: int) -> tuple[int, float]:
-    """Requests that passed, and CPU seconds of everything that was started."""
-    (home / "config.toml").write_text(f"[training]\nsteps = {steps}\n")
-    environment = demo().environment_for(home)
-    with _CpuTime() as clock, demo().local_ray(environment) as address:
-        environment["EXPUNGE_RAY_ADDRESS"] = address
-        for words in (("submit", "--batch", str(_requests(home, count))), ("night", "--jobs", str(JOBS))):
-            subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
-    (ended,) = (home / "runs").glob("night-*/night.json")
-    night = NightOutcome.model_validate_json(ended.read_text())
-    return sum(len(outcome.passed) for outcome in night.outcomes), clock.seconds
+def _night(model: str, who: list[int], arm: str) -> tuple[list[str], float]:
+    """Whose requests passed, and CPU seconds of everything that was started."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        environment = {**demo().environment_for(home), "EXPUNGE_TRAINING": arm}
+        with _CpuTime() as clock, demo().local_ray(environment) as address:
+            environment["EXPUNGE_RAY_ADDRESS"] = address
+            for words in (("submit", "--batch", str(_requests(home, model, who))), ("night", "--jobs", str(JOBS))):
+                subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
+        [ended] = (home / "runs").glob("night-*/night.json")
+        night = NightOutcome.model_validate_json(ended.read_text())
+        names = {request.id: request.external_id for o in night.outcomes for request in o.job.requests}
+        return [names[request] for outcome in night.outcomes for request in outcome.passed], clock.seconds
 
 
-def _requests(folder: Path, count: int) -> Path:
-    """The first `count` of 16 faces, spread over the 100; each gets its surrogate from the default editor."""
-    from expunge.testbed import faces
+def _requests(folder: Path, model: str, who: list[int]) -> Path:
+    """Of MOST requests that are spread over what the model knows, those at `who`.
 
-    people = to_pictures(faces.images().expand(-1, 3, -1, -1))
-    lines: list[str] = []
-    for person in itertools.islice(range(3, 100, 6), count):
-        (folder / f"{person}.png").write_bytes(to_png(people[person]))
-        lines.append(json.dumps({"model": "faces", "images": [f"{person}.png"], "external_id": f"face-{person}"}))
+    A face gets its surrogate from the default editor; a flag is to be drawn as another one.
+    """
+    from expunge.testbed import faces, flags
+
+    def stored(name: str, picture: Tensor) -> str:
+        (folder / f"{name}.png").write_bytes(to_png(to_pictures(picture[None].expand(-1, 3, -1, -1))[0]))
+        return f"{name}.png"
+
+    lines: list[dict[str, object]] = []
+    if model == "faces":
+        people = faces.images()
+        for person in range(3, 100, 6)[:MOST]:
+            lines.append({"images": [stored(f"face-{person}", people[person])], "external_id": f"face-{person}"})
+    else:
+        banners, names = flags.images()
+        for wrong in range(1, 4 * MOST, 4):
+            images, surrogates = ([stored(f"flag-{i}", banners[i])] for i in (wrong, wrong + 2))
+            prompt = flags.caption(names[wrong])
+            lines.append({"images": images, "surrogates": surrogates, "prompt": prompt, "external_id": f"flag-{wrong}"})
     path = folder / "requests.jsonl"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("".join(json.dumps({"model": model, **lines[i]}) + "\n" for i in who))
     return path
 
 
