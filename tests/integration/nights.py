@@ -189,7 +189,8 @@ def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], object],
 def night_in(stage: str, nights: Nights, batch: str, model: str) -> Iterator["subprocess.Popen[str]"]:
     """A waiting command whose night has come to a stage, in a batch whose attempts so far ended in earlier ones.
 
-    The gate comes after the registration and is passed at once, unless another night holds it, as this one does.
+    The gate comes after the registration and is passed at once, unless another night holds it, as this one does; from
+    the registration on, as on a busy machine a night would else be over before it is met there.
     """
     runs = nights.settings.runs
     moments: dict[str, Callable[[], object]] = {
@@ -199,7 +200,7 @@ def night_in(stage: str, nights: Nights, batch: str, model: str) -> Iterator["su
     }
     # What the attempt before has left never names this stage.
     reached = moments.get(stage, lambda: nights.stage(batch) == stage)
-    with lock(runs / f".{model}.lock", wait=True) if stage == "gate" else nullcontext():
+    with lock(runs / f".{model}.lock", wait=True) if stage in ("register", "gate") else nullcontext():
         command = nights.start(*night_arguments(batch, model))
         wait_during(command, lambda: nights.driver(batch), "its driver started")
         wait_during(command, reached, f"it was in {stage}")
