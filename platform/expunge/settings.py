@@ -194,7 +194,8 @@ class ModelSettings(Section):
 
 def _testbed_models() -> dict[str, ModelSettings]:
     return {
-        "faces": ModelSettings(source="testbed:faces"),
+        # With one gradient for all, as its figures were measured; memory would allow one a request.
+        "faces": ModelSettings(source="testbed:faces", training={"tasks": "batch"}),
         "flags": ModelSettings(
             source="testbed:flags",
             resolution=(32, 48),
