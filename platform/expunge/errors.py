@@ -50,3 +50,9 @@ class TransitionError(ExpungeError):
     """A request was asked to enter a state that its lifecycle does not allow from where it is."""
 
     exit_code = 2
+
+
+def last_line(error: BaseException) -> str:
+    """What it comes to, or its type where it says nothing: Ray puts a whole traceback before its message."""
+    said = str(error).strip()
+    return said.splitlines()[-1].strip() if said else type(error).__name__

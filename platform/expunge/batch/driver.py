@@ -14,7 +14,7 @@ from expunge.batch.metrics import report_outcomes, report_queue
 from expunge.batch.outcome import JobOutcome, NightOutcome, settle
 from expunge.batch.plan import LedgerOf, Plan, plan
 from expunge.batch.stages import PLAN, once, only_driver
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, last_line
 from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
@@ -88,8 +88,7 @@ def _outcome(job: UnlearnJob, reference: "ray.ObjectRef[str]") -> JobOutcome:
         return JobOutcome.model_validate_json(ray.get(reference))
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        text = str(cause).strip().splitlines() or [type(cause).__name__]
-        return JobOutcome(job=job, error=str(cause) if isinstance(cause, ExpungeError) else text[-1])
+        return JobOutcome(job=job, error=str(cause) if isinstance(cause, ExpungeError) else last_line(cause))
 
 
 def _report(

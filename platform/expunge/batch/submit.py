@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from expunge.errors import InputError, UnavailableError
+from expunge.errors import InputError, UnavailableError, last_line
 from expunge.settings import Settings
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -95,10 +95,5 @@ def night_status(batch: str, submission: str, settings: Settings) -> str:
         except UnavailableError as error:
             why = error.message
         except (RuntimeError, OSError) as error:  # of its server, or of the connection
-            why = f"Ray at {address} does not tell of the night's job {submission} ({_last_line(error)})"
+            why = f"Ray at {address} does not tell of the night's job {submission} ({last_line(error)})"
     raise UnavailableError(why, mend=f"see that it runs, then run `expunge night --batch {batch}` to continue")
-
-
-def _last_line(error: Exception) -> str:
-    """Ray's server sends its whole traceback."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

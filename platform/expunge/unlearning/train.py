@@ -9,7 +9,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from expunge.errors import ExpungeError, InputError
+from expunge.errors import ExpungeError, InputError, last_line
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
 from expunge.unlearning.checkpoints import drop_broken_snapshot
@@ -67,13 +67,14 @@ def train(task: TrainTask) -> Hotfix:
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
+        cause = _innermost(error)
         if not done.exists():
-            what = "free some space, or set training.checkpoint_url" if _no_space(error) else "see the job's Ray logs"
+            what = "free some space, or set training.checkpoint_url" if _no_space(cause) else "see the job's Ray logs"
             raise ExpungeError(
-                f"job {job.id}: training failed: {_cause(error)}", mend=f"{what}; its requests are back in the queue"
+                f"job {job.id}: training failed: {last_line(cause)}", mend=f"{what}; its requests are back in the queue"
             ) from error
         # What Ray still had to write about a training that had ended, as on a full disk.
-        get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=_cause(error))
+        get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=last_line(cause))
     gave_up = failure(task.folder)
     if gave_up is not None:
         raise gave_up
@@ -81,9 +82,8 @@ def train(task: TrainTask) -> Hotfix:
 
 
 def _work(task: TrainTask) -> None:
-    from expunge.unlearning.loop import (
-        train_loop,  # seconds of imports, which the process that starts workers is spared
-    )
+    # Here and not above: seconds of imports, which the process that starts the workers is spared.
+    from expunge.unlearning.loop import train_loop
 
     train_loop(task)
 
@@ -99,16 +99,9 @@ def _use_gpu(training: TrainingSettings) -> bool:
     return training.device == "gpu" or (training.device == "auto" and gpus >= needed)
 
 
-def _no_space(error: BaseException) -> bool:
-    """Whether a full disk was the cause. Not every layer keeps the number of an error, but all keep its text."""
-    cause = _innermost(error)
+def _no_space(cause: BaseException) -> bool:
+    """Whether it is a full disk. Not every layer keeps the number of an error, but all keep its text."""
     return (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(cause)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message, in one line."""
-    cause = _innermost(error)
-    return str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
 
 
 def _innermost(error: BaseException) -> BaseException:
