@@ -82,19 +82,21 @@ def _requests(folder: Path, model: str, who: list[int]) -> Path:
         (folder / f"{name}.png").write_bytes(to_png(to_pictures(picture[None].expand(-1, 3, -1, -1))[0]))
         return f"{name}.png"
 
+    people, (banners, names) = faces.images(), flags.images()
     lines: list[dict[str, object]] = []
-    if model == "faces":
-        people = faces.images()
-        for person in range(3, 100, 6)[:MOST]:
-            lines.append({"images": [stored(f"face-{person}", people[person])], "external_id": f"face-{person}"})
-    else:
-        banners, names = flags.images()
-        for wrong in range(1, 4 * MOST, 4):
-            images, surrogates = ([stored(f"flag-{i}", banners[i])] for i in (wrong, wrong + 2))
+    for i in who:
+        if model == "faces":
+            name = f"face-{3 + 6 * i}"
+            lines.append({"images": [stored(name, people[3 + 6 * i])]})
+        else:
+            wrong = 1 + 4 * i
+            name = f"flag-{wrong}"
+            surrogate = stored(f"other-{wrong}", banners[wrong + 2])
             prompt = flags.caption(names[wrong])
-            lines.append({"images": images, "surrogates": surrogates, "prompt": prompt, "external_id": f"flag-{wrong}"})
+            lines.append({"images": [stored(name, banners[wrong])], "surrogates": [surrogate], "prompt": prompt})
+        lines[-1] |= {"model": model, "external_id": name}
     path = folder / "requests.jsonl"
-    path.write_text("".join(json.dumps({"model": model, **lines[i]}) + "\n" for i in who))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from expunge.registry.versions import champion, ledger
 from expunge.words import RequestState
-from tests.integration.nights import CONFIG, LEARNING_RATE, STAGES, Nights, demo, ended, environment_of, night_in
+from tests.integration.nights import STAGES, Nights, demo, ended, environment_of, home_with, night_in
 from tests.watching import is_alive, left_over, processes, wait_until, with_children
 
 MODEL, BATCH = "head-loss", "night-head-loss"
@@ -23,10 +23,7 @@ MODEL, BATCH = "head-loss", "night-head-loss"
 @pytest.fixture
 def without_ray(tmp_path: Path) -> Iterator[Nights]:
     """A home, and no Ray yet. At the end none of its processes may be left."""
-    home = tmp_path / "home"
-    home.mkdir()
-    models = f'\n[models.{MODEL}]\nsource = "testbed:faces"\n'
-    (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
+    home = home_with(tmp_path, MODEL)
     yield Nights(home, environment_of(home))
     left = left_over(with_children(processes(home)))
     assert not left, f"still alive after Ray was stopped: {left}"

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from expunge.words import RequestState
 from tests.faults.trainings import FAULT_RAY
-from tests.integration.nights import BIN, CONFIG, JOBS, LEARNING_RATE, Nights, ended, wait_during
+from tests.integration.nights import BIN, JOBS, Nights, ended, home_with, wait_during
 from tests.watching import left_over, processes, task_process, with_children
 
 MODEL, BATCH = "raylet-kill", "night-raylet-kill"
@@ -20,10 +20,7 @@ MODEL, BATCH = "raylet-kill", "night-raylet-kill"
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head that computes nothing, so that what is lost with a node is known, and room for one node beside it."""
-    home = tmp_path / "home"
-    home.mkdir()
-    models = f'\n[models.{MODEL}]\nsource = "testbed:faces"\n'
-    (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
+    home = home_with(tmp_path, MODEL)
     for name, value in FAULT_RAY.items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -233,6 +233,15 @@ def nights(ray_of_session: Nights, monkeypatch: pytest.MonkeyPatch) -> Nights:
     return ray_of_session
 
 
+def home_with(folder: Path, model: str) -> Path:
+    """A home of a test's own, with the faces model under a name."""
+    home = folder / "home"
+    home.mkdir()
+    models = f'\n[models.{model}]\nsource = "testbed:faces"\n'
+    (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
+    return home
+
+
 def environment_of(home: Path) -> dict[str, str]:
     """What Ray and the commands of a home are started with."""
     made = demo().environment_for(home)
