@@ -1,6 +1,7 @@
 """The words of the platform: one frozen type each. They are the arrows between the rooms."""
 
 import hashlib
+import math
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -86,6 +87,14 @@ class UnlearnJob(Word):
     def everything(self) -> tuple[RemovalRequest, ...]:
         return (*self.ledger, *self.requests)
 
+    def steps(self, *, warm: bool) -> int:
+        """Training steps, in proportion to the requests that the first weights do not remove yet where these are many.
+
+        warm: they are the weights of `warm_start`.
+        """
+        new = self.requests if warm else self.everything
+        return math.ceil(self.training.steps * max(1.0, len(new) / self.training.steps_cover))
+
 
 class PreparedJob(Word):
     """Sealed safetensors, named by their content."""
@@ -93,7 +102,8 @@ class PreparedJob(Word):
     job: str
     forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
-    conditioning: BlobId = Field(description="one row a prompt")
+    conditioning: BlobId = Field(description="one row a prompt, those of `retain_prompts` first")
+    retain_prompts: int = Field(default=1, ge=1, description="how many of them unrelated outputs are generated for")
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 

@@ -66,6 +66,19 @@ def test_union_with_the_ledger(ask: Ask, settings: Settings, champion: ModelVers
     assert job.warm_start == "models:/flags/3"
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "warm", "steps"),
+    [(3, 0, False, 150), (5, 0, False, 250), (16, 0, False, 800), (1, 15, True, 150), (1, 15, False, 800)],
+)
+def test_steps_grow_with_what_the_first_weights_do_not_remove(
+    new: int, old: int, warm: bool, steps: int, ask: Ask, settings: Settings, champion: ModelVersion
+) -> None:
+    ledger = having(champion, *(ask(f"old-{i}") for i in range(old)))
+    (job,) = plan(night(*(ask(f"new-{i}") for i in range(new))), settings, ledger).jobs
+    assert (job.training.steps, job.training.steps_cover) == (150, 3)
+    assert job.steps(warm=warm) == steps
+
+
 def test_a_request_that_came_back_is_decided_tonight(ask: Ask, settings: Settings, champion: ModelVersion) -> None:
     again = ask("again")
     (job,) = plan(night(again), settings, having(champion, again, ask("old"))).jobs

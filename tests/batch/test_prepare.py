@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from expunge.batch.plan import plan
 from expunge.batch.prepare import prepare
+from expunge.families import load_model
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.imaging import normalise
 from expunge.requests.store import RequestStore
@@ -80,3 +82,23 @@ def test_a_folder_of_the_owner_can_be_the_retain_set(
     request = ask("a", model="faces", images=[blobs.put(png(3))], surrogates=[blobs.put(png(10))])
     _, done = prepared(store, load_settings(), blobs, request)
     assert len(load_job(blobs, done)[1].x_0) == 3
+
+
+def test_what_stays_is_held_under_the_prompts_that_targets_are_removed_under(
+    store: RequestStore, settings: Settings, blobs: BlobStore, ask: Ask
+) -> None:
+    """Guidance asks without a prompt for every sample, so that a removal there would reach all of them."""
+    options = settings.models["flags"]
+    assert "" in options.forget_prompts
+    assert "" not in options.retain_prompts
+    request = ask("a", images=[blobs.put(png(3))], surrogates=[blobs.put(png(10))], prompt="the flag of Peru")
+    _, done = prepared(store, settings, blobs, request)
+    forget, retain, conditioning = load_job(blobs, done)
+    model = load_model(options, (32, 48))
+    asked = [*options.retain_prompts, "", "the flag of Peru"]
+    assert done.retain_prompts == len(options.retain_prompts)
+    torch.testing.assert_close(dict(conditioning), model.condition(asked), rtol=1e-4, atol=1e-5)
+    assert {asked[i] for i in forget.prompt.tolist()} == {"", "the flag of Peru"}
+    own, bare = retain.x_0.chunk(2)
+    assert torch.equal(own, bare)
+    assert [asked[i] for i in retain.prompt.tolist()] == [*options.retain_prompts[:4], "", "", "", ""]

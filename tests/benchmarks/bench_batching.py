@@ -1,6 +1,6 @@
 """What batching saves: requests that passed their gate per CPU-hour, in one job together and in one job each.
 
-    python -m tests.benchmarks.bench_batching [--model flags] [--together 4,16] [--alone 4] [ARM ...] > batching.csv
+    python -m tests.benchmarks.bench_batching [--model flags] [--together 4,16] [--alone 4] [--others] [ARM ...]
 
 Each night is a whole one, on a Ray and a home of its own: prepare, train, evaluate, register, gate, report. Every
 process that it starts counts, Ray's own too, sampled twice a second. ARM is JSON over [training], one for each night
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--model", default="flags", choices=("faces", "flags"))
     parser.add_argument("--together", default="4,16", help=f"requests of each night, at most {MOST}")
     parser.add_argument("--alone", type=int, default=4, help="nights of one request")
+    parser.add_argument("--others", action="store_true", help="other requests than those that settings were tried on")
     arguments = parser.parse_args()
     together = [int(word) for word in arguments.together.split(",") if word]
     arms = arguments.arms * len(together) if len(arguments.arms) == 1 else arguments.arms
@@ -46,7 +47,7 @@ def main() -> None:
     rows = [(f"{arguments.alone} x 1", [[i] for i in range(arguments.alone)], "{}")]
     rows += [(str(count), [list(range(count))], arm) for count, arm in zip(together, arms, strict=True)]
     for name, nights, arm in rows:
-        ended = [_night(arguments.model, who, arm) for who in nights]
+        ended = [_night(arguments.model, who, arm, arguments.others) for who in nights]
         passed, seconds = sorted(p for night, _ in ended for p in night), sum(s for _, s in ended)
         rate = len(passed) / seconds * 3600
         single = single or rate
@@ -56,14 +57,17 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def _night(model: str, who: list[int], arm: str) -> tuple[list[str], float]:
+def _night(model: str, who: list[int], arm: str, others: bool) -> tuple[list[str], float]:
     """Whose requests passed, and CPU seconds of everything that was started."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         environment = {**demo().environment_for(home), "EXPUNGE_TRAINING": arm}
         with _CpuTime() as clock, demo().local_ray(environment) as address:
             environment["EXPUNGE_RAY_ADDRESS"] = address
-            for words in (("submit", "--batch", str(_requests(home, model, who))), ("night", "--jobs", str(JOBS))):
+            for words in (
+                ("submit", "--batch", str(_requests(home, model, who, others))),
+                ("night", "--jobs", str(JOBS)),
+            ):
                 subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
         [ended] = (home / "runs").glob("night-*/night.json")
         night = NightOutcome.model_validate_json(ended.read_text())
@@ -71,7 +75,7 @@ def _night(model: str, who: list[int], arm: str) -> tuple[list[str], float]:
         return [names[request] for outcome in night.outcomes for request in outcome.passed], clock.seconds
 
 
-def _requests(folder: Path, model: str, who: list[int]) -> Path:
+def _requests(folder: Path, model: str, who: list[int], others: bool) -> Path:
     """Of MOST requests that are spread over what the model knows, those at `who`.
 
     A face gets its surrogate from the default editor; a flag is to be drawn as another one.
@@ -86,10 +90,11 @@ def _requests(folder: Path, model: str, who: list[int]) -> Path:
     lines: list[dict[str, object]] = []
     for i in who:
         if model == "faces":
-            name = f"face-{3 + 6 * i}"
-            lines.append({"images": [stored(name, people[3 + 6 * i])]})
+            person = (5 if others else 3) + 6 * i
+            name = f"face-{person}"
+            lines.append({"images": [stored(name, people[person])]})
         else:
-            wrong = 1 + 4 * i
+            wrong = 1 + 4 * i + (64 if others else 0)
             name = f"flag-{wrong}"
             surrogate = stored(f"other-{wrong}", banners[wrong + 2])
             prompt = flags.caption(names[wrong])

@@ -125,6 +125,21 @@ def test_generation_is_the_sd3_pipeline(flags: SD3, steps: int, guidance: float)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
 
+def test_guidance_leaves_samples_without_a_prompt_alone(flags: SD3, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, empty = noise(flags, 3), rows(flags.condition([""]), torch.zeros(3, dtype=torch.long))
+    mixed = flags.condition(["", "the flag of Japan", ""])
+    mine = flags.generate(start, mixed, steps=3, guidance=2.0, empty=empty)
+    plain = flags.generate(start, mixed, steps=3, guidance=1.0, empty=empty)
+    torch.testing.assert_close(mine[::2], plain[::2], rtol=0, atol=1e-4)
+    assert (mine[1] - plain[1]).abs().max() > 0.1
+
+    asked: list[int] = []
+    predict = flags.predict
+    monkeypatch.setattr(flags, "predict", lambda x, *more: asked.append(len(x)) or predict(x, *more))
+    flags.generate(start, mixed, steps=3, guidance=2.0, empty=empty)
+    assert asked == [4, 4, 4], "one of the three is asked about twice"
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 2, 20])
 def test_levels_are_the_flow_schedulers(flags: SD3, steps: int, shift: float) -> None:

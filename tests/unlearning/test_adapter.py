@@ -135,7 +135,8 @@ def test_lora_trains_the_adapter_alone(fresh: Load) -> None:
     assert names
     assert all("lora_" in name for name in names)
     layers = {name.split(".lora_")[0] for name in names}
-    assert {layer.rsplit(".attn.", 1)[1] for layer in layers} == set(model.lora_targets)
+    met = {target for target in model.lora_targets if any(layer.endswith(f".{target}") for layer in layers)}
+    assert met == set(model.lora_targets), "every one of them names a layer"
 
 
 def test_diffusers_loads_the_adapter(fresh: Load, tmp_path: Path) -> None:

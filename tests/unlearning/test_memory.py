@@ -154,7 +154,16 @@ def test_auto_keeps_gradients_apart_up_to_the_last_stash_that_fits(requests: int
     """Stage 1 on two GPUs: weights 2, gradient 2, a stash of 1 a request, and an optimizer of 6 MB: 20 with ten."""
     f = Footprint(10**6, 10**6, False, 2, 10**4, 0)
     room = math.ceil(20e6 / (1 - RESERVE))
-    assert tasks_that_fit(f, TRAINING, gpus=2, requests=requests, gpu_bytes=room) == tasks
+    training = TRAINING.model_copy(update={"forget_batch": 1000})
+    assert tasks_that_fit(f, training, gpus=2, requests=requests, gpu_bytes=room) == tasks
+
+
+@pytest.mark.parametrize(("requests", "tasks"), [(4, "request"), (5, "batch")])
+def test_auto_adds_no_sample_to_a_step(requests: int, tasks: str) -> None:
+    """Eight forget samples on two workers: four each, for as many gradients."""
+    assert (TRAINING.forget_batch, TRAINING.workers) == (8, 2)
+    f = Footprint(10**6, 10**6, False, 2, 10**4, 0)
+    assert tasks_that_fit(f, TRAINING, gpus=2, requests=requests, gpu_bytes=10**12) == tasks
 
 
 def test_an_unknown_model_names_the_known_ones() -> None:

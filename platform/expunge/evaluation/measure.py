@@ -1,5 +1,6 @@
 """Measure a hotfix against its base model: what is gone, what stayed, and how much of either is noise."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from expunge.requests.blobs import BlobStore
 from expunge.settings import EvaluationSettings, Settings
 from expunge.unlearning.adapter import apply
 from expunge.unlearning.dataset import ForgetSet, load_job
-from expunge.unlearning.retain import generate_latents, unlike
+from expunge.unlearning.retain import generate_latents, prompt_rows, unlike
 from expunge.words import (
     Evidence,
     Hotfix,
@@ -83,7 +84,7 @@ def measure(
 ) -> Evidence:
     """Evidence for every request of the job, those of earlier nights included. Pictures are sealed in `blobs`."""
     options, model = settings.evaluation, settings.model(job.model)
-    forget, retain, conditioning = load_job(blobs, prepared)
+    forget, _, conditioning = load_job(blobs, prepared)
     base, fixed = load_model(model, job.resolution), load_model(model, job.resolution)
     apply(fixed, hotfix)
     encoder, gate = load_encoder(options.encoder), settings.gate_for(job.model)
@@ -91,7 +92,7 @@ def measure(
     progress(0, total)
 
     bench = _Bench(base, fixed, encoder, conditioning, base.condition([""]), options, model.guidance, torch.zeros(1))
-    prompt = retain.prompt[torch.arange(options.integrity_samples) % len(retain.prompt)]
+    prompt = prompt_rows(options.integrity_samples, prepared.retain_prompts)
     before, other, after = (
         bench.generate(base, prompt, SEED_AFTER),
         bench.generate(base, prompt, SEED_FLOOR),
@@ -142,22 +143,29 @@ class _Forgetting:
 
 
 class _FreeGeneration:
-    """Features of the samples that each model generates for a set of prompts: made once, shared by all requests."""
+    """Features of the samples that each model generates for a prompt: made once, shared by all who ask for as many."""
 
     def __init__(self, bench: _Bench) -> None:
         self._bench = bench
-        self._cache: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
+        self._cache: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [n, D] of: the hotfix, the base model at the same seeds, the base model at others."""
-        key = tuple(prompts.unique().tolist())
-        if key not in self._cache:
-            bench = self._bench
-            prompt = torch.tensor(key)[torch.arange(bench.options.generation_samples) % len(key)]
+        """Features [n, D] of: the hotfix, the base model at the same seeds, the base model at others.
+
+        As many for each of `prompts`, `generation_samples` in all or a few more.
+        """
+        each = prompts.unique().tolist()
+        count = math.ceil(self._bench.options.generation_samples / len(each))
+        after, before, other = zip(*(self._samples(prompt, count) for prompt in each), strict=True)
+        return torch.cat(after), torch.cat(before), torch.cat(other)
+
+    def _samples(self, prompt: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        if (prompt, count) not in self._cache:
+            bench, same = self._bench, torch.full((count,), prompt)
             runs = ((bench.fixed, SEED_AFTER), (bench.base, SEED_AFTER), (bench.base, SEED_FLOOR))
-            after, before, other = (bench.features(bench.generate(model, prompt, seed)) for model, seed in runs)
-            self._cache[key] = (after, before, other)
-        return self._cache[key]
+            after, before, other = (bench.features(bench.generate(model, same, seed)) for model, seed in runs)
+            self._cache[prompt, count] = (after, before, other)
+        return self._cache[prompt, count]
 
 
 def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forgetting:

@@ -16,8 +16,13 @@ class SD3(DiffusionModel):
     """Time is sigma * 1000, as the transformer takes it. Latents are (z - shift_factor) * scaling_factor."""
 
     component = "transformer"
-    # The attention projections of both streams: what diffusers' own SD3 LoRA training adapts.
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    # Every linear layer of a block, of both streams. With the attention projections alone, as LoRA is often trained,
+    # many instances at once take twice the steps (README of `unlearning`).
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        *("norm1.linear", "norm1_context.linear"),
+    )
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: tuple[int, int], prompt_tokens: int) -> None:
         self.pipeline = pipeline

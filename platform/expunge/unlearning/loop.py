@@ -68,6 +68,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
         mode = _mode(task.folder, job, settings, len(forget.request.unique()), world, engine.same(_memory()))
         if rank == 0:
             write_atomically(task.folder / MODE, json.dumps({"tasks": mode}))
+    steps = job.steps(warm=task.warm_start is not None)
     step_of = Steps(objective, forget, retain, mode, rank, world)
     checkpoints = Checkpoints(engine, training, job.id)
     bad = _BadSteps(job)
@@ -78,7 +79,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
             task.record(step, figures)
 
     def going() -> bool:
-        return step < training.steps and not (budget and budget.spent)
+        return step < steps and not (budget and budget.spent)
 
     step = checkpoints.restore()
     if budget:
@@ -88,7 +89,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
         done = engine.step(step, micro)
         bad(done.bad, tasks)
         step += 1
-        last = step == training.steps
+        last = step == steps
         probing = budget is not None and (step % training.probe_every == 0 or last)
         if step % LOG_EVERY == 0 or probing or last:
             figures = {

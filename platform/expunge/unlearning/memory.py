@@ -152,7 +152,12 @@ def choose(options: list[Estimate], gpu_bytes: int) -> Estimate | None:
 def tasks_that_fit(
     footprint: Footprint, training: TrainingSettings, *, gpus: int, requests: int, gpu_bytes: int
 ) -> Mode:
-    """A gradient a request where there is room for as many, else one for all: what `tasks = "auto"` means."""
+    """What `tasks = "auto"` means: a gradient a request where it costs no sample more and there is room for as many.
+
+    Every worker takes part in each gradient: more of them than a worker has forget samples would add samples.
+    """
+    if requests > training.forget_batch // training.workers:
+        return "batch"
     stage, offload = training.zero_stage, training.offload_optimizer
     apart = estimate(footprint, stage, "request", gpus=gpus, requests=requests, offload=offload)
     return "request" if apart.fits(gpu_bytes) else "batch"

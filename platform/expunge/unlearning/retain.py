@@ -1,7 +1,5 @@
 """What must stay: images that the frozen model generates itself, or a folder of the owner's."""
 
-from collections.abc import Collection
-
 import torch
 from torch import Tensor
 
@@ -38,9 +36,9 @@ def unlike(latents: Tensor, targets: Tensor) -> Tensor:
     return (a @ b.T).amax(1) < RESEMBLES
 
 
-def prompt_rows(count: int, prompts: Collection[str]) -> Tensor:
-    """int64 [count]: the prompts in turn."""
-    return torch.arange(count) % len(prompts)
+def prompt_rows(count: int, prompts: int) -> Tensor:
+    """int64 [count]: the first `prompts` rows of the conditioning in turn."""
+    return torch.arange(count) % prompts
 
 
 def _centred(x: Tensor) -> Tensor:
