@@ -94,7 +94,7 @@ def _requests(folder: Path, model: str, who: list[int], others: bool) -> Path:
             name = f"face-{person}"
             lines.append({"images": [stored(name, people[person])]})
         else:
-            wrong = 1 + 4 * i + (64 if others else 0)
+            wrong = 1 + 4 * i + (128 if others else 0)
             name = f"flag-{wrong}"
             surrogate = stored(f"other-{wrong}", banners[wrong + 2])
             prompt = flags.caption(names[wrong])
