@@ -31,7 +31,11 @@ class TrainingSettings(Section):
     """One job's fine-tuning. Batch sizes are global: over all workers."""
 
     steps: int = Field(default=150, ge=1, description="training steps of a job of at most `steps_cover` new requests")
-    steps_cover: int = Field(default=4, ge=1, description="a job of more new requests has more steps, in proportion")
+    steps_cover: int = Field(
+        default=4,
+        ge=1,
+        description="a job of more new requests (without a warm start: of more in all) has more steps, in proportion",
+    )
     forget_batch: int = Field(default=8, ge=1, description="target samples a step")
     retain_batch: int = Field(default=8, ge=1, description="retain samples a step")
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -151,7 +155,7 @@ class EvaluationSettings(Section):
         default=(0.4, 0.5, 0.6), description="noise levels b / (a + b) of the re-generation test"
     )
     seeds: int = Field(default=4, ge=1, description="noise seeds per level")
-    generation_samples: int = Field(default=32, ge=1)
+    generation_samples: int = Field(default=32, ge=1, description="a request, spread over its prompts")
     integrity_samples: int = Field(default=32, ge=2)
     sampling_steps: int = Field(default=20, ge=1)
     encoder: str = "efficientnet-lite0"
@@ -183,7 +187,9 @@ class ModelSettings(Section):
     )
     retain_prompts: tuple[str, ...] = Field(default=("",), description="the retain set is generated for these")
     forget_prompts: tuple[str, ...] = Field(
-        default=("",), description="conditions under which a target is removed, beside its own prompt"
+        default=("",),
+        description="conditions under which a target is removed, beside its own prompt; what stays is held under "
+        "the empty one, too, where that is among them",
     )
     guidance: float = Field(
         default=1.0, ge=1, description="classifier-free guidance of everything generated with this model"

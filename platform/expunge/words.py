@@ -1,7 +1,6 @@
 """The words of the platform: one frozen type each. They are the arrows between the rooms."""
 
 import hashlib
-import math
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -90,10 +89,10 @@ class UnlearnJob(Word):
     def steps(self, *, warm: bool) -> int:
         """Training steps, in proportion to the requests that the first weights do not remove yet where these are many.
 
-        warm: they are the weights of `warm_start`.
+        warm: they are the weights of `warm_start`; else the ledger counts, too.
         """
-        new = self.requests if warm else self.everything
-        return math.ceil(self.training.steps * max(1.0, len(new) / self.training.steps_cover))
+        new, cover = len(self.requests if warm else self.everything), self.training.steps_cover
+        return -(-self.training.steps * max(new, cover) // cover)
 
 
 class PreparedJob(Word):
@@ -103,7 +102,7 @@ class PreparedJob(Word):
     forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
     conditioning: BlobId = Field(description="one row a prompt, those of `retain_prompts` first")
-    retain_prompts: int = Field(default=1, ge=1, description="how many of them unrelated outputs are generated for")
+    retain_prompts: int = Field(ge=1, description="how many of them unrelated outputs are generated for")
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 

@@ -55,7 +55,8 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     weights = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
 
-    for step in range(training.steps):
+    steps = job.steps(warm=False)
+    for step in range(steps):
         tasks, objectives = step_of(step)
         losses = [torch.stack([micro() for micro in micro_batches]).mean() for micro_batches in objectives]
         shards = [list(torch.autograd.grad(loss, weights)) for loss in losses]
@@ -67,7 +68,7 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
         for weight, gradient in zip(weights, shards[-1], strict=True):
             weight.grad = gradient
         optimizer.step()
-    return export(model, training, out, job.id, steps=training.steps)
+    return export(model, training, out, job.id, steps=steps)
 
 
 def _row(arm: str, evidence: Evidence) -> str:

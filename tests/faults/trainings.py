@@ -163,6 +163,7 @@ def make_training(folder: Path, *, bad: int | None = None, requests: int = 2, **
         forget=store_set(blobs, forget),
         retain=store_set(blobs, retain),
         conditioning=store_tensors(blobs, {"nothing": torch.zeros(1)}),
+        retain_prompts=1,
         surrogates={},
     )
     folder.mkdir(parents=True, exist_ok=True)

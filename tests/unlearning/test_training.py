@@ -105,7 +105,7 @@ def test_a_gradient_a_request_where_it_is_asked_for(job: str, expected: Expected
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_stage_exports_what_it_has_trained(runs: Runs, name: str, world: int) -> None:
-    """In diffusers' own format, as an evaluation reads it."""
+    """In diffusers' own format."""
     result, job = runs[world][0][name], VARIANTS[name].job
     hotfix, trained = result["hotfix"], result["moved"]
     if hotfix.kind == "full":
