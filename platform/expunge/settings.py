@@ -34,7 +34,8 @@ class TrainingSettings(Section):
     steps_cover: int = Field(
         default=4,
         ge=1,
-        description="a job of more new requests (without a warm start: of more in all) has more steps, in proportion",
+        description="a job of more new requests has more steps, in proportion; without a warm start earlier ones "
+        "count, too, and with one they share what the new ones bring (a guess)",
     )
     forget_batch: int = Field(default=8, ge=1, description="target samples a step")
     retain_batch: int = Field(default=8, ge=1, description="retain samples a step")

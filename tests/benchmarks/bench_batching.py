@@ -1,10 +1,14 @@
 """What batching saves: requests that passed their gate per CPU-hour, in one job together and in one job each.
 
-    python -m tests.benchmarks.bench_batching [--model flags] [--together 4,16] [--alone 4] [--others] [ARM ...]
+    python -m tests.benchmarks.bench_batching [--model flags] [--together 4,16] [--alone 4] [--then 4] [--others] [ARM]
 
 Each night is a whole one, on a Ray and a home of its own: prepare, train, evaluate, register, gate, report. Every
 process that it starts counts, Ray's own too, sampled twice a second. ARM is JSON over [training], one for each night
 of `--together`, or one for all of them; requests alone have the defaults.
+
+`--then` N adds a second night of N more requests after each of `--together`: a job that begins with the first one's
+hotfix and must prove both nights' removals. Its row counts that night's requests and CPU time alone, and what it proves
+of the first night is in `proven again`.
 
 The first row sums up `--alone` nights of one request each, the first ones of those that the other nights have together.
 `against one job each` is a row's requests per CPU-hour over those of the first row.
@@ -17,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -27,56 +33,91 @@ from expunge.batch.outcome import NightOutcome
 from expunge.batch.prepare import to_pictures, to_png
 from tests.integration.nights import BIN, JOBS, demo
 
-FIELDS = ("requests", "arm", "passed", "CPU s", "passed per CPU-hour", "against one job each", "who passed")
-MOST = 16
+FIELDS = (
+    "requests",
+    "arm",
+    "passed",
+    "proven again",
+    "CPU s",
+    "passed per CPU-hour",
+    "against one job each",
+    "who passed",
+)
+MOST = {"faces": 16, "flags": 31}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", default=["{}"], metavar="ARM")
     parser.add_argument("--model", default="flags", choices=("faces", "flags"))
-    parser.add_argument("--together", default="4,16", help=f"requests of each night, at most {MOST}")
+    parser.add_argument("--together", default="4,16", help="requests of each night")
+    parser.add_argument("--then", type=int, default=0, help="requests of a second night after each of them")
     parser.add_argument("--alone", type=int, default=4, help="nights of one request")
     parser.add_argument("--others", action="store_true", help="other requests than those that settings were tried on")
     arguments = parser.parse_args()
     together = [int(word) for word in arguments.together.split(",") if word]
+    if max([arguments.alone, *together]) + arguments.then > MOST[arguments.model]:
+        parser.error(f"{arguments.model} has {MOST[arguments.model]} requests at most")
     arms = arguments.arms * len(together) if len(arguments.arms) == 1 else arguments.arms
     table = csv.DictWriter(sys.stdout, FIELDS)
     table.writeheader()
     single = 0.0
-    rows = [(f"{arguments.alone} x 1", [[i] for i in range(arguments.alone)], "{}")]
-    rows += [(str(count), [list(range(count))], arm) for count, arm in zip(together, arms, strict=True)]
-    for name, nights, arm in rows:
-        ended = [_night(arguments.model, who, arm, arguments.others) for who in nights]
-        passed, seconds = sorted(p for night, _ in ended for p in night), sum(s for _, s in ended)
+
+    def row(name: str, arm: str, ended: list[Night]) -> None:
+        nonlocal single
+        passed, seconds = sorted(p for night in ended for p in night.passed), sum(night.seconds for night in ended)
         rate = len(passed) / seconds * 3600
         single = single or rate
+        again = " ".join(night.again for night in ended if night.again)
         against = round(rate / single, 2) if single else ""
-        figures = (name, arm, len(passed), round(seconds), round(rate, 1), against, " ".join(passed))
+        figures = (name, arm, len(passed), again, round(seconds), round(rate, 1), against, " ".join(passed))
         table.writerow(dict(zip(FIELDS, figures, strict=True)))
         sys.stdout.flush()
 
+    def nights(arm: str, *who: list[int]) -> list[Night]:
+        return list(_nights(arguments.model, who, arm, arguments.others))
 
-def _night(model: str, who: list[int], arm: str, others: bool) -> tuple[list[str], float]:
-    """Whose requests passed, and CPU seconds of everything that was started."""
+    if arguments.alone:
+        row(f"{arguments.alone} x 1", "{}", [night for i in range(arguments.alone) for night in nights("{}", [i])])
+    for count, arm in zip(together, arms, strict=True):
+        first, *second = nights(arm, list(range(count)), list(range(count, count + arguments.then)))
+        row(str(count), arm, [first])
+        for night in second:
+            row(f"{arguments.then} more", arm, [night])
+
+
+@dataclass(frozen=True)
+class Night:
+    passed: list[str]
+    again: str
+    """How many of the requests of earlier nights it has proven again."""
+    seconds: float
+    """Of CPU time, of everything that was started."""
+
+
+def _nights(model: str, whose: tuple[list[int], ...], arm: str, others: bool) -> Iterator[Night]:
+    """One after the other, in one home."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         environment = {**demo().environment_for(home), "EXPUNGE_TRAINING": arm}
-        with _CpuTime() as clock, demo().local_ray(environment) as address:
-            environment["EXPUNGE_RAY_ADDRESS"] = address
-            for words in (
-                ("submit", "--batch", str(_requests(home, model, who, others))),
-                ("night", "--jobs", str(JOBS)),
-            ):
-                subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
-        [ended] = (home / "runs").glob("night-*/night.json")
-        night = NightOutcome.model_validate_json(ended.read_text())
-        names = {request.id: request.external_id for o in night.outcomes for request in o.job.requests}
-        return [names[request] for outcome in night.outcomes for request in outcome.passed], clock.seconds
+        for who in filter(None, whose):
+            before = set((home / "runs").glob("night-*/night.json"))
+            with _CpuTime() as clock, demo().local_ray(environment) as address:
+                environment["EXPUNGE_RAY_ADDRESS"] = address
+                for words in (
+                    ("submit", "--batch", str(_requests(home, model, who, others))),
+                    ("night", "--jobs", str(JOBS)),
+                ):
+                    subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
+            [ended] = set((home / "runs").glob("night-*/night.json")) - before
+            jobs = NightOutcome.model_validate_json(ended.read_text()).outcomes
+            passed = [r.external_id for job in jobs for r in job.job.requests if r.id in job.passed]
+            earlier = [r.id in job.passed for job in jobs for r in job.job.ledger]
+            yield Night(passed, f"{sum(earlier)} of {len(earlier)}" if earlier else "", clock.seconds)
 
 
 def _requests(folder: Path, model: str, who: list[int], others: bool) -> Path:
-    """Of MOST requests that are spread over what the model knows, those at `who`.
+    """Of requests that are spread over what the model knows, those at `who`.
 
     A face gets its surrogate from the default editor; a flag is to be drawn as another one.
     """

@@ -120,6 +120,7 @@ def reported(*, intact: bool = True, version: bool = True) -> ReportBatch:
         job,
         evidence,
         registered if version else None,
+        600,
         {"loss": [(0, 1.0), (1, 0.5)], "empty": []},
         {"r-1": PICTURE, "unrelated": PICTURE},
     )
@@ -146,6 +147,7 @@ def test_every_request_is_found_with_its_verdict(page: Page) -> None:
         "Shift 0.31 is below.",
         "No region.",
         "Its job lost its workers.",
+        "600 steps",
     ):
         assert part in page.text
     for badge in ("removed", "not removed", "skipped", "still removed"):

@@ -26,11 +26,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_a_bad_step_is_skipped_and_counted(trainings: Trainings, tmp_path: Path) -> None:
     """One request of three, one request a step: every third step is not made."""
-    training = make_training(tmp_path, bad=1, requests=3, tasks_per_step=1, max_bad_steps=2, workers=2)
+    bad = {"tasks_per_step": 1, "max_bad_steps": 2}
+    training = make_training(tmp_path, bad=1, requests=3, steps=4, steps_cover=1, workers=2, **bad)
     training.run()
     assert training.error is None
+    assert training.figures[-1]["step"] == 12, "three times as many requests as `steps` are for"
     assert training.hotfix is not None
-    assert training.figures[-1]["step"] == 12
+    assert training.hotfix.steps == 12
     assert training.figures[-1]["steps/skipped"] == 4
 
 

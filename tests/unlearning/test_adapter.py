@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, StableDiffusion3Pipeline
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.families import resolve_source
@@ -135,8 +135,23 @@ def test_lora_trains_the_adapter_alone(fresh: Load) -> None:
     assert names
     assert all("lora_" in name for name in names)
     layers = {name.split(".lora_")[0] for name in names}
-    met = {target for target in model.lora_targets if any(layer.endswith(f".{target}") for layer in layers)}
-    assert met == set(model.lora_targets), "every one of them names a layer"
+    blocks = fresh("flags").network.get_submodule("transformer_blocks")
+    linear = {name for name, layer in blocks.named_modules(prefix="transformer_blocks") if isinstance(layer, nn.Linear)}
+    assert layers == linear, "every linear layer of a block, and no other"
+
+
+def test_an_adapter_of_fewer_layers_will_do(fresh: Load, tmp_path: Path) -> None:
+    """As a champion of before `lora_targets` grew is."""
+    model = fresh("flags")
+    model.lora_targets = ("to_q", "to_k")
+    attach(model, LORA, None)
+    perturb(model)
+    export(model, LORA, tmp_path, "job", steps=LORA.steps)
+
+    again = fresh("flags")
+    attach(again, LORA, tmp_path)
+    assert trained(model).keys() < trained(again).keys()
+    torch.testing.assert_close(ask(again), ask(model), rtol=0, atol=1e-6)
 
 
 def test_diffusers_loads_the_adapter(fresh: Load, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def _report(
             job=outcome.job,
             evidence=outcome.evidence,
             version=outcome.version,
+            steps=outcome.steps,
             curves=tracker.curves(outcome.run_id, CURVES),
             pictures={name: blobs.get(blob) for name, blob in outcome.evidence.pictures.items()},
         )

@@ -59,7 +59,7 @@ def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, ru
         )
         version = _promote(job, evidence, version, tracker, settings)
     tracker.finish(run_id, "FINISHED")
-    outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id)
+    outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id, steps=hotfix.steps)
     outcome = once(folder / "outcome.json", JobOutcome, lambda: outcome)
     progress("done")
     return outcome
@@ -136,7 +136,10 @@ def _train(job: UnlearnJob, folder: Path, settings: Settings, run_id: str, track
 
 
 def _warm_start(job: UnlearnJob, folder: Path, tracker: Tracker) -> Path | None:
-    """The champion's weights, where base and adapter are still the same; else training starts from the base."""
+    """The champion's weights, where base and adapter are still the same; else training starts from the base.
+
+    An adapter of fewer layers will do: those that it lacks begin as untrained ones do.
+    """
     if job.warm_start is None:
         return None
     weights = download(tracker, job.warm_start, folder / "warm_start")

@@ -9,12 +9,13 @@ from expunge.words import Evidence, ModelVersion, RemovalBatch, RequestState, Un
 
 
 class JobOutcome(Word):
-    """A job that went through (evidence, version, run_id) or did not (error)."""
+    """A job that went through (evidence, version, run_id, steps) or did not (error)."""
 
     job: UnlearnJob
     evidence: Evidence | None = None
     version: ModelVersion | None = None
     run_id: str | None = None
+    steps: int | None = None
     error: str | None = None
 
     @property

@@ -17,7 +17,7 @@ from expunge.families.base import Conditioning, DiffusionModel, rows
 from expunge.requests.blobs import BlobStore
 from expunge.settings import EvaluationSettings, Settings
 from expunge.unlearning.adapter import apply
-from expunge.unlearning.dataset import ForgetSet, load_job
+from expunge.unlearning.dataset import ForgetSet, load_set, load_tensors
 from expunge.unlearning.retain import generate_latents, prompt_rows, unlike
 from expunge.words import (
     Evidence,
@@ -84,7 +84,7 @@ def measure(
 ) -> Evidence:
     """Evidence for every request of the job, those of earlier nights included. Pictures are sealed in `blobs`."""
     options, model = settings.evaluation, settings.model(job.model)
-    forget, _, conditioning = load_job(blobs, prepared)
+    forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
     base, fixed = load_model(model, job.resolution), load_model(model, job.resolution)
     apply(fixed, hotfix)
     encoder, gate = load_encoder(options.encoder), settings.gate_for(job.model)

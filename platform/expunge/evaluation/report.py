@@ -27,6 +27,7 @@ class ReportJob:
     job: UnlearnJob
     evidence: Evidence
     version: ModelVersion | None = None
+    steps: int | None = None
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 

@@ -46,13 +46,17 @@ def store_tensors(blobs: BlobStore, tensors: Conditioning) -> BlobId:
     return blobs.put(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
+def load_tensors(blobs: BlobStore, blob: BlobId) -> Conditioning:
+    return load(blobs.get(blob))
+
+
 def load_set(blobs: BlobStore, blob: BlobId, kind: type[Set]) -> Set:
-    return kind(**load(blobs.get(blob)))
+    return kind(**load_tensors(blobs, blob))
 
 
 def load_job(blobs: BlobStore, prepared: PreparedJob) -> tuple[ForgetSet, RetainSet, Conditioning]:
     return (
         load_set(blobs, prepared.forget, ForgetSet),
         load_set(blobs, prepared.retain, RetainSet),
-        load(blobs.get(prepared.conditioning)),
+        load_tensors(blobs, prepared.conditioning),
     )
