@@ -15,7 +15,7 @@ from deepspeed.comm import comm
 from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
-from expunge.unlearning.engine import ShardedEngine
+from expunge.unlearning.engine import ShardedEngine, shards
 from tests.unlearning.engine_cases import CASES, ELASTIC, STEPS, VARIANTS, Batch, Record, Variant, loss_of
 
 
@@ -118,6 +118,7 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
 
 def main(out: Path, what: str) -> None:
     torch.set_num_threads(1)
+    shards.BUCKET = 16  # several a gradient, as on a large network
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     results: dict[str, object] = {}
