@@ -1,4 +1,8 @@
-"""A node is lost in every stage of one night that computes: Ray has another, and the night goes on there."""
+"""A node is lost in every stage of one night: where it computes Ray has another, and the night goes on there.
+
+What walks the night through its stages asks for no CPU, so that Ray leaves it where the driver is, on the head: for the
+loss of that see test_head_loss.py.
+"""
 
 import os
 import subprocess
@@ -9,10 +13,11 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from expunge.files import lock
 from expunge.words import RequestState
 from tests.faults.trainings import FAULT_RAY
 from tests.integration.nights import BIN, JOBS, Nights, ended, home_with, wait_during
-from tests.watching import left_over, processes, task_process, with_children
+from tests.watching import is_alive, left_over, processes, task_process, with_children
 
 MODEL, BATCH = "raylet-kill", "night-raylet-kill"
 
@@ -49,6 +54,7 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
         text=True,
     )
 
+    # It is planned while there is no node but the head.
     moments: dict[str, Callable[[], object]] = {
         "prepare": lambda: task_process(home, "_prepare"),
         "train": lambda: nights.checkpoints(BATCH),
@@ -60,7 +66,15 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
             night, lambda stage=stage, moment=moment: nights.stage(BATCH) == stage and moment(), f"it was in {stage}"
         )
         cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=2)
+    # Held where it is registered and not yet at the gate: from here on it needs no node.
+    with lock(nights.settings.runs / f".{MODEL}.lock", wait=True):
+        node = cluster.add_node(num_cpus=2)
+        [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
+        wait_during(night, (job / "version.json").exists, "it was registered")
+        walker = task_process(home, job.name)
+        cluster.remove_node(node, allow_graceful=False)
+        assert walker is not None
+        assert is_alive(walker)
     end = ended(night)
     assert end.code == 0, end.out + end.err
 
