@@ -1,4 +1,5 @@
-"""What a night needs, looked at one by one. Nothing is changed, but for one blob that is sealed, opened and deleted."""
+"""What a night needs, looked at one by one. Nothing is changed, but for one blob that is sealed, opened and
+deleted, and one folder beside the checkpoints that is made and deleted."""
 
 import os
 import platform
@@ -51,6 +52,7 @@ def examine() -> list[Check]:
         ("home", _home),
         ("store", _store),
         ("blobs", _blobs),
+        ("checkpoints", _checkpoints),
         ("tracking", _tracking),
         ("ray job server", _ray),
     )
@@ -155,6 +157,19 @@ def _blobs(settings: Settings) -> str:
     finally:
         blobs.delete(blob)
     return "sealed, opened, deleted"
+
+
+def _checkpoints(settings: Settings) -> str:
+    urls = {settings.training_for(model).checkpoint_url for model in settings.models} - {""}
+    if not urls:
+        return "in each job's folder"
+    # Here and not above: a second of imports.
+    from expunge.unlearning.checkpoints import open_storage
+
+    for url in urls:
+        storage, folder = open_storage(url, "doctor")
+        storage.delete_dir(folder)
+    return f"{', '.join(sorted(urls))} can be written"
 
 
 def _tracking(settings: Settings) -> str:

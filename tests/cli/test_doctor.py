@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,20 @@ def test_missing_parts_are_rows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["no-such-package"].mend == "pip install no-such-package"
     assert (found["blobs"].status, found["store"].status) == ("missing", "missing")
     assert "restore it from a backup" in found["store"].mend
+
+
+def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rows()["checkpoints"].found == "in each job's folder"
+    monkeypatch.setenv("EXPUNGE_TRAINING__CHECKPOINT_URL", str(tmp_path / "shared"))
+    assert rows()["checkpoints"].found == f"{tmp_path / 'shared'} can be written"
+    assert list((tmp_path / "shared").iterdir()) == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EXPUNGE_TRAINING__CHECKPOINT_URL", str(tmp_path / "file"))
+    found = rows()["checkpoints"]
+    assert not found.ok
+    assert "training.checkpoint_url" in found.mend
 
 
 def test_home_is_a_file(rows: Rows) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.settings import TrainingSettings
 from expunge.unlearning import train
-from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot
+from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot, open_storage
 from expunge.unlearning.folder import Hopeless, failure, give_up
 
 
@@ -53,14 +53,29 @@ GOOD = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_00
 def test_a_list_that_ray_would_not_start_on_is_dropped(tmp_path: Path, written: str, broken: bool) -> None:
     (tmp_path / "checkpoint_000003_a").mkdir()
     (tmp_path / SNAPSHOT).write_text(written)
-    assert drop_broken_snapshot(str(tmp_path)) is broken
+    assert drop_broken_snapshot(*open_storage(str(tmp_path.parent), tmp_path.name)) is broken
     assert (tmp_path / SNAPSHOT).exists() is not broken
     assert (tmp_path / "checkpoint_000003_a").exists()
 
 
-@pytest.mark.parametrize("url", ["{}/nothing", "{}", "nowhere://x/y", "relative/folder"])
-def test_where_there_is_no_list_nothing_is_done(tmp_path: Path, url: str) -> None:
-    assert not drop_broken_snapshot(url.format(tmp_path))
+def test_where_there_is_no_list_nothing_is_done(tmp_path: Path) -> None:
+    assert not drop_broken_snapshot(*open_storage(str(tmp_path), "job"))
+    assert (tmp_path / "job").is_dir()
+
+
+@pytest.mark.parametrize("url", ["nowhere://x/y", "relative/folder", "{}/file"])
+def test_checkpoints_that_have_no_place_are_refused_before_anything_starts(tmp_path: Path, url: str) -> None:
+    (tmp_path / "file").touch()
+    url = url.format(tmp_path)
+    with pytest.raises(StorageError, match=f"^no checkpoint can be written to {url}: .+ set training.checkpoint_url$"):
+        open_storage(url, "job")
+
+
+def test_a_url_with_a_secret_key_is_refused() -> None:
+    """A job's settings are shown in MLflow; so is the reason, which must not hold it either."""
+    with pytest.raises(ValidationError, match="it holds a secret key: leave it out, and set AWS_ACCESS") as refused:
+        TrainingSettings(checkpoint_url="s3://me:hunter2@bucket/path")
+    assert refused.value.errors(include_input=False)[0]["loc"] == ("checkpoint_url",)
 
 
 @pytest.mark.parametrize(("kind", "code"), [(Hopeless, 1), (InputError, 2), (StorageError, 6)])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileSelector
 from safetensors.torch import load_file
 
 from expunge.families import load_model
@@ -48,8 +49,12 @@ def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Training
     assert not (tmp_path / "hotfix.json").exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Path) -> None:
-    training = make_training(tmp_path, workers=2, max_failures=0)
+@pytest.mark.parametrize("where", ["disk", "object store"])
+def test_a_damaged_checkpoint_is_passed_over(
+    trainings: Trainings, tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("bucket") if where == "object store" else ""
+    training = make_training(tmp_path, workers=2, max_failures=0, checkpoint_url=url)
     training.hold_at(10)
     training.start()
     training.wait_for(10)
@@ -60,11 +65,8 @@ def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Pat
     assert "its requests are back in the queue" in str(training.error)
 
     older, newest = training.checkpoints
-    assert newest.name.startswith("checkpoint_000009_")
-    largest = max(newest.rglob("*optim_states.pt"), key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    largest.write_bytes(data)
+    assert "/checkpoint_000009_" in newest
+    _damage(training, newest)
 
     training.release()
     training.error = None
@@ -76,8 +78,8 @@ def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Pat
     # From step 6 on, not from 9: step 10 is met again, and step 5 is not.
     assert [line["step"] for line in again] == [10, 12]
     assert {line["checkpoints/damaged"] for line in again} == {1}
-    assert older.name.startswith("checkpoint_000006_")
-    assert newest.name not in [path.name for path in training.checkpoints][-1:]
+    assert "/checkpoint_000006_" in older
+    assert newest not in training.checkpoints[-1:]
 
 
 def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainin
     training.hold_at(5)
     training.start()
     training.wait_for(5)
-    snapshot = training.storage / SNAPSHOT
+    snapshot = Path(training.storage[1]) / SNAPSHOT
     snapshot.symlink_to("/dev/full")
     training.hold_at(10)  # else it may have ended before Ray fails, and that would cost nothing
     training.join()
@@ -199,6 +201,18 @@ def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainin
     assert [line["step"] for line in training.figures][-2:] == [10, 12], "it went on from step 6"
     assert 5 not in [line["step"] for line in training.figures[1:]]
     assert [line["checkpoints/damaged"] for line in training.figures][-1] == 0
+
+
+def _damage(training: Training, checkpoint: str) -> None:
+    """Flip the bits of a byte in the middle of its largest file."""
+    storage, _ = training.storage
+    files = storage.get_file_info(FileSelector(checkpoint, recursive=True))
+    largest = max((f for f in files if f.path.endswith("optim_states.pt")), key=lambda file: file.size)
+    with storage.open_input_stream(largest.path) as stream:
+        data = bytearray(stream.read())
+    data[len(data) // 2] ^= 0xFF
+    with storage.open_output_stream(largest.path) as stream:
+        stream.write(bytes(data))
 
 
 def _apart(one: Training, other: Training) -> tuple[float, float]:

@@ -13,11 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psutil
 import pytest
 import ray
 import torch
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import FileSelector, FileSystem, FileType, S3FileSystem
 from ray.cluster_utils import Cluster
 
 from expunge.errors import ExpungeError
@@ -49,6 +52,8 @@ SMALL: dict[str, Any] = {
 
 # A killed node is noticed after some 5 s instead of 15. Only how often is asked: an answer may take as long as ever,
 # as it does on busy machines.
+KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "any will do"}
+
 FAULT_RAY = {**TEST_RAY, "RAY_health_check_period_ms": "1000"}
 
 
@@ -105,23 +110,27 @@ class Training:
         return recorded(self.folder)
 
     @property
-    def storage(self) -> Path:
+    def storage(self) -> tuple[FileSystem, str]:
         """Where its checkpoints and Ray's list of them are."""
         url = self.job.training.checkpoint_url
-        return Path(url) / self.job.id if url else self.folder / "train"
+        storage, folder = FileSystem.from_uri(url or str(self.folder))
+        return storage, f"{folder}/{self.job.id if url else 'train'}"
 
     @property
-    def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(self.storage.glob("checkpoint_*/"))
+    def checkpoints(self) -> list[str]:
+        """Paths, oldest first."""
+        storage, folder = self.storage
+        entries = storage.get_file_info(FileSelector(folder, allow_not_found=True))
+        return sorted(e.path for e in entries if e.type == FileType.Directory and e.base_name.startswith("checkpoint_"))
 
     @property
     def known(self) -> list[int]:
         """The steps of the checkpoints that Ray knows, oldest first. Its controller writes them down some time after
         the workers have reported, and deletes the one too many after that."""
-        snapshot = self.storage / SNAPSHOT
+        storage, folder = self.storage
         try:
-            listed = json.loads(snapshot.read_text())["checkpoint_results"]
+            with storage.open_input_stream(f"{folder}/{SNAPSHOT}") as file:
+                listed = json.loads(file.read())["checkpoint_results"]
         except (FileNotFoundError, ValueError):  # none yet, or only half of it
             return []
         return [int(entry["metrics"]["step"]) for entry in listed]
@@ -183,10 +192,22 @@ class Trainings:
 
 
 @pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The URL of a bucket on an S3 server of this machine. A training's workers have their keys from the cluster."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    at = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
+    S3FileSystem(allow_bucket_creation=True, **at).create_dir("checkpoints")
+    yield f"s3://checkpoints/nights?{urlencode(at)}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     home = tmp_path_factory.mktemp("trainings")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**FAULT_RAY, "EXPUNGE_HOME": str(home)}.items():
+        for name, value in {**FAULT_RAY, **KEYS, "EXPUNGE_HOME": str(home)}.items():
             patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:

@@ -11,7 +11,7 @@ import ray.train
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from expunge.errors import StorageError
+from expunge.errors import StorageError, last_line
 from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
@@ -129,15 +129,27 @@ class Checkpoints:
         return failure
 
 
-def drop_broken_snapshot(url: str) -> bool:
+def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
+    """The file system of a folder or URL, and the path of its folder `name`, which is made where it is not there.
+
+    Raises StorageError where that cannot be: Ray would say the same in a page, minutes later.
+    """
+    try:
+        storage, folder = FileSystem.from_uri(url)
+        storage.create_dir(f"{folder}/{name}", recursive=True)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"no checkpoint can be written to {url}: {last_line(error)}",
+            mend="see that it is there and can be written, or set training.checkpoint_url",
+        ) from None
+    return storage, f"{folder}/{name}"
+
+
+def drop_broken_snapshot(storage: FileSystem, folder: str) -> bool:
     """Delete Ray's list of checkpoints where it was cut short, as by a full disk, or names what is gone.
 
     Ray would not start on it. `restore` then goes by the checkpoints themselves.
     """
-    try:
-        storage, folder = FileSystem.from_uri(url)
-    except (OSError, ValueError):
-        return False  # Ray says what is wrong with it
     snapshot = f"{folder}/{SNAPSHOT}"
     try:
         with storage.open_input_stream(snapshot) as file:

@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from expunge.errors import ExpungeError, InputError, last_line
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
-from expunge.unlearning.checkpoints import drop_broken_snapshot
+from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
 from expunge.unlearning.folder import FAILED, HOTFIX, JOB, TrainTask, failure
 from expunge.words import Hotfix, UnlearnJob
 
@@ -45,7 +45,7 @@ def train(task: TrainTask) -> Hotfix:
     gpu = _use_gpu(training)
     name = "train" if not training.checkpoint_url else job.id
     storage = training.checkpoint_url or str(Path(task.folder).absolute())
-    if drop_broken_snapshot(f"{storage.rstrip('/')}/{name}"):
+    if drop_broken_snapshot(*open_storage(storage, name)):
         get_logger("unlearning").warning("Ray's list of checkpoints is broken: going by what lies there", job=job.id)
     trainer = TorchTrainer(
         partial(_work, task),
