@@ -1,5 +1,5 @@
 """What a night needs, looked at one by one. Nothing is changed, but for one blob that is sealed, opened and
-deleted, and one folder beside the checkpoints that is made and deleted."""
+deleted, and a new folder beside the checkpoints."""
 
 import os
 import platform
@@ -64,6 +64,8 @@ def _attempt(name: str, part: Callable[[Settings], str], settings: Settings) -> 
         return Check(name, True, part(settings))
     except ExpungeError as error:
         return _failed(name, error)
+    except ImportError as error:
+        return Check(name, False, str(error), "install what is missing above")
     except OSError as error:
         return Check(name, False, str(error), "check the path, its permissions and the free space")
 
@@ -167,7 +169,7 @@ def _checkpoints(settings: Settings) -> str:
     from expunge.unlearning.checkpoints import open_storage
 
     for url in urls:
-        storage, folder = open_storage(url, "doctor")
+        storage, folder = open_storage(url, f"doctor-{secrets.token_hex(8)}")
         storage.delete_dir(folder)
     return f"{', '.join(sorted(urls))} can be written"
 

@@ -8,7 +8,7 @@ beside them are guesses.
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,13 +19,16 @@ from expunge.errors import InputError
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Resolution = tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]]
 
+URL_OPTIONS = frozenset({"endpoint_override", "region", "scheme"})
+"""What a checkpoint_url may have behind its question mark."""
+
 OFFLOAD_STAGES = (1, 3)
 """Of ZeRO, where the optimizer may be on the host. DeepSpeed has no such stage 0, and on stage 2 it would give that
 optimizer a gradient in the backward pass, before surgery has changed it."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class TrainingSettings(Section):
@@ -118,9 +121,14 @@ class TrainingSettings(Section):
     @field_validator("checkpoint_url")
     @classmethod
     def _no_keys(cls, url: str) -> str:
-        """A job's settings are shown in MLflow."""
-        if urlsplit(url).password is not None:
-            raise ValueError("it holds a secret key: leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        """A job's settings are shown in MLflow. Keys hold slashes: where an @ is does not say what is before it."""
+        if "://" not in url:
+            return url
+        if "@" in url:
+            raise ValueError("it holds a key: leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        unknown = sorted({name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)} - URL_OPTIONS)
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not among {', '.join(sorted(URL_OPTIONS))}: leave it out")
         return url
 
     @model_validator(mode="after")
@@ -196,7 +204,9 @@ class ModelSettings(Section):
         default=None,
         description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own",
     )
-    retain_prompts: tuple[str, ...] = Field(default=("",), description="the retain set is generated for these")
+    retain_prompts: tuple[str, ...] = Field(
+        default=("",), min_length=1, description="the retain set is generated for these"
+    )
     forget_prompts: tuple[str, ...] = Field(
         default=("",),
         description="conditions under which a target is removed, beside its own prompt; what stays is held under "
@@ -241,7 +251,9 @@ def _testbed_models() -> dict[str, ModelSettings]:
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="EXPUNGE_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="EXPUNGE_", env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("expunge")), description="holds everything embedded"
@@ -325,11 +337,22 @@ def config_file() -> Path:
 def load_settings() -> Settings:
     """Raises InputError naming the setting, where it came from and the mend."""
     try:
-        return Settings()  # pyright: ignore[reportCallIssue]  # the fields come from the sources
+        settings = Settings()  # pyright: ignore[reportCallIssue]  # the fields come from the sources
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"setting {name}: {first['msg'].removeprefix('Value error, ')}",
-            mend=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}",
-        ) from None
+        raise _refused(error) from None
+    for model in settings.models:
+        for part, overridden in (("training", settings.training_for), ("gate", settings.gate_for)):
+            try:
+                overridden(model)
+            except ValidationError as error:
+                raise _refused(error, "models", model, part) from None
+    return settings
+
+
+def _refused(error: ValidationError, *where: str) -> InputError:
+    first = error.errors(include_input=False)[0]
+    name = ".".join(map(str, (*where, *first["loc"])))
+    return InputError(
+        f"setting {name}: {first['msg'].removeprefix('Value error, ')}",
+        mend=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}",
+    )

@@ -101,8 +101,8 @@ class PreparedJob(Word):
     job: str
     forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
-    conditioning: BlobId = Field(description="one row a prompt, those of `retain_prompts` first")
-    retain_prompts: int = Field(ge=1, description="how many of them unrelated outputs are generated for")
+    conditioning: BlobId = Field(description="one row a prompt, those of unrelated outputs first")
+    retain_rows: int = Field(ge=1, description="how many of them are of unrelated outputs")
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 

@@ -1,6 +1,7 @@
 """prepare on the shipped faces: what a job is made of, and that a bad request is skipped alone."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def test_a_folder_of_the_owner_can_be_the_retain_set(
     assert len(load_job(blobs, done)[1].x_0) == 3
 
 
+def test_a_request_without_any_prompt_is_skipped_alone(
+    store: RequestStore, blobs: BlobStore, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_MODELS__FACES", json.dumps({"source": "testbed:faces", "forget_prompts": []}))
+    one, other = ({"images": [blobs.put(png(i))], "surrogates": [blobs.put(png(10))]} for i in (3, 7))
+    asked = ask("good", model="faces", prompt="jane", **one), ask("bare", model="faces", **other)
+    _, done = prepared(store, load_settings(), blobs, *asked)
+    assert done.skipped == {"req-bare": "it has no prompt, and models.faces.forget_prompts has none either"}
+
+
 def test_what_stays_is_held_under_the_prompts_that_targets_are_removed_under(
     store: RequestStore, settings: Settings, blobs: BlobStore, ask: Ask
 ) -> None:
@@ -96,7 +107,7 @@ def test_what_stays_is_held_under_the_prompts_that_targets_are_removed_under(
     forget, retain, conditioning = load_job(blobs, done)
     model = load_model(options, (32, 48))
     asked = [*options.retain_prompts, "", "the flag of Peru"]
-    assert done.retain_prompts == len(options.retain_prompts)
+    assert done.retain_rows == len(options.retain_prompts)
     torch.testing.assert_close(dict(conditioning), model.condition(asked), rtol=1e-4, atol=1e-5)
     assert {asked[i] for i in forget.prompt.tolist()} == {"", "the flag of Peru"}
     own, bare = retain.x_0.chunk(2)

@@ -67,7 +67,7 @@ def main() -> None:
         nonlocal single
         passed, seconds = sorted(p for night in ended for p in night.passed), sum(night.seconds for night in ended)
         rate = len(passed) / seconds * 3600
-        single = single or rate
+        single = single or (rate if arguments.alone else 0.0)
         again = " ".join(night.again for night in ended if night.again)
         against = round(rate / single, 2) if single else ""
         figures = (name, arm, len(passed), again, round(seconds), round(rate, 1), against, " ".join(passed))

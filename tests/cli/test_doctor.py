@@ -80,6 +80,7 @@ def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
     rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert rows()["checkpoints"].found == "in each job's folder"
+    (tmp_path / "shared").mkdir()
     monkeypatch.setenv("EXPUNGE_TRAINING__CHECKPOINT_URL", str(tmp_path / "shared"))
     assert rows()["checkpoints"].found == f"{tmp_path / 'shared'} can be written"
     assert list((tmp_path / "shared").iterdir()) == []

@@ -1,7 +1,7 @@
 """A node is lost in every stage of one night: where it computes Ray has another, and the night goes on there.
 
-What walks the night through its stages asks for no CPU, so that Ray leaves it where the driver is, on the head: for the
-loss of that see test_head_loss.py.
+What walks the night through its stages stays where the driver is, on the head: for the loss of that see
+test_head_loss.py. Before there is a plan there is nothing on another node to lose.
 """
 
 import os
@@ -54,7 +54,6 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
         text=True,
     )
 
-    # It is planned while there is no node but the head.
     moments: dict[str, Callable[[], object]] = {
         "prepare": lambda: task_process(home, "_prepare"),
         "train": lambda: nights.checkpoints(BATCH),

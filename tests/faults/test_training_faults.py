@@ -13,9 +13,10 @@ import pytest
 from pyarrow.fs import FileSelector
 from safetensors.torch import load_file
 
+from expunge.errors import StorageError
 from expunge.families import load_model
 from expunge.settings import ModelSettings
-from expunge.unlearning.checkpoints import SNAPSHOT
+from expunge.unlearning.checkpoints import SNAPSHOT, open_storage
 from expunge.unlearning.folder import MODE, Hopeless
 from tests.faults.trainings import SIZE, Training, Trainings, make_training
 
@@ -54,6 +55,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     trainings: Trainings, tmp_path: Path, where: str, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue("bucket") if where == "object store" else ""
+    if url:
+        with pytest.raises(StorageError, match=r"^no checkpoint can be written to s3://nowhere/x: .+ 'nowhere'"):
+            open_storage("s3://nowhere/x", "job")
     training = make_training(tmp_path, workers=2, max_failures=0, checkpoint_url=url)
     training.hold_at(10)
     training.start()
@@ -83,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path) -> None:
-    training = make_training(tmp_path, workers=2, worker_timeout_s=20)
+    training = make_training(tmp_path, workers=2, worker_timeout_s=20, zero_stage=1)
     training.hold_at(5)
     training.start()
     training.wait_for(5)

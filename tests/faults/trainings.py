@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import psutil
 import pytest
@@ -52,9 +51,11 @@ SMALL: dict[str, Any] = {
 
 # A killed node is noticed after some 5 s instead of 15. Only how often is asked: an answer may take as long as ever,
 # as it does on busy machines.
-KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "any will do"}
-
 FAULT_RAY = {**TEST_RAY, "RAY_health_check_period_ms": "1000"}
+
+
+# The server takes any. A region that is set is not asked for.
+KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "any/will+do", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def make_training(folder: Path, *, bad: int | None = None, requests: int = 2, **
         forget=store_set(blobs, forget),
         retain=store_set(blobs, retain),
         conditioning=store_tensors(blobs, {"nothing": torch.zeros(1)}),
-        retain_prompts=1,
+        retain_rows=1,
         surrogates={},
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,22 +193,27 @@ class Trainings:
 
 
 @pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    """The URL of a bucket on an S3 server of this machine. A training's workers have their keys from the cluster."""
+def _s3() -> Iterator[dict[str, str]]:
+    """Variables that lead to an S3 server of this machine."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    at = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
-    S3FileSystem(allow_bucket_creation=True, **at).create_dir("checkpoints")
-    yield f"s3://checkpoints/nights?{urlencode(at)}"
+    yield {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
     server.stop()
 
 
+@pytest.fixture
+def bucket(trainings: "Trainings") -> str:
+    """The URL of a folder on that server, which the cluster knows from its variables alone."""
+    S3FileSystem(allow_bucket_creation=True).create_dir("checkpoints")
+    return "s3://checkpoints/nights"
+
+
 @pytest.fixture(scope="session")
-def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+def _cluster(_s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     home = tmp_path_factory.mktemp("trainings")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**FAULT_RAY, **KEYS, "EXPUNGE_HOME": str(home)}.items():
+        for name, value in {**FAULT_RAY, **_s3, "EXPUNGE_HOME": str(home)}.items():
             patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:

@@ -183,7 +183,7 @@ def write_job(folder: Path, name: str) -> None:
         forget=store_set(blobs, ForgetSet(x_f, x_s, prompt, ROWS)),
         retain=store_set(blobs, RetainSet(x_0, prompt)),
         conditioning=store_tensors(blobs, model.condition([""]) or {"nothing": torch.zeros(1)}),
-        retain_prompts=1,
+        retain_rows=1,
         surrogates={},
     )
     folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from expunge.batch.job import CURVES, run_job
 from expunge.batch.metrics import report_outcomes, report_queue
@@ -68,10 +69,15 @@ def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remov
 
 
 def _run_jobs(planned: Plan, folder: Path) -> NightOutcome:
-    """All at once: Ray starts each as its resources come free. The tasks themselves only wait: they ask for no CPU."""
+    """All at once: Ray starts each as its resources come free. The tasks themselves only wait: they ask for no CPU, and
+    stay on the driver's node, without which there is no night anyway.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     for job in planned.jobs:
         once(folder / job.id / JOB, UnlearnJob, lambda job=job: job)
-    running = {job.id: run_job.options(name=job.id).remote(folder / job.id) for job in planned.jobs}
+    running = {
+        job.id: run_job.options(name=job.id, scheduling_strategy=here).remote(folder / job.id) for job in planned.jobs
+    }
     outcomes = tuple(_outcome(job, running[job.id]) for job in planned.jobs)
     return NightOutcome(batch=planned.batch, jobs=planned.jobs, refused=planned.refused, outcomes=outcomes)
 

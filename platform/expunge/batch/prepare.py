@@ -56,6 +56,9 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
             continue
         own = (request.prompt,) if request.prompt else ()
         used = [prompts.index(prompt) for prompt in dict.fromkeys((*own, *options.forget_prompts))]
+        if not used:
+            skipped[request.id] = f"it has no prompt, and models.{job.model}.forget_prompts has none either"
+            continue
         forget.append(
             ForgetSet(
                 x_f.repeat_interleave(len(used), 0),
@@ -85,7 +88,7 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
         forget=store_set(blobs, everything),
         retain=store_set(blobs, retain),
         conditioning=store_tensors(blobs, model.condition(prompts)),
-        retain_prompts=len(kept),
+        retain_rows=len(kept),
         surrogates=surrogates,
         skipped=skipped,
     )

@@ -74,7 +74,8 @@ def plan(
         typer.echo("nothing fits: try --checkpointing, --offload, more --gpus, --adapter lora or fewer --requests")
     else:
         offloaded = "training.offload_optimizer = true, " if offload else ""
-        typer.echo(f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}")
+        samples = f" ({requests * gpus} forget samples a step or more)" if choice.tasks == "request" else ""
+        typer.echo(f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}{samples}")
     typer.echo("counted, not measured; 8% of a GPU is left for what is not counted")
 
 

@@ -92,7 +92,7 @@ def measure(
     progress(0, total)
 
     bench = _Bench(base, fixed, encoder, conditioning, base.condition([""]), options, model.guidance, torch.zeros(1))
-    prompt = prompt_rows(options.integrity_samples, prepared.retain_prompts)
+    prompt = prompt_rows(options.integrity_samples, prepared.retain_rows)
     before, other, after = (
         bench.generate(base, prompt, SEED_AFTER),
         bench.generate(base, prompt, SEED_FLOOR),
@@ -143,31 +143,35 @@ class _Forgetting:
 
 
 class _FreeGeneration:
-    """Features of the samples that each model generates for a prompt: made once for a prompt and a count."""
+    """Features of the samples that each model generates for a prompt: made once for all requests that share it."""
 
     def __init__(self, bench: _Bench) -> None:
         self._bench = bench
-        self._cache: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._cache: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features [n, D] of: the hotfix, the base model at the same seeds, the base model at others.
 
-        As many for each of `prompts`, `generation_samples` in all or a few more.
+        prompts: of one request's rows, its own prompt first. As many samples for each, `generation_samples` in all or a
+        few more.
         """
-        each = prompts.unique().tolist()
+        each = list(dict.fromkeys(reversed(prompts.tolist())))  # those that all requests share come first
         count = math.ceil(self._bench.options.generation_samples / len(each))
-        after, before, other = zip(*(self._samples(prompt, count) for prompt in each), strict=True)
+        runs = (self._samples(prompt, place, count) for place, prompt in enumerate(each))
+        after, before, other = zip(*runs, strict=True)
         return torch.cat(after), torch.cat(before), torch.cat(other)
 
-    def _samples(self, prompt: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        if (prompt, count) not in self._cache:
+    def _samples(self, prompt: int, place: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        key = (prompt, place, count)
+        if key not in self._cache:
             bench, same = self._bench, torch.full((count,), prompt)
-            # Noise of its own for each prompt: a model that takes none would give the same samples again.
-            seeds = [seed + 10 * prompt for seed in (SEED_AFTER, SEED_AFTER, SEED_FLOOR)]
+            # Noise of its own for each prompt of a request: a model that takes none would give the same samples again.
+            # Not by the prompt's index: a request is judged on the same noise whatever else is in its job.
+            seeds = [seed + 10 * place for seed in (SEED_AFTER, SEED_AFTER, SEED_FLOOR)]
             runs = zip((bench.fixed, bench.base, bench.base), seeds, strict=True)
             after, before, other = (bench.features(bench.generate(model, same, seed)) for model, seed in runs)
-            self._cache[prompt, count] = (after, before, other)
-        return self._cache[prompt, count]
+            self._cache[key] = (after, before, other)
+        return self._cache[key]
 
 
 def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forgetting:

@@ -74,9 +74,9 @@ class DiffusionModel(ABC):
         first = self.time_at(torch.tensor([start], dtype=torch.float32))
         times = self._descending(first, steps)
         x = x_t
-        guided = _unlike(conditioning, empty) if guidance > 1 and empty else torch.zeros(0, dtype=torch.long)
+        guided = _unlike(conditioning, empty) if guidance > 1 and empty else x_t.new_zeros(0, dtype=torch.long)
         # With and without the prompt in one batch: small ones cost more a sample.
-        asked = torch.cat([torch.arange(len(x)), guided])
+        asked = torch.cat([torch.arange(len(x), device=x.device), guided])
         conditions = conditioning
         if len(guided):
             conditions = {name: torch.cat([table, empty[name][guided]]) for name, table in conditioning.items()}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import ray.train
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
+from pyarrow import ArrowException
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from expunge.errors import StorageError, last_line
@@ -132,15 +133,18 @@ class Checkpoints:
 def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
     """The file system of a folder or URL, and the path of its folder `name`, which is made where it is not there.
 
-    Raises StorageError where that cannot be: Ray would say the same in a page, minutes later.
+    Raises StorageError where that cannot be: Ray would say the same in a page, minutes later. A folder of this machine
+    must be there: a shared one that is not mounted would else be made on its disk.
     """
     try:
         storage, folder = FileSystem.from_uri(url)
+        if isinstance(storage, LocalFileSystem) and storage.get_file_info(folder).type != FileType.Directory:
+            raise NotADirectoryError("no such folder here")
         storage.create_dir(f"{folder}/{name}", recursive=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArrowException) as error:
         raise StorageError(
             f"no checkpoint can be written to {url}: {last_line(error)}",
-            mend="see that it is there and can be written, or set training.checkpoint_url",
+            mend="see that it is there and can be written, or change training.checkpoint_url",
         ) from None
     return storage, f"{folder}/{name}"
 

@@ -4,7 +4,7 @@ Bytes a GPU, P parameters, T of them trained, N GPUs, K forget gradients beside 
 
 - weights: all of them; sharded over the GPUs from stage 3 on. Full fine-tuning holds the frozen model beside
   them, whole and in float32.
-- gradient: T; the reduced one is sharded from stage 2 on. Stage 1 frees it only when the shard has been taken.
+- gradient: T; from stage 2 on the reduced shard alone, and at stage 1 both, as it keeps the memory of its shards.
 - stash: K shards of T / N; at stage 0, K whole gradients.
 - optimizer: float32 moments and weights, 12 bytes a trained parameter, sharded from stage 1 on. In float32, stages 0
   and 3 step the network's own weights and need 8, while 1 and 2 make a copy.
@@ -118,7 +118,7 @@ def estimate(
     if f.frozen_copy:
         # It stands outside of DeepSpeed: every GPU has all of it, in float32.
         weights += f.parameters * torch.float32.itemsize
-    gradient = (shard if stage >= 2 else f.trained) * f.weight_bytes
+    gradient = (shard if stage >= 2 else f.trained + shard if stage == 1 else f.trained) * f.weight_bytes
     stash = (requests if tasks == "request" else 1) * shard * f.weight_bytes
     optimizer = shard * (8 if f.weight_bytes == 4 and stage in (0, 3) else 12)
     host = 0

@@ -43,7 +43,7 @@ class Shards(ABC):
 
     @abstractmethod
     def stash(self) -> Shard:
-        """The gradient to keep, in memory that holds nothing else; the next backward pass starts from zero."""
+        """The gradient to keep until the step ends, with no other memory; the next backward pass starts from zero."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -165,7 +165,7 @@ class OptimizerPartitioned(GradientsPartitioned):
         widest = max(bucket.end - bucket.begin for buckets in self._buckets for bucket in buckets)
         self._sent, self._received = torch.empty(
             2,
-            self._world * widest,
+            self._world * widest if self._world > 1 else 0,
             dtype=optimizer.gradient_accumulation_dtype,
             device=optimizer.round_robin_bit16_groups[0][0].device,
         )
