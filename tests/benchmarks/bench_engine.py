@@ -239,7 +239,15 @@ def _counted() -> Iterator[dict[str, float]]:
     import torch.distributed as dist
 
     count = {"bytes": 0.0}
-    names = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
+    names = (
+        "all_reduce",
+        "all_to_all_single",
+        "reduce",
+        "broadcast",
+        "all_gather",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+    )
     originals = {name: getattr(dist, name) for name in names}
 
     def counting(name: str) -> Callable[..., Any]:
