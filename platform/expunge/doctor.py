@@ -1,5 +1,5 @@
-"""What a night needs, looked at one by one. Nothing is changed, but for one blob that is sealed, opened and
-deleted, and a new folder beside the checkpoints."""
+"""What a night needs, looked at one by one. Nothing is changed: one blob is sealed, opened and deleted,
+and a new folder beside checkpoints that lie elsewhere is made and deleted."""
 
 import os
 import platform
