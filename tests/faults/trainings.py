@@ -19,7 +19,7 @@ import pytest
 import ray
 import torch
 from moto.server import ThreadedMotoServer
-from pyarrow.fs import FileSelector, FileSystem, FileType, S3FileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray.cluster_utils import Cluster
 
 from expunge.errors import ExpungeError
@@ -205,7 +205,9 @@ def _s3() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def bucket(trainings: "Trainings") -> str:
     """The URL of a folder on that server, which the cluster knows from its variables alone."""
-    S3FileSystem(allow_bucket_creation=True).create_dir("checkpoints")
+    # By a URL: without one, pyarrow does not look at the variable that names the server.
+    storage, folder = FileSystem.from_uri("s3://checkpoints?allow_bucket_creation=true")
+    storage.create_dir(folder)
     return "s3://checkpoints/nights"
 
 
