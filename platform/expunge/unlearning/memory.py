@@ -118,7 +118,7 @@ def estimate(
     if f.frozen_copy:
         # It stands outside of DeepSpeed: every GPU has all of it, in float32.
         weights += f.parameters * torch.float32.itemsize
-    gradient = (shard if stage >= 2 else f.trained + shard if stage == 1 else f.trained) * f.weight_bytes
+    gradient = ((f.trained if stage < 2 else 0) + (shard if stage >= 1 else 0)) * f.weight_bytes
     stash = (requests if tasks == "request" else 1) * shard * f.weight_bytes
     optimizer = shard * (8 if f.weight_bytes == 4 and stage in (0, 3) else 12)
     host = 0
