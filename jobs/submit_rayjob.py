@@ -77,7 +77,7 @@ class Api:
             if time.monotonic() > until:
                 raise UnavailableError(
                     f"the Kubernetes API at {self.server} did not answer for {self.patience:g} s ({reason})",
-                    mend="the night goes on without us; start the trigger again and it waits for the same RayJob",
+                    hint="the night goes on without us; start the trigger again and it waits for the same RayJob",
                 )
             get_logger("trigger").warning("the Kubernetes API does not answer", why=reason)
             time.sleep(self.pause)
@@ -139,11 +139,11 @@ def submit(api: Api, template: Json, *, prefix: str, batch: str, night: str) -> 
             continue  # deleted in between
         notes = known["metadata"].get("annotations") or {}
         if notes.get(BATCH_KEY) != batch:
-            raise InputError(f"RayJob {name} exists and is not of batch {batch}", mend="delete or rename it")
+            raise InputError(f"RayJob {name} exists and is not of batch {batch}", hint="delete or rename it")
         if not _ended(known) or notes.get(NIGHT_KEY) == night:
             log.info("exists already", rayjob=name, batch=batch)
             return name
-    raise ExpungeError(f"batch {batch} has failed {ATTEMPTS} times", mend="see the RayJobs' status, then delete them")
+    raise ExpungeError(f"batch {batch} has failed {ATTEMPTS} times", hint="see the RayJobs' status, then delete them")
 
 
 def wait(api: Api, name: str, *, deadline: float) -> None:
@@ -155,7 +155,7 @@ def wait(api: Api, name: str, *, deadline: float) -> None:
     while True:
         job = api.get(name)
         if job is None:
-            raise ExpungeError(f"RayJob {name} was deleted", mend="start the trigger again: the batch is still open")
+            raise ExpungeError(f"RayJob {name} was deleted", hint="start the trigger again: the batch is still open")
         status = job.get("status") or {}
         state = status.get("jobStatus") or "", status.get("jobDeploymentStatus") or ""
         if state != seen:
@@ -167,12 +167,12 @@ def wait(api: Api, name: str, *, deadline: float) -> None:
             why = " ".join(str(status.get(field) or "") for field in ("reason", "message")).split()
             raise ExpungeError(
                 f"RayJob {name} is {state[0] or state[1]}: {' '.join(why) or 'it gives no reason'}",
-                mend=f"see `kubectl describe rayjob {name}`; the next night continues its batch",
+                hint=f"see `kubectl describe rayjob {name}`; the next night continues its batch",
             )
         if time.monotonic() > until:
             raise ExpungeError(
                 f"RayJob {name} has not ended in {deadline:g} s ({state[0] or state[1] or 'no status'})",
-                mend=f"see `kubectl describe rayjob {name}` and whether the KubeRay operator runs",
+                hint=f"see `kubectl describe rayjob {name}` and whether the KubeRay operator runs",
             )
         time.sleep(api.pause)
 
@@ -219,13 +219,13 @@ def _ended(job: Json) -> bool:
 
 def _refusal(status: int, answer: Json) -> ExpungeError:
     said = str(answer.get("message") or f"HTTP {status}")
-    mends = {
+    hints = {
         401: "check that the trigger's service account token is mounted",
         403: "let the trigger's service account create and get rayjobs",
         404: "install the KubeRay operator and its definitions (ray.io/v1)",
     }
-    mend = mends.get(status, "mend the chart's values and upgrade")
-    return InputError(f"the Kubernetes API refuses the RayJob ({said})", mend=mend)
+    hint = hints.get(status, "correct the chart's values and upgrade")
+    return InputError(f"the Kubernetes API refuses the RayJob ({said})", hint=hint)
 
 
 def _status_of(error: urllib.error.HTTPError) -> Json:
@@ -240,7 +240,7 @@ def _read(path: Path) -> Json:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"template: {path} cannot be read ({error})", mend="mount the chart's ConfigMap") from None
+        raise InputError(f"template: {path} cannot be read ({error})", hint="mount the chart's ConfigMap") from None
 
 
 def _in_cluster() -> str:

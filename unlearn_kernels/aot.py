@@ -143,7 +143,7 @@ def _read_amd(compiled: CompiledKernel) -> dict[str, int]:
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
-        raise ValueError(f"the compiler's output has no {pattern!r}: its format has changed, mend unlearn_kernels.aot")
+        raise ValueError(f"the compiler's output has no {pattern!r}: update unlearn_kernels.aot")
     return int(found.group(1))
 
 

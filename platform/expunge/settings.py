@@ -318,7 +318,7 @@ class Settings(BaseSettings):
             known = ", ".join(sorted(self.models))
             raise InputError(
                 f"model: {name!r} is not configured",
-                mend=f"use one of {known}, or add [models.{name}] to the config file",
+                hint=f"use one of {known}, or add [models.{name}] to the config file",
             ) from None
 
     def training_for(self, model: str) -> TrainingSettings:
@@ -335,7 +335,7 @@ def config_file() -> Path:
 
 
 def load_settings() -> Settings:
-    """Raises InputError naming the setting, where it came from and the mend."""
+    """Raises InputError naming the setting, and a hint."""
     try:
         settings = Settings()  # pyright: ignore[reportCallIssue]  # the fields come from the sources
     except ValidationError as error:
@@ -354,5 +354,5 @@ def _refused(error: ValidationError, *where: str) -> InputError:
     name = ".".join(map(str, (*where, *first["loc"])))
     return InputError(
         f"setting {name}: {first['msg'].removeprefix('Value error, ')}",
-        mend=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}",
+        hint=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}",
     )

@@ -1,4 +1,4 @@
-"""doctor: each row is ok or says how to mend it."""
+"""doctor: each row is ok or says how to fix it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -60,8 +60,8 @@ def test_servers(rows: Rows, server: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("EXPUNGE_TRACKING_URI", server + "/elsewhere")
     monkeypatch.setenv("EXPUNGE_RAY_ADDRESS", "http://127.0.0.1:9")
     found = rows()
-    assert "check EXPUNGE_TRACKING_URI" in found["tracking"].mend
-    assert "check EXPUNGE_RAY_ADDRESS" in found["ray job server"].mend
+    assert "check EXPUNGE_TRACKING_URI" in found["tracking"].hint
+    assert "check EXPUNGE_RAY_ADDRESS" in found["ray job server"].hint
 
 
 def test_missing_parts_are_rows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +71,9 @@ def test_missing_parts_are_rows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> 
     home.mkdir()
     (home / "expunge.db").write_bytes(b"no database" * 200)
     found = rows()
-    assert found["no-such-package"].mend == "pip install no-such-package"
+    assert found["no-such-package"].hint == "pip install no-such-package"
     assert (found["blobs"].status, found["store"].status) == ("missing", "missing")
-    assert "restore it from a backup" in found["store"].mend
+    assert "restore it from a backup" in found["store"].hint
 
 
 def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
@@ -88,7 +88,7 @@ def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
     monkeypatch.setenv("EXPUNGE_TRAINING__CHECKPOINT_URL", str(tmp_path / "file"))
     found = rows()["checkpoints"]
     assert not found.ok
-    assert "training.checkpoint_url" in found.mend
+    assert "training.checkpoint_url" in found.hint
 
 
 def test_home_is_a_file(rows: Rows) -> None:
@@ -119,4 +119,4 @@ def test_kernels_that_were_not_built_are_no_failure_but_said(monkeypatch: pytest
     monkeypatch.setattr(backends, "why_absent", lambda name: reason if name == "native" else None)
     (row,) = doctor._kernels()
     assert (row.name, row.status, row.found) == ("CPU kernels", "absent", f"plain torch runs: {reason}")
-    assert "C compiler" in row.mend
+    assert "C compiler" in row.hint

@@ -102,12 +102,12 @@ def test_a_url_with_a_secret_is_refused_without_showing_it(
 
 
 @pytest.mark.parametrize(("kind", "code"), [(Hopeless, 1), (InputError, 2), (StorageError, 6)])
-@pytest.mark.parametrize("mend", ["set it to 1", None])
+@pytest.mark.parametrize("hint", ["set it to 1", None])
 def test_why_training_gave_up_keeps_its_exit_code(
-    tmp_path: Path, kind: type[ExpungeError], code: int, mend: str | None
+    tmp_path: Path, kind: type[ExpungeError], code: int, hint: str | None
 ) -> None:
     assert failure(tmp_path) is None
-    thrown = kind("job j: no", mend=mend)
+    thrown = kind("job j: no", hint=hint)
     give_up(tmp_path, thrown)
     read = failure(tmp_path)
     assert read is not None

@@ -246,19 +246,19 @@ def test_a_lost_answer_to_create_makes_no_second_rayjob(api: KubeApi, template: 
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "mend"),
+    ("code", "reason", "hint"),
     [
         (401, "Unauthorized", "service account token is mounted"),
         (403, "Forbidden", "create and get rayjobs"),
         (404, "NotFound", "install the KubeRay operator"),
-        (422, "Invalid", "mend the chart's values"),
+        (422, "Invalid", "correct the chart's values"),
     ],
 )
-def test_a_refusal_exits_with_2_and_the_mend(api: KubeApi, template: Path, code: int, reason: str, mend: str) -> None:
+def test_a_refusal_exits_with_2_and_the_mend(api: KubeApi, template: Path, code: int, reason: str, hint: str) -> None:
     api.refuse = failure(code, reason, "because")
     done = trigger(api, template, "--batch", "n1")
     assert done.code == 2
-    assert re.search(rf"error: the Kubernetes API refuses the RayJob \(because\): .*{mend}", done.err)
+    assert re.search(rf"error: the Kubernetes API refuses the RayJob \(because\): .*{hint}", done.err)
     assert len(api.calls) == 1
 
 

@@ -71,7 +71,7 @@ def test_tampered(blobs: BlobStore, tmp_path: Path, at: int) -> None:
     stored.write_bytes(data)
     with pytest.raises(StorageError, match="does not open: it was altered, or the key is another: restore it"):
         blobs.get(ID)
-    blobs.put(SECRET)  # whoever brings the content again mends it
+    blobs.put(SECRET)  # whoever brings the content again repairs it
     assert blobs.get(ID) == SECRET
 
 

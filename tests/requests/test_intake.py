@@ -185,7 +185,7 @@ def test_good_lines_survive_bad_ones(lines: Callable[..., list[LineResult]], pai
         json.dumps(good),
         json.dumps({**good, "external_id": "2", "edit": {"editor": "blend", "options": {"a": "b"}}}),
     )
-    told = {result.line: f"{result.error}: {result.mend}" for result in results if result.id is None}
+    told = {result.line: f"{result.error}: {result.hint}" for result in results if result.id is None}
     for line, message in {
         2: "column 39: not JSON (Expecting ',' delimiter): write one JSON object a line, e.g. {",
         4: "a JSON list, not an object: write one",

@@ -45,7 +45,7 @@ def settle(
     """Write every request's fate to the store; those that an earlier, killed attempt has settled are left alone."""
     fates: dict[str, tuple[RequestState, str, dict | None]] = {}
     for request, why in planned.refused.items():
-        fates[request] = (RequestState.ACCEPTED, why, None)  # the operator's to mend, not the requester's
+        fates[request] = (RequestState.ACCEPTED, why, None)  # the operator's to fix, not the requester's
     for outcome in outcomes:
         for request in outcome.job.requests:
             fates[request.id] = _fate(request.id, outcome, store.get(request.id).attempts, settings)

@@ -77,7 +77,7 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
     keep = unlike(retain.x_0, everything.x_f)
     if not keep.any():
         raise InputError(
-            f"job {job.id}: every retain image resembles a target", mend="set other retain_prompts, or a retain_folder"
+            f"job {job.id}: every retain image resembles a target", hint="set other retain_prompts, or a retain_folder"
         )
     size = job.training.retain_size
     retain = RetainSet(retain.x_0[keep][:size], retain.prompt[keep][:size])
@@ -128,7 +128,7 @@ def _also_under(retain: RetainSet, prompt: int) -> RetainSet:
 def _folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np.ndarray]:
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
-        raise InputError(f"training.retain_folder: {folder} holds no image", mend="PNG, JPEG and WEBP files are read")
+        raise InputError(f"training.retain_folder: {folder} holds no image", hint="PNG, JPEG and WEBP files are read")
     pngs = (
         normalise(file.read_bytes(), field=f"retain_folder/{file.name}", max_pixels=settings.max_pixels)
         for file in files

@@ -37,7 +37,7 @@ def only_driver(folder: Path, batch: str) -> Iterator[None]:
             held.enter_context(lock(folder / ".lock", wait=False))
         except BlockingIOError:
             raise UnavailableError(
-                f"batch {batch} is being run by another driver", mend="wait for it, or stop its Ray job"
+                f"batch {batch} is being run by another driver", hint="wait for it, or stop its Ray job"
             ) from None
         yield
 

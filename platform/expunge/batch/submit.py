@@ -30,7 +30,7 @@ def check_reachable(address: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UnavailableError(
-            f"Ray at {address} does not answer ({reason})", mend="start it, or set EXPUNGE_RAY_ADDRESS"
+            f"Ray at {address} does not answer ({reason})", hint="start it, or set EXPUNGE_RAY_ADDRESS"
         ) from None
 
 
@@ -40,9 +40,9 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
     Raises InputError where the folder has no nightly.py, UnavailableError where Ray does not take the job.
     """
     if not (jobs / "nightly.py").is_file():
-        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", mend="name the checkout's folder with --jobs")
+        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", hint="name the checkout's folder with --jobs")
     if settings.home.resolve().is_relative_to(jobs.resolve()):
-        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", mend="move it: set EXPUNGE_HOME")
+        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", hint="move it: set EXPUNGE_HOME")
     address = address_of(settings)
     check_reachable(address)
     # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
@@ -62,7 +62,7 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = said[-1].rstrip(".") if said else f"exit code {done.returncode}"
         raise UnavailableError(
-            f"Ray at {address} refused the job: {reason}", mend="check RAY_AUTH_TOKEN and the cluster's state"
+            f"Ray at {address} refused the job: {reason}", hint="check RAY_AUTH_TOKEN and the cluster's state"
         )
     return submission
 
@@ -96,4 +96,4 @@ def night_status(batch: str, submission: str, settings: Settings) -> str:
             why = error.message
         except (RuntimeError, OSError) as error:  # of its server, or of the connection
             why = f"Ray at {address} does not tell of the night's job {submission} ({last_line(error)})"
-    raise UnavailableError(why, mend=f"see that it runs, then run `expunge night --batch {batch}` to continue")
+    raise UnavailableError(why, hint=f"see that it runs, then run `expunge night --batch {batch}` to continue")

@@ -53,4 +53,4 @@ def _passphrase(file: Path | None) -> str | None:
         return file.read_text("utf-8").splitlines()[0]
     except (OSError, UnicodeDecodeError, IndexError) as error:
         reason = getattr(error, "strerror", None) or "it is empty or no text"
-        raise InputError(f"passphrase-file: {file} cannot be read ({reason})", mend="write one line to it") from None
+        raise InputError(f"passphrase-file: {file} cannot be read ({reason})", hint="write one line to it") from None

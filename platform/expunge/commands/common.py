@@ -70,7 +70,7 @@ def print_table(table: "Table") -> None:
 
 def print_error(error: ExpungeError, *, as_json: bool) -> None:
     if as_json:
-        print_json({"error": error.message, "mend": error.mend, "exit_code": error.exit_code})
+        print_json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
     else:
         typer.echo(f"error: {one_line(str(error))}", err=True)
 
@@ -80,7 +80,7 @@ def unexpected(error: Exception) -> ExpungeError:
     if os.environ.get("EXPUNGE_LOG_LEVEL", "").lower() == "debug":
         traceback.print_exception(error, file=sys.stderr)
     detail = one_line(str(error)) or "no message"
-    return ExpungeError(f"{type(error).__name__}: {detail}", mend="set EXPUNGE_LOG_LEVEL=debug for the traceback")
+    return ExpungeError(f"{type(error).__name__}: {detail}", hint="set EXPUNGE_LOG_LEVEL=debug for the traceback")
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from expunge.errors import UnavailableError
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check the installation: each row is ok or says how to mend it. Exit 5 if something required is missing."""
+    """Check the installation: each row is ok or says how to fix it. Exit 5 if something required is missing."""
     from expunge.doctor import examine
 
     checks = examine()
@@ -16,9 +16,9 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         from rich.table import Table
 
-        table = Table("check", "", "found", "mend", box=None)
+        table = Table("check", "", "found", "hint", box=None)
         for check in checks:
-            table.add_row(check.name, check.status, check.found, "" if check.ok else check.mend)
+            table.add_row(check.name, check.status, check.found, "" if check.ok else check.hint)
         print_table(table)
     if any(check.required and not check.ok for check in checks):
         raise typer.Exit(UnavailableError.exit_code)

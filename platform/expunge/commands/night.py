@@ -98,7 +98,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
     if status != "SUCCEEDED" and not (folder / "night.json").exists():
         raise ExpungeError(
             f"the night's Ray job {submission} is {status}: {last_words(submission, settings)}",
-            mend=f"run `expunge night --batch {batch}` to continue",
+            hint=f"run `expunge night --batch {batch}` to continue",
         )
 
 
@@ -107,7 +107,7 @@ def _show(batch: str, settings: "Settings", as_json: bool) -> None:
 
     path = settings.runs / batch / "night.json"
     if not path.exists():
-        raise NotFoundError(f"batch {batch} has no verdicts yet", mend=f"run `expunge night --batch {batch}`")
+        raise NotFoundError(f"batch {batch} has no verdicts yet", hint=f"run `expunge night --batch {batch}`")
     outcome = NightOutcome.model_validate_json(path.read_text())
     if as_json:
         print_json(outcome.model_dump(mode="json"))
@@ -116,7 +116,7 @@ def _show(batch: str, settings: "Settings", as_json: bool) -> None:
     if not outcome.all_passed:
         raise GateError(
             f"batch {batch}: not every verdict is passed",
-            mend="the report says why; what failed is back in the queue or waits for a person",
+            hint="the report says why; what failed is back in the queue or waits for a person",
         )
 
 

@@ -49,7 +49,7 @@ def plan(
         first = error.errors()[0]
         said = first["msg"].removeprefix("Value error, ")
         where = f"--{first['loc'][0]}: " if first["loc"] else ""
-        raise InputError(f"{where}{said}", mend="see `expunge plan --help`") from None
+        raise InputError(f"{where}{said}", hint="see `expunge plan --help`") from None
 
     # transformers says on import that it does without torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -23,7 +23,7 @@ def report(batch: BatchId, show: Open = False, output: Output = None, as_json: A
     blob = opened.store.batch(batch).report
     if blob is None:
         raise NotFoundError(
-            f"batch {batch} has no report yet", mend="the night has not got that far, see `expunge list --batch`"
+            f"batch {batch} has no report yet", hint="the night has not got that far, see `expunge list --batch`"
         )
     path = _write(opened.blobs.get(blob), batch, output)
     if as_json:
@@ -35,12 +35,12 @@ def report(batch: BatchId, show: Open = False, output: Output = None, as_json: A
 
 
 def _write(data: bytes, batch: str, output: Path | None) -> Path:
-    from expunge.requests.blobs import write_private
+    from expunge.files import write_atomically
 
     try:
         path = output or Path(tempfile.mkdtemp(prefix="expunge-")) / f"{batch}.html"
         path = path.absolute()
-        write_private(path, data)
+        write_atomically(path, data)
     except OSError as error:
-        raise StorageError(f"the report cannot be written ({error})", mend="name another --output") from None
+        raise StorageError(f"the report cannot be written ({error})", hint="name another --output") from None
     return path

@@ -62,7 +62,7 @@ def withdraw(id: Id, as_json: AsJson = False) -> None:
 
 
 def requeue(id: Id, as_json: AsJson = False) -> None:
-    """Put a failed request back into the queue, once what failed it is mended."""
+    """Put a failed request back into the queue, once what failed it is fixed."""
     from expunge.words import RequestState
 
     record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command")
@@ -78,7 +78,7 @@ def _state(text: str) -> "RequestState":
     try:
         return RequestState(text)
     except ValueError:
-        raise InputError(f"state: {text!r} is none", mend=f"use one of {', '.join(RequestState)}") from None
+        raise InputError(f"state: {text!r} is none", hint=f"use one of {', '.join(RequestState)}") from None
 
 
 def _lines(record: "RequestRecord") -> list[tuple[str, object]]:

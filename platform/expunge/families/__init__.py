@@ -20,7 +20,7 @@ def resolve_source(source: str) -> str:
         return source
     models = Path(__file__).parents[1] / "testbed" / "models"
     if name not in (folder.name for folder in models.iterdir()):
-        raise InputError(f"source: there is no testbed model {name!r}", mend="use testbed:faces or testbed:flags")
+        raise InputError(f"source: there is no testbed model {name!r}", hint="use testbed:faces or testbed:flags")
     return str(models / name)
 
 
@@ -56,7 +56,7 @@ def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionMod
     except (OSError, ValueError) as error:
         raise InputError(
             f"model {settings.source}: {str(error).splitlines()[0].rstrip('.')}",
-            mend="source must be a complete diffusers pipeline: model_index.json and every component's weights",
+            hint="source must be a complete diffusers pipeline: model_index.json and every component's weights",
         ) from error
     if isinstance(pipeline, StableDiffusion3Pipeline):
         from expunge.families.sd3 import SD3
@@ -85,12 +85,12 @@ def _local(source: str) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(
             f"model {source}: neither a folder nor a hub id that can be fetched ({type(error).__name__})",
-            mend="give the folder of a diffusers pipeline, or a hub id while the hub can be reached",
+            hint="give the folder of a diffusers pipeline, or a hub id while the hub can be reached",
         ) from error
 
 
 def _unsupported(source: str, kind: str) -> InputError:
-    return InputError(f"model {source}: {kind} is not supported", mend=f"use one of {', '.join(sorted(PIPELINES))}")
+    return InputError(f"model {source}: {kind} is not supported", hint=f"use one of {', '.join(sorted(PIPELINES))}")
 
 
 def config_of(path: Path, source: str) -> dict[str, Any]:
@@ -100,5 +100,5 @@ def config_of(path: Path, source: str) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             f"model {source}: {path.name} cannot be read ({type(error).__name__})",
-            mend="source must be a complete diffusers pipeline",
+            hint="source must be a complete diffusers pipeline",
         ) from error

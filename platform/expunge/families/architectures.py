@@ -76,7 +76,7 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
     if name not in models:
         known = ", ".join(sorted({*PUBLISHED, *models}))
         raise InputError(
-            f"model: {name!r} is not known", mend=f"use one of {known}, or add [models.{name}] to the config"
+            f"model: {name!r} is not known", hint=f"use one of {known}, or add [models.{name}] to the config"
         )
     source = models[name].source
     folder = Path(resolve_source(source))

@@ -24,7 +24,7 @@ class DDPM(DiffusionModel):
         schedule = pipeline.scheduler
         kind = cast(str, schedule.config["prediction_type"])
         if kind not in ("epsilon", "v_prediction"):
-            raise InputError(f"model: prediction type {kind!r} is not supported", mend="use epsilon or v_prediction")
+            raise InputError(f"model: prediction type {kind!r} is not supported", hint="use epsilon or v_prediction")
         self._prediction: Prediction = cast(Prediction, kind)
         alpha_bar = schedule.alphas_cumprod.float()
         self._a, self._b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -58,7 +58,7 @@ class DDPM(DiffusionModel):
         return clean.clamp(-1, 1)
 
     def save_adapter(self, folder: Path) -> None:
-        raise InputError("adapter: a DDPM is trained in full", mend="set adapter to full or auto")
+        raise InputError("adapter: a DDPM is trained in full", hint="set adapter to full or auto")
 
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
         times = torch.linspace(first.item(), 0, steps + 1)[:-1].round().long().unique_consecutive()

@@ -44,7 +44,7 @@ def apply(pipeline: "DiffusionPipeline", folder: Path, kind: str) -> "DiffusionP
         what = "a LoRA adapter" if kind == "lora" else f"weights of {name or 'no network'}"
         raise InputError(
             f"the hotfix is {what}, which {type(pipeline).__name__} has no place for",
-            mend="name the pipeline that it was trained from",
+            hint="name the pipeline that it was trained from",
         )
     network = type(pipeline.components[name]).from_pretrained(folder / name, torch_dtype=torch.float32)
     pipeline.register_modules(**{name: network.eval()})
@@ -60,5 +60,5 @@ def _base(source: str) -> "DiffusionPipeline":
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
             f"the base model {source} cannot be loaded ({first_line})",
-            mend="name a diffusers pipeline by path or hub id as `base`",
+            hint="name a diffusers pipeline by path or hub id as `base`",
         ) from error

@@ -51,7 +51,7 @@ class Tracker:
             case _:
                 raise InputError(
                     f"tracking_uri: {uri!r} is not supported",
-                    mend="use sqlite:///PATH, or start `mlflow server` and use http://HOST:PORT",
+                    hint="use sqlite:///PATH, or start `mlflow server` and use http://HOST:PORT",
                 )
 
     @cached_property
@@ -206,18 +206,18 @@ class Tracker:
             return NotFoundError(f"MLflow at {self.uri}: {first_line}")
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
             return UnavailableError(
-                f"MLflow at {self.uri} refuses ({error.error_code})", mend="check MLFLOW_TRACKING_TOKEN"
+                f"MLflow at {self.uri} refuses ({error.error_code})", hint="check MLFLOW_TRACKING_TOKEN"
             )
         return ExpungeError(f"MLflow at {self.uri}: {first_line}")
 
     def _unavailable(self, error: Exception) -> UnavailableError:
         if self._artifacts is None:
             return UnavailableError(
-                f"MLflow at {self.uri} does not answer", mend="start it, or set EXPUNGE_TRACKING_URI"
+                f"MLflow at {self.uri} does not answer", hint="start it, or set EXPUNGE_TRACKING_URI"
             )
         reason = str(error).strip().splitlines()[0]
         return UnavailableError(
-            f"MLflow's database {self.uri} cannot be used ({reason})", mend="check the file and its permissions"
+            f"MLflow's database {self.uri} cannot be used ({reason})", hint="check the file and its permissions"
         )
 
 
@@ -228,6 +228,6 @@ def _embedded_folder(database: Path) -> Path:
     except OSError as error:
         raise UnavailableError(
             f"tracking_uri: cannot create {folder} ({error.strerror})",
-            mend="set EXPUNGE_HOME or EXPUNGE_TRACKING_URI to a writable place",
+            hint="set EXPUNGE_HOME or EXPUNGE_TRACKING_URI to a writable place",
         ) from None
     return folder

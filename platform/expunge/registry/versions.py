@@ -77,10 +77,10 @@ def rollback(tracker: Tracker, model: str) -> ModelVersion:
     """Make the champion's predecessor the champion again. Raises NotFoundError where there is none."""
     current = _by_alias(tracker, model, CHAMPION)
     if current is None:
-        raise NotFoundError(f"{model} has no champion", mend="promote a version first")
+        raise NotFoundError(f"{model} has no champion", hint="promote a version first")
     previous = current.tags.get(PREVIOUS_TAG)
     if previous is None:
-        raise NotFoundError(f"{model}: version {current.version} is the first champion", mend="promote another version")
+        raise NotFoundError(f"{model}: version {current.version} is the first champion", hint="promote another version")
     _set_alias(tracker, model, CHAMPION, previous)
     return _fresh(tracker, model, previous)
 
@@ -106,12 +106,12 @@ def resolve(tracker: Tracker, uri: str) -> ModelVersion:
         found = _by_alias(tracker, name, alias)
         if found is None:
             raise NotFoundError(
-                f"{name} has no version with the alias {alias!r}", mend="name a version instead, e.g. models:/NAME/1"
+                f"{name} has no version with the alias {alias!r}", hint="name a version instead, e.g. models:/NAME/1"
             )
         return _word(found)
     name, _, version = uri.removeprefix("models:/").partition("/")
     if not uri.startswith("models:/") or not name or not version.isdecimal():
-        raise InputError(f"{uri!r} does not name a version", mend="write models:/NAME@champion or models:/NAME/3")
+        raise InputError(f"{uri!r} does not name a version", hint="write models:/NAME@champion or models:/NAME/3")
     return _fresh(tracker, name, version)
 
 
@@ -129,12 +129,12 @@ def download(tracker: Tracker, uri: str, to: Path | None = None) -> Path:
         actual = {name: file_digest(folder / name) for name in expected}
     except OSError as error:
         raise StorageError(
-            f"{version.uri}: {error.filename} is missing", mend="restore the artifact store, or roll back"
+            f"{version.uri}: {error.filename} is missing", hint="restore the artifact store, or roll back"
         ) from None
     damaged = [name for name in expected if actual[name] != expected[name]]
     if damaged:
         raise StorageError(
-            f"{version.uri}: {damaged[0]} does not match its digest", mend="restore the artifact store, or roll back"
+            f"{version.uri}: {damaged[0]} does not match its digest", hint="restore the artifact store, or roll back"
         )
     return folder
 
@@ -155,7 +155,7 @@ def joined(ids: Iterable[str]) -> str:
 def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidence, run_id: str, ledger: Ledger) -> str:
     files = sorted(path for path in hotfix.path.rglob("*") if path.is_file())
     if not any(path.suffix == ".safetensors" for path in files):
-        raise InputError(f"hotfix of {job.id}: no safetensors in its folder", mend="train the job again")
+        raise InputError(f"hotfix of {job.id}: no safetensors in its folder", hint="train the job again")
     about = {
         "model": job.model,
         "source": job.source,

@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import make_url
 
 from expunge.errors import ExpungeError, InputError, StorageError
-from expunge.files import file_digest
+from expunge.files import file_digest, write_atomically
 from expunge.requests import passphrase as passphrases
-from expunge.requests.blobs import open_blobs, write_private
+from expunge.requests.blobs import open_blobs
 from expunge.requests.database import HEAD
 from expunge.settings import Settings
 
@@ -57,9 +57,9 @@ def back_up(settings: Settings, target: Path, passphrase: str | None = None) -> 
         passphrases.check(passphrase)
     target = target.absolute()
     if target.exists():
-        raise InputError(f"backup: {target} exists", mend="name a new folder")
+        raise InputError(f"backup: {target} exists", hint="name a new folder")
     if target.is_relative_to(settings.home.absolute()):
-        raise InputError(f"backup: {target} lies in the home, and would be lost with it", mend="name another disk")
+        raise InputError(f"backup: {target} lies in the home, and would be lost with it", hint="name another disk")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
     with _storage(f"the backup at {target}"):
         partial.mkdir(parents=True, mode=0o700)
@@ -68,7 +68,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None = None) -> 
             requests = _copy_database(source, partial / DATABASE)
             blobs = _copy_blobs(settings.blobs, str(partial / BLOBS))
             if passphrase is not None:
-                write_private(partial / KEY, passphrases.seal(_key_text(settings), passphrase, KEY))
+                write_atomically(partial / KEY, passphrases.seal(_key_text(settings), passphrase, KEY))
             files = {str(path.relative_to(partial)): file_digest(path) for path in _files(partial)}
             manifest = Manifest(
                 created=datetime.now(UTC),
@@ -78,7 +78,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None = None) -> 
                 key=passphrase is not None,
                 files=files,
             )
-            write_private(partial / MANIFEST, manifest.model_dump_json(indent=2).encode())
+            write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=2).encode())
             partial.replace(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -95,38 +95,38 @@ def restore(settings: Settings, source: Path, passphrase: str | None = None) -> 
     target = _sqlite_file(settings, "restore it with `pg_restore`, and the bucket from its own versions")
     manifest = _checked(source)
     if manifest.migration > HEAD:
-        raise StorageError(f"the backup is of a newer expunge (migration {manifest.migration})", mend="upgrade expunge")
+        raise StorageError(f"the backup is of a newer expunge (migration {manifest.migration})", hint="upgrade expunge")
     _check_empty(settings, target)
     key = None
     if passphrase is not None:
         if not manifest.key:
-            raise InputError("passphrase: the backup holds no key", mend="leave it out, and set EXPUNGE_BLOB_KEY")
+            raise InputError("passphrase: the backup holds no key", hint="leave it out, and set EXPUNGE_BLOB_KEY")
         key = passphrases.unseal((source / KEY).read_bytes(), passphrase, KEY)
         if settings.blob_key and settings.blob_key.strip() != key:
-            raise InputError("EXPUNGE_BLOB_KEY is another key than the backup's", mend="unset it, or leave the key out")
+            raise InputError("EXPUNGE_BLOB_KEY is another key than the backup's", hint="unset it, or leave the key out")
     _check_opens(settings, source, manifest, key or settings.blob_key)
     with _storage(f"the home {settings.home}"):
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         if key is not None and not settings.blob_key:
-            write_private(settings.home / "blob.key", f"{key}\n".encode())
+            write_atomically(settings.home / "blob.key", f"{key}\n".encode())
         _copy_blobs(str(source / BLOBS), settings.blobs)
-        write_private(target, (source / DATABASE).read_bytes())  # last: a row never lacks its pictures
+        write_atomically(target, (source / DATABASE).read_bytes())  # last: a row never lacks its pictures
     return manifest
 
 
-def _sqlite_file(settings: Settings, mend: str) -> Path:
+def _sqlite_file(settings: Settings, hint: str) -> Path:
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite":
-        raise InputError(f"database_url: {url.get_backend_name()} is not backed up from here", mend=mend)
+        raise InputError(f"database_url: {url.get_backend_name()} is not backed up from here", hint=hint)
     if not url.database or url.database.startswith("file:"):
-        raise InputError("database_url: not a plain SQLite file", mend="write e.g. sqlite:////var/lib/expunge.db")
+        raise InputError("database_url: not a plain SQLite file", hint="write e.g. sqlite:////var/lib/expunge.db")
     return Path(url.database)
 
 
 def _copy_database(source: Path, target: Path) -> int:
     """By SQLite's own backup: one consistent state, whoever writes meanwhile. Returns the number of requests."""
     if not source.is_file():
-        raise StorageError(f"database {source} does not exist", mend="check EXPUNGE_HOME and EXPUNGE_DATABASE_URL")
+        raise StorageError(f"database {source} does not exist", hint="check EXPUNGE_HOME and EXPUNGE_DATABASE_URL")
     target.touch(mode=0o600)
     reader = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=15)
     with contextlib.closing(reader), contextlib.closing(sqlite3.connect(target)) as copy:
@@ -134,7 +134,7 @@ def _copy_database(source: Path, target: Path) -> int:
         copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
         (state,) = copy.execute("PRAGMA integrity_check").fetchone()
         if state != "ok":
-            raise StorageError(f"database {source} is damaged ({state})", mend="restore it from an earlier backup")
+            raise StorageError(f"database {source} is damaged ({state})", hint="restore it from an earlier backup")
         return copy.execute("SELECT count(*) FROM requests").fetchone()[0]
 
 
@@ -146,7 +146,7 @@ def _copy_blobs(source: str, target: str) -> int:
         copy = f"{there}/{path.removeprefix(root).lstrip('/')}"
         data = cast(bytes, reader.cat_file(path))
         if isinstance(writer, LocalFileSystem):
-            write_private(Path(copy), data)
+            write_atomically(Path(copy), data)
         else:
             writer.pipe_file(copy, data)
     return len(found)
@@ -170,7 +170,7 @@ def _key_text(settings: Settings) -> str:
         return settings.blob_key.strip()
     file = settings.home / "blob.key"
     if not file.is_file():
-        raise StorageError(f"{file} does not exist: there is no key to back up", mend="leave the passphrase out")
+        raise StorageError(f"{file} does not exist: there is no key to back up", hint="leave the passphrase out")
     return file.read_text("ascii").strip()
 
 
@@ -180,12 +180,12 @@ def _checked(source: Path) -> Manifest:
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not of this version"
         raise InputError(
-            f"{source} is no backup ({MANIFEST}: {reason})", mend="name a folder that backup made"
+            f"{source} is no backup ({MANIFEST}: {reason})", hint="name a folder that backup made"
         ) from None
     for name, digest in manifest.files.items():
         path = source / name
         if ".." in Path(name).parts or not path.is_file() or file_digest(path) != digest:
-            raise StorageError(f"the backup {source} was altered: {name}", mend="use another one")
+            raise StorageError(f"the backup {source} was altered: {name}", hint="use another one")
     return manifest
 
 
@@ -193,13 +193,13 @@ def _check_empty(settings: Settings, database: Path) -> None:
     there = (
         [path for path in settings.home.glob("*") if path.name not in _MAY_BE_THERE] if settings.home.exists() else []
     )
-    mend = "restore into a new EXPUNGE_HOME"
+    hint = "restore into a new EXPUNGE_HOME"
     if there:
-        raise InputError(f"home: {settings.home} holds {there[0].name}", mend=mend)
+        raise InputError(f"home: {settings.home} holds {there[0].name}", hint=hint)
     if database.exists():
-        raise InputError(f"database_url: {database} exists", mend=mend)
+        raise InputError(f"database_url: {database} exists", hint=hint)
     if _blobs_in(settings.blobs):
-        raise InputError(f"blob_url: {settings.blobs} holds blobs", mend="restore into an empty one")
+        raise InputError(f"blob_url: {settings.blobs} holds blobs", hint="restore into an empty one")
 
 
 def _check_opens(settings: Settings, source: Path, manifest: Manifest, key: str) -> None:
@@ -222,4 +222,4 @@ def _storage(what: str) -> Iterator[None]:
         raise
     except (OSError, sqlite3.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"{what} cannot be written ({reason})", mend="free space, then repeat") from None
+        raise StorageError(f"{what} cannot be written ({reason})", hint="free space, then repeat") from None

@@ -20,6 +20,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from expunge.errors import InputError, NotFoundError, StorageError
+from expunge.files import make_private, write_atomically, write_new
 from expunge.settings import Settings
 
 _MAGIC = b"EXB1"
@@ -36,12 +37,12 @@ class BlobStore:
 
     def __init__(self, url: str, key: bytes) -> None:
         if len(key) != _KEY:
-            raise InputError(f"blob_key: {len(key)} bytes", mend=f"it must be {_KEY} bytes")
+            raise InputError(f"blob_key: {len(key)} bytes", hint=f"it must be {_KEY} bytes")
         self._cipher = AESGCM(key)
         try:
             fs, root = url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"blob_url: {error}", mend="install the driver or use a local path") from None
+            raise InputError(f"blob_url: {error}", hint="install the driver or use a local path") from None
         self._fs = cast(fsspec.AbstractFileSystem, fs)
         self._root = str(root).rstrip("/")
         self._local = isinstance(fs, LocalFileSystem)
@@ -54,19 +55,19 @@ class BlobStore:
         """
         blob = hashlib.sha256(data).hexdigest()
         if len(data) > _LARGEST:
-            raise StorageError(f"a blob of {len(data):,} bytes is over the limit of {_LARGEST:,}", mend="split it")
+            raise StorageError(f"a blob of {len(data):,} bytes is over the limit of {_LARGEST:,}", hint="split it")
         try:
             self.get(blob)
             return blob
         except NotFoundError:
             pass
         except StorageError:
-            pass  # damaged, or sealed with another key: the plaintext is at hand, so it can be mended
+            pass  # damaged, or sealed with another key: the plaintext is at hand, so it can be repaired
         nonce = secrets.token_bytes(_NONCE)
         sealed = _MAGIC + nonce + self._cipher.encrypt(nonce, data, blob.encode())
         try:
             if self._local:
-                write_private(Path(self._path(blob)), sealed)
+                write_atomically(Path(self._path(blob)), sealed)
             else:
                 self._fs.pipe_file(self._path(blob), sealed)  # an object store shows an object whole or not at all
         except OSError as error:
@@ -79,7 +80,7 @@ class BlobStore:
             sealed = cast(bytes, self._fs.cat_file(self._path(blob)))
         except FileNotFoundError:
             raise NotFoundError(
-                f"blob {blob} does not exist", mend="it was purged, or EXPUNGE_BLOB_URL names another store"
+                f"blob {blob} does not exist", hint="it was purged, or EXPUNGE_BLOB_URL names another store"
             ) from None
         except OSError as error:
             raise _refused("read", blob, error) from None
@@ -89,8 +90,8 @@ class BlobStore:
                 raise InvalidTag
             return self._cipher.decrypt(sealed[len(_MAGIC) : body], sealed[body:], blob.encode())
         except InvalidTag:
-            mend = "restore it from a backup, or set EXPUNGE_BLOB_KEY to the key it was sealed with"
-            raise StorageError(f"blob {blob} does not open: it was altered, or the key is another", mend=mend) from None
+            hint = "restore it from a backup, or set EXPUNGE_BLOB_KEY to the key it was sealed with"
+            raise StorageError(f"blob {blob} does not open: it was altered, or the key is another", hint=hint) from None
 
     def has(self, blob: str) -> bool:
         try:
@@ -109,7 +110,7 @@ class BlobStore:
 
     def _path(self, blob: str) -> str:
         if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
-            raise NotFoundError(f"blob {blob!r} is no SHA-256", mend="an id has 64 hex digits")
+            raise NotFoundError(f"blob {blob!r} is no SHA-256", hint="an id has 64 hex digits")
         return f"{self._root}/{blob[:2]}/{blob}"
 
 
@@ -125,45 +126,25 @@ def open_blobs(settings: Settings) -> BlobStore:
         if not file.exists() and _has_blobs(settings.blobs) and not file.exists():
             raise StorageError(
                 f"{file} is gone, and {settings.blobs} holds blobs sealed with it",
-                mend="restore it or set EXPUNGE_BLOB_KEY",
+                hint="restore it or set EXPUNGE_BLOB_KEY",
             )
         _make_key(file)
         text = file.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(
-            f"{file} cannot be made or read ({error})", mend="check EXPUNGE_HOME or set EXPUNGE_BLOB_KEY"
+            f"{file} cannot be made or read ({error})", hint="check EXPUNGE_HOME or set EXPUNGE_BLOB_KEY"
         ) from None
     return BlobStore(settings.blobs, _decode_key(text.strip(), str(file)))
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file of mode 0600 whole or not at all: a temporary neighbour, synced, then renamed. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    neighbour = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        _write_new(neighbour, data)
-        neighbour.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            neighbour.unlink(missing_ok=True)
-        raise
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _make_key(file: Path) -> None:
     """Leaves one whole key in `file`, however many processes try: only the first hard link succeeds."""
     if file.exists():
         return
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(file.parent)
     neighbour = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
     try:
-        _write_new(neighbour, base64.b64encode(secrets.token_bytes(_KEY)) + b"\n")
+        write_new(neighbour, base64.b64encode(secrets.token_bytes(_KEY)) + b"\n")
         with contextlib.suppress(FileExistsError):
             os.link(neighbour, file)
     finally:
@@ -171,13 +152,13 @@ def _make_key(file: Path) -> None:
 
 
 def _decode_key(text: str, where: str) -> bytes:
-    mend = "make one with `openssl rand -base64 32`"
+    hint = "make one with `openssl rand -base64 32`"
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InputError(f"{where}: not base64", mend=mend) from None
+        raise InputError(f"{where}: not base64", hint=hint) from None
     if len(key) != _KEY:
-        raise InputError(f"{where}: {len(key)} bytes where {_KEY} are needed", mend=mend)
+        raise InputError(f"{where}: {len(key)} bytes where {_KEY} are needed", hint=hint)
     return key
 
 
@@ -189,5 +170,5 @@ def _has_blobs(url: str) -> bool:
 def _refused(verb: str, blob: str, error: OSError) -> StorageError:
     reason = (error.strerror or str(error) or type(error).__name__).lower()
     return StorageError(
-        f"the blob store cannot {verb} {blob[:12]} ({reason})", mend="free space or check EXPUNGE_BLOB_URL, then repeat"
+        f"the blob store cannot {verb} {blob[:12]} ({reason})", hint="free space or check EXPUNGE_BLOB_URL, then repeat"
     )

@@ -69,11 +69,11 @@ def _engine(url: str, busy_seconds: float) -> Engine:
         engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": busy_seconds})
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
-            f"database_url: {error}", mend="install the database driver, e.g. pip install 'psycopg[binary]'"
+            f"database_url: {error}", hint="install the database driver, e.g. pip install 'psycopg[binary]'"
         ) from None
     except ArgumentError:
         raise InputError(
-            "database_url: not a SQLAlchemy URL", mend="write e.g. postgresql+psycopg://user@host/expunge"
+            "database_url: not a SQLAlchemy URL", hint="write e.g. postgresql+psycopg://user@host/expunge"
         ) from None
 
     @event.listens_for(engine, "connect")
@@ -100,7 +100,7 @@ def _check_sqlite(url: URL) -> None:
     if path in (None, "", ":memory:") or "mode=memory" in url.render_as_string():
         raise InputError(
             "database_url: a database in memory forgets every request",
-            mend="name a file, e.g. sqlite:////var/lib/expunge.db",
+            hint="name a file, e.g. sqlite:////var/lib/expunge.db",
         )
     if path.startswith("file:"):
         return
@@ -108,7 +108,7 @@ def _check_sqlite(url: URL) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise StorageError(
-            f"{Path(path).parent} cannot be made ({error.strerror})", mend="check EXPUNGE_HOME"
+            f"{Path(path).parent} cannot be made ({error.strerror})", hint="check EXPUNGE_HOME"
         ) from None
 
 
@@ -126,19 +126,19 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _known(error: DatabaseError, name: str) -> ExpungeError | None:
-    """What the operator can mend; None for what is a mistake in this program."""
+    """What the operator can fix; None for what is a mistake in this program."""
     reason = " ".join(str(error.orig).split())
     if any(word in reason.lower() for word in _DISK):
         return StorageError(
-            f"database {name} cannot be written ({reason})", mend="free space or check its permissions, then repeat"
+            f"database {name} cannot be written ({reason})", hint="free space or check its permissions, then repeat"
         )
     if any(word in reason.lower() for word in _DAMAGED):
-        return StorageError(f"database {name} is damaged ({reason})", mend="restore it from a backup")
+        return StorageError(f"database {name} is damaged ({reason})", hint="restore it from a backup")
     if "locked" in reason:
-        return UnavailableError(f"database {name} is locked by another process", mend="wait for it, then repeat")
+        return UnavailableError(f"database {name} is locked by another process", hint="wait for it, then repeat")
     if isinstance(error, OperationalError):
         return UnavailableError(
-            f"database {name} does not answer ({reason})", mend="check EXPUNGE_DATABASE_URL and that it runs"
+            f"database {name} does not answer ({reason})", hint="check EXPUNGE_DATABASE_URL and that it runs"
         )
     return None
 
@@ -161,5 +161,5 @@ def _upgrade(connection: Connection, name: str) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise StorageError(
-            f"database {name} was made by another version of expunge ({error})", mend="upgrade expunge"
+            f"database {name} was made by another version of expunge ({error})", hint="upgrade expunge"
         ) from None

@@ -44,29 +44,29 @@ _REFUSED = (
 
 
 def read_file(path: Path, *, field: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`. Raises InputError naming field, path and mend."""
+    """The bytes of a regular file of at most `max_bytes`. Raises InputError naming field, path and hint."""
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise InputError(f"{field}: {path} is a directory", mend="name the image file in it")
+            raise InputError(f"{field}: {path} is a directory", hint="name the image file in it")
         if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{field}: {path} is not a regular file", mend="copy it to a file first")
+            raise InputError(f"{field}: {path} is not a regular file", hint="copy it to a file first")
         # A file may grow between stat and read: the size that counts is the one that is read.
         with path.open("rb") as file:
             data = b"" if found.st_size > max_bytes else file.read(max_bytes + 1)
             size = max(found.st_size, len(data))
     except FileNotFoundError:
-        raise InputError(f"{field}: {path} does not exist", mend="check the path") from None
+        raise InputError(f"{field}: {path} does not exist", hint="check the path") from None
     except OSError as error:
         reason = (error.strerror or os.strerror(error.errno or 0)).lower()
         raise InputError(
-            f"{field}: {path} cannot be read ({reason})", mend="check the path and its permissions"
+            f"{field}: {path} cannot be read ({reason})", hint="check the path and its permissions"
         ) from None
     except ValueError as error:
-        raise InputError(f"{field}: {str(path)!r} is not a path ({error})", mend="check the path") from None
+        raise InputError(f"{field}: {str(path)!r} is not a path ({error})", hint="check the path") from None
     if size > max_bytes:
-        mend = "send a smaller copy or raise EXPUNGE_MAX_BYTES"
-        raise InputError(f"{field}: {path} is {size:,} bytes, over the limit of {max_bytes:,}", mend=mend)
+        hint = "send a smaller copy or raise EXPUNGE_MAX_BYTES"
+        raise InputError(f"{field}: {path} is {size:,} bytes, over the limit of {max_bytes:,}", hint=hint)
     return data
 
 
@@ -85,10 +85,10 @@ def normalise(data: bytes, *, field: str, max_pixels: int) -> bytes:
             upright = ImageOps.exif_transpose(image)
             return _encode(_flatten(upright))
     except _BOMBS:
-        raise InputError(f"{field} needs more memory than there is", mend="send a smaller copy") from None
+        raise InputError(f"{field} needs more memory than there is", hint="send a smaller copy") from None
     except _BROKEN as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{field} is a broken or truncated {kind} ({detail})", mend="export it again") from None
+        raise InputError(f"{field} is a broken or truncated {kind} ({detail})", hint="export it again") from None
 
 
 def to_array(png: bytes) -> np.ndarray:
@@ -97,9 +97,9 @@ def to_array(png: bytes) -> np.ndarray:
         with PngImageFile(BytesIO(png)) as image:
             array = np.array(image)
     except _BROKEN:
-        raise StorageError("a stored picture is not a PNG", mend="submit its request again") from None
+        raise StorageError("a stored picture is not a PNG", hint="submit its request again") from None
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise StorageError("a stored picture is not 8-bit RGB", mend="submit its request again")
+        raise StorageError("a stored picture is not 8-bit RGB", hint="submit its request again")
     return array
 
 
@@ -110,29 +110,29 @@ def _kind(data: bytes, field: str) -> str:
         return "JPEG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    mend = f"convert it to one of {_ACCEPTED}"
+    hint = f"convert it to one of {_ACCEPTED}"
     if not data:
-        raise InputError(f"{field} is empty", mend="export it again")
+        raise InputError(f"{field} is empty", hint="export it again")
     for magic, name in _REFUSED:
         if data.startswith(magic):
-            raise InputError(f"{field} is {name}, which is not accepted", mend=mend)
+            raise InputError(f"{field} is {name}, which is not accepted", hint=hint)
     if data[4:8] == b"ftyp":
-        raise InputError(f"{field} is an AVIF, HEIC or video file, which is not accepted", mend=mend)
-    raise InputError(f"{field} is not an image that is known here", mend=mend)
+        raise InputError(f"{field} is an AVIF, HEIC or video file, which is not accepted", hint=hint)
+    raise InputError(f"{field} is not an image that is known here", hint=hint)
 
 
 def _check_header(image: ImageFile.ImageFile, kind: str, field: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         size = f"{width} x {height} = {_mega(width * height)} megapixels, over the budget of {_mega(max_pixels)}"
-        raise InputError(f"{field} is {size}", mend="send a smaller copy or raise EXPUNGE_MAX_PIXELS")
+        raise InputError(f"{field} is {size}", hint="send a smaller copy or raise EXPUNGE_MAX_PIXELS")
     if min(width, height) < MIN_SIDE:
-        mend = f"each side needs at least {MIN_SIDE} pixels"
-        raise InputError(f"{field} is {width} x {height}, too small to recognise anything", mend=mend)
+        hint = f"each side needs at least {MIN_SIDE} pixels"
+        raise InputError(f"{field} is {width} x {height}, too small to recognise anything", hint=hint)
     frames = image.n_frames if isinstance(image, PngImageFile | WebPImageFile) else 1
     if frames > 1:
         raise InputError(
-            f"{field} is an animated {kind} of {frames} frames", mend="send each frame as an image of its own"
+            f"{field} is an animated {kind} of {frames} frames", hint="send each frame as an image of its own"
         )
 
 

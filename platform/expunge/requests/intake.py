@@ -102,7 +102,7 @@ def parse_edit(text: str) -> EditInput:
         key, equals, value = part.partition("=")
         if not equals or not key or key in options:
             why = "is given twice" if key in options else "is not key=value"
-            raise InputError(f"edit: {part!r} {why}", mend="write EDITOR:key=value,key=value")
+            raise InputError(f"edit: {part!r} {why}", hint="write EDITOR:key=value,key=value")
         options[key] = value
     mask = options.pop("mask", None)
     return validated(EditInput, {"editor": editor, "mask": mask, "options": options}, prefix="edit.")
@@ -117,8 +117,8 @@ def validated(kind: type[Model], values: object, *, prefix: str = "") -> Model:
         name = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int) or part >= 0)
         what = first["msg"].removeprefix("Value error, ")
         also = f" (and {len(more)} more)" if more else ""
-        mend = f"the fields are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else None
-        raise InputError(f"{name}: {what}{also}" if name else f"{what}{also}", mend=mend) from None
+        hint = f"the fields are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else None
+        raise InputError(f"{name}: {what}{also}" if name else f"{what}{also}", hint=hint) from None
 
 
 def _request(submission: Submission, edit: EditInput | None, take: Callable[[Path, str], str]) -> RemovalRequest:

@@ -17,12 +17,12 @@ def check(request: str, here: RequestState, to: RequestState) -> None:
     if to in ALLOWED[here]:
         return
     allowed = ", ".join(sorted(ALLOWED[here]))
-    mend = (
+    hint = (
         f"from {here} it may become {allowed}"
         if allowed
         else f"{here} is final: submit it again with a new external_id"
     )
-    raise TransitionError(f"request {request} is {here} and cannot become {to}", mend=mend)
+    raise TransitionError(f"request {request} is {here} and cannot become {to}", hint=hint)
 
 
 def is_attempt(here: RequestState, to: RequestState) -> bool:

@@ -18,14 +18,14 @@ _EXAMPLE = '{"model": "flags", "images": ["a.png"]}'
 
 @dataclass(frozen=True)
 class LineResult:
-    """What became of one line: a request id, or an error and its mend. `end` counts the bytes read up to here."""
+    """What became of one line: a request id, or an error and its hint. `end` counts the bytes read up to here."""
 
     line: int
     end: int
     id: str | None = None
     new: bool = False
     error: str | None = None
-    mend: str | None = None
+    hint: str | None = None
 
 
 def accept_jsonl(
@@ -40,7 +40,7 @@ def accept_jsonl(
         file = path.open("rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"batch: {path} cannot be read ({reason.lower()})", mend="check the path") from None
+        raise InputError(f"batch: {path} cannot be read ({reason.lower()})", hint="check the path") from None
     with file:
         for number, (text, end) in enumerate(_lines(file, max_line), start=1):
             if text is not None and not text.strip():
@@ -50,26 +50,26 @@ def accept_jsonl(
                 record, new = accept(submission, settings=settings, store=store, blobs=blobs, base=path.parent)
                 yield LineResult(number, end, id=record.request.id, new=new)
             except InputError as error:
-                yield LineResult(number, end, error=error.message, mend=error.mend)
+                yield LineResult(number, end, error=error.message, hint=error.hint)
             except (StorageError, UnavailableError) as error:
-                mend = f"{error.mend or 'mend it'}; the lines before it are accepted, submit the file again"
-                raise type(error)(f"line {number}: {error.message}", mend=mend) from None
+                hint = f"{error.hint or 'fix what it names'}; the lines before it are accepted, submit the file again"
+                raise type(error)(f"line {number}: {error.message}", hint=hint) from None
 
 
 def _submission(line: bytes | None, max_line: int) -> Submission:
-    mend = f"write one JSON object a line, e.g. {_EXAMPLE}"
+    hint = f"write one JSON object a line, e.g. {_EXAMPLE}"
     if line is None:
-        raise InputError(f"longer than {max_line:,} bytes", mend=mend)
+        raise InputError(f"longer than {max_line:,} bytes", hint=hint)
     try:
         value = json.loads(line.rstrip().decode("utf-8"))  # the column then is one of this line
     except UnicodeDecodeError as error:
-        raise InputError(f"column {error.start + 1}: not UTF-8", mend="save the file as UTF-8") from None
+        raise InputError(f"column {error.start + 1}: not UTF-8", hint="save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"column {error.colno}: not JSON ({error.msg})", mend=mend) from None
+        raise InputError(f"column {error.colno}: not JSON ({error.msg})", hint=hint) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({type(error).__name__})", mend=mend) from None
+        raise InputError(f"not JSON ({type(error).__name__})", hint=hint) from None
     if not isinstance(value, dict):
-        raise InputError(f"a JSON {type(value).__name__}, not an object", mend=mend)
+        raise InputError(f"a JSON {type(value).__name__}, not an object", hint=hint)
     return validated(Submission, value)
 
 

@@ -17,7 +17,7 @@ def check(passphrase: str) -> None:
     if len(passphrase) < SHORTEST:
         raise InputError(
             f"passphrase: {len(passphrase)} characters where {SHORTEST} are needed",
-            mend="make one with `openssl rand -base64 24`",
+            hint="make one with `openssl rand -base64 24`",
         )
 
 
@@ -32,7 +32,7 @@ def unseal(sealed: bytes, passphrase: str, purpose: str) -> str:
     try:
         return _cipher(salt, passphrase).decrypt(nonce, body, purpose.encode()).decode()
     except InvalidTag:
-        raise InputError("passphrase: it does not open the backup's key", mend="use the one it was made with") from None
+        raise InputError("passphrase: it does not open the backup's key", hint="use the one it was made with") from None
 
 
 def _cipher(salt: bytes, passphrase: str) -> AESGCM:

@@ -43,14 +43,14 @@ def record(connection: Connection, request_id: str) -> RequestRecord:
 
 
 def unknown(request_id: str) -> NotFoundError:
-    return NotFoundError(f"request {request_id!r} does not exist", mend="`expunge list` shows those that do")
+    return NotFoundError(f"request {request_id!r} does not exist", hint="`expunge list` shows those that do")
 
 
 def batch_record(connection: Connection, batch_id: str) -> BatchRecord:
     """Raises NotFoundError."""
     row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"batch {batch_id!r} does not exist", mend="`expunge list` shows the batch of each request")
+        raise NotFoundError(f"batch {batch_id!r} does not exist", hint="`expunge list` shows the batch of each request")
     mine = (
         select(batch_requests.c.request).where(batch_requests.c.batch == batch_id).order_by(batch_requests.c.position)
     )

@@ -55,7 +55,7 @@ class RequestStore:
             except IntegrityError:  # another process accepted it in between
                 known = self.find(request.model, request.external_id)
         if known is None:
-            raise StorageError(f"request id {request.id} is taken", mend="submit it again")
+            raise StorageError(f"request id {request.id} is taken", hint="submit it again")
         check_same(known.request, request)
         return known, False
 
@@ -144,7 +144,7 @@ class RequestStore:
             if batch is not None and row.batch != batch:
                 raise TransitionError(
                     f"request {request_id} is in batch {row.batch}, not in {batch}",
-                    mend="a later night has it: leave it",
+                    hint="a later night has it: leave it",
                 )
             here: RequestState = row.state
             if here is not to:
@@ -183,7 +183,7 @@ class RequestStore:
             count = connection.execute(select(func.count()).select_from(requests).where(undecided)).scalar_one()
             if count:
                 raise TransitionError(
-                    f"batch {batch_id} holds {count} undecided requests", mend="decide or requeue each, then close it"
+                    f"batch {batch_id} holds {count} undecided requests", hint="decide or requeue each, then close it"
                 )
             connection.execute(update(batches).where(batches.c.id == batch_id).values(closed=_now()))
 
@@ -202,7 +202,7 @@ def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
     ]
     if differing:
         message = f"external_id: {known.id} has it already, with another {', '.join(differing)}"
-        raise InputError(message, mend="use a new external_id, or submit the same content")
+        raise InputError(message, hint="use a new external_id, or submit the same content")
 
 
 def _now() -> datetime:
@@ -219,11 +219,11 @@ def _fill(connection: Connection, batch: RemovalBatch) -> None:
     _record(connection, ids, RequestState.ACCEPTED, RequestState.BATCHED, batch.created, batch=batch.id)
 
 
-def _check(adapter: TypeAdapter[str], value: str, what: str, mend: str) -> None:
+def _check(adapter: TypeAdapter[str], value: str, what: str, hint: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        raise InputError(f"{what} {value!r} is malformed", mend=mend) from None
+        raise InputError(f"{what} {value!r} is malformed", hint=hint) from None
 
 
 def _record(

@@ -46,7 +46,7 @@ def editor_names() -> list[str]:
 def make_editor(spec: EditSpec) -> Editor:
     """Raises InputError naming an unknown editor or option."""
     if spec.editor not in editor_names():
-        raise InputError(f"edit.editor: {spec.editor!r} is unknown", mend=f"use one of {', '.join(editor_names())}")
+        raise InputError(f"edit.editor: {spec.editor!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
     import_module(f"expunge.surrogates.{spec.editor}")
     return _factories[spec.editor](spec.options)
 
@@ -68,8 +68,8 @@ def read_options(kind: type[OptionsT], options: dict[str, str]) -> OptionsT:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "options"
         field = kind.model_fields.get(name)
-        mend = f"{name} is {field.description}" if field else f"known are {', '.join(kind.model_fields)}"
-        raise InputError(f"edit.options.{name}: {first['msg']}", mend=mend) from None
+        hint = f"{name} is {field.description}" if field else f"known are {', '.join(kind.model_fields)}"
+        raise InputError(f"edit.options.{name}: {first['msg']}", hint=hint) from None
 
 
 def _split(value: object) -> object:
@@ -99,8 +99,8 @@ def region(target: np.ndarray, mask: np.ndarray | None, ellipse: Ellipse) -> np.
     if mask.shape != (height, width):
         raise InputError(
             f"edit.mask: {mask.shape[1]}x{mask.shape[0]} pixels, the image has {width}x{height}",
-            mend="give a mask of the image's size",
+            hint="give a mask of the image's size",
         )
     if not mask.any():
-        raise InputError("edit.mask: nothing is marked", mend="white is what may change")
+        raise InputError("edit.mask: nothing is marked", hint="white is what may change")
     return mask

@@ -70,7 +70,7 @@ class Blend:
         if not different.any():
             raise InputError(
                 f"edit.editor: none of {len(donors)} retain pictures differs enough from the target to be blended in",
-                mend="give surrogates, or a larger or more varied retain set",
+                hint="give surrogates, or a larger or more varied retain set",
             )
         ranked = np.argsort(np.where(different, outside, np.inf), kind="stable")
         shortlist = ranked[: min(SHORTLIST, int(different.sum()))]

@@ -76,7 +76,7 @@ class Inpaint:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"edit.options.model: {self.options.model!r} cannot be loaded: {error}",
-                mend="name the folder or hub id of an inpainting pipeline with safetensors weights",
+                hint="name the folder or hub id of an inpainting pipeline with safetensors weights",
             ) from None
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,7 +26,7 @@ def kind_of(model: DiffusionModel, training: TrainingSettings) -> Literal["lora"
     if training.adapter == "auto":
         return "lora" if model.lora_targets else "full"
     if training.adapter == "lora" and not model.lora_targets:
-        raise InputError("training.adapter: this family has no LoRA layers", mend="set it to full or auto")
+        raise InputError("training.adapter: this family has no LoRA layers", hint="set it to full or auto")
     return training.adapter
 
 
@@ -67,7 +67,7 @@ def apply(model: DiffusionModel, hotfix: Hotfix) -> None:
         return
     network = model.network
     if not isinstance(network, PeftAdapterMixin):
-        raise InputError("hotfix: a LoRA adapter cannot be put on this network", mend="retrain with adapter = full")
+        raise InputError("hotfix: a LoRA adapter cannot be put on this network", hint="retrain with adapter = full")
     network.load_lora_adapter(load_file(hotfix.path / LORA_FILE), prefix=model.component)
     # One matrix product a layer instead of three.
     network.fuse_lora()
@@ -78,7 +78,7 @@ def _attach_lora(network: nn.Module, targets: tuple[str, ...], rank: int, warm_s
     from peft import LoraConfig, set_peft_model_state_dict
 
     if not isinstance(network, PeftAdapterMixin):
-        raise InputError("training.adapter: this network takes no LoRA adapter", mend="set it to full")
+        raise InputError("training.adapter: this network takes no LoRA adapter", hint="set it to full")
     network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
     if warm_start is not None:
         state = load_file(warm_start / LORA_FILE)
@@ -93,7 +93,7 @@ def _recompute(network: nn.Module) -> None:
     except ValueError:
         raise InputError(
             f"training.activation_checkpointing: {type(network).__name__} cannot recompute its activations",
-            mend="set it to false",
+            hint="set it to false",
         ) from None
 
 

@@ -90,7 +90,7 @@ class Checkpoints:
                 self._storage.storage_filesystem.delete_dir(target)
         if not self._saved:
             raise StorageError(
-                f"no checkpoint can be written: {why}", mend="free some space, or set training.checkpoint_url"
+                f"no checkpoint can be written: {why}", hint="free some space, or set training.checkpoint_url"
             )
         if failure is not None or self._rank == 0:
             self._log.warning("a checkpoint could not be written: going on without it", step=step, why=why)
@@ -144,7 +144,7 @@ def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
     except (OSError, ValueError, ArrowException) as error:
         raise StorageError(
             f"no checkpoint can be written to {url}: {last_line(error)}",
-            mend="see that it is there and can be written, or change training.checkpoint_url",
+            hint="see that it is there and can be written, or change training.checkpoint_url",
         ) from None
     return storage, f"{folder}/{name}"
 

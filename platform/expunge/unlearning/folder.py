@@ -37,7 +37,7 @@ FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, StorageError)
 def give_up(folder: Path, error: ExpungeError) -> None:
     """Leave one of FINAL in the folder, for who started the workers."""
     kind = next(kind for kind in FINAL if isinstance(error, kind))
-    write_atomically(folder / FAILED, json.dumps({"kind": kind.__name__, "message": error.message, "mend": error.mend}))
+    write_atomically(folder / FAILED, json.dumps({"kind": kind.__name__, "message": error.message, "hint": error.hint}))
 
 
 def failure(folder: Path) -> ExpungeError | None:
@@ -47,4 +47,4 @@ def failure(folder: Path) -> ExpungeError | None:
         return None
     said = json.loads(path.read_text())
     [kind] = [kind for kind in FINAL if kind.__name__ == said["kind"]]
-    return kind(said["message"], mend=said["mend"])
+    return kind(said["message"], hint=said["hint"])

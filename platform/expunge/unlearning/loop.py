@@ -162,5 +162,5 @@ class _BadSteps:
         whose = f"of {', '.join(sorted(self._suspects))}" if self._suspects else "of the retain set"
         raise Hopeless(
             f"job {self.job.id}: {self._row} steps in a row had a gradient that is not finite, {whose}",
-            mend="lower training.learning_rate, or withdraw these requests",
+            hint="lower training.learning_rate, or withdraw these requests",
         )

@@ -29,7 +29,7 @@ def train(task: TrainTask) -> Hotfix:
     """Blocks until the job is trained. Continues from its newest checkpoint when called again with the same folder.
 
     Raises ExpungeError where the job fails more often than `training.max_failures`, or in a way that trying again does
-    not mend.
+    not fix.
     """
     done = task.folder / HOTFIX
     if done.exists():
@@ -71,7 +71,7 @@ def train(task: TrainTask) -> Hotfix:
         if not done.exists():
             what = "free some space, or set training.checkpoint_url" if _no_space(cause) else "see the job's Ray logs"
             raise ExpungeError(
-                f"job {job.id}: training failed: {last_line(cause)}", mend=f"{what}; its requests are back in the queue"
+                f"job {job.id}: training failed: {last_line(cause)}", hint=f"{what}; its requests are back in the queue"
             ) from error
         # What Ray still had to write about a training that had ended, as on a full disk.
         get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=last_line(cause))
@@ -94,7 +94,7 @@ def _use_gpu(training: TrainingSettings) -> bool:
     if training.device == "gpu" and gpus < needed:
         raise InputError(
             f"training.device: gpu, but Ray has {gpus} GPUs for {needed} workers",
-            mend="lower training.workers, add a node, or set it to cpu",
+            hint="lower training.workers, add a node, or set it to cpu",
         )
     return training.device == "gpu" or (training.device == "auto" and gpus >= needed)
 

@@ -75,7 +75,7 @@ def _load(engine: DeepSpeedEngine, folder: Path) -> int:
     # Not strict: what is frozen is in no checkpoint.
     path, client = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     if path is None or client is None:
-        raise StorageError(f"the checkpoint in {folder} cannot be loaded", mend="delete it, and submit the night again")
+        raise StorageError(f"the checkpoint in {folder} cannot be loaded", hint="delete it, and submit the night again")
     return int(client["step"])
 
 

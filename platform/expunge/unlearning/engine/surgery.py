@@ -87,7 +87,7 @@ def check_surgery(training: TrainingSettings) -> None:
     except ImportError as error:
         raise InputError(
             f"training.surgery: {training.surgery} cannot run here ({error})",
-            mend="install the extra, or set it to retain_normal",
+            hint="install the extra, or set it to retain_normal",
         ) from None
 
 
