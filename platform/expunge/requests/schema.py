@@ -54,6 +54,7 @@ class BatchRecord(Word):
     id: Identifier
     created: datetime
     closed: datetime | None
+    starts: int
     report: BlobId | None
     requests: tuple[Identifier, ...]
 
@@ -93,6 +94,13 @@ metadata = MetaData(
     }
 )
 
+identity = Table(
+    "identity",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(64), nullable=False),
+)
+
 batches = Table(
     "batches",
     metadata,
@@ -100,6 +108,7 @@ batches = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("closed", UtcDateTime),
     Column("report", String(64)),
+    Column("starts", Integer, nullable=False, server_default="0"),
 )
 
 requests = Table(

@@ -1,0 +1,25 @@
+"""An id of the database itself, and how often each batch was started."""
+
+import secrets
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    identity = op.create_table(
+        "identity",
+        sa.Column("name", sa.String(32), nullable=False),
+        sa.Column("value", sa.String(64), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_identity"),
+    )
+    op.bulk_insert(identity, [{"name": "database", "value": secrets.token_hex(16)}])
+    op.add_column("batches", sa.Column("starts", sa.Integer, nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    op.drop_column("batches", "starts")
+    op.drop_table("identity")
