@@ -22,7 +22,7 @@ from expunge.requests import database
 from expunge.requests.database import Database
 from expunge.requests.lifecycle import ALLOWED
 from expunge.requests.schema import metadata
-from expunge.requests.store import MAX_STARTS, RequestStore, open_store
+from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings
 from expunge.words import RemovalRequest, RequestState
 
@@ -188,22 +188,29 @@ def test_more_requests_than_a_statement_takes(store: RequestStore, ask: Ask) -> 
     assert store.count(S.ACCEPTED) == _MANY
 
 
-def test_a_batch_that_wears_out_its_drivers_gives_its_requests_back(store: RequestStore, ask: Ask) -> None:
+def test_the_drivers_of_a_batch_are_counted_until_it_gets_further(store: RequestStore, ask: Ask) -> None:
+    store.add(ask("a"))
+    batch = store.drain(None).id
+    assert [store.start_batch(batch, outputs) for outputs in (0, 0, 2, 2, 2, 3, 1)] == [1, 2, 1, 2, 3, 1, 2]
+    assert store.batch(batch).starts == 2
+    with pytest.raises(NotFoundError, match="batch 'never' does not exist"):
+        store.start_batch("never", 0)
+
+
+def test_a_batch_that_is_given_up_gives_its_requests_back(store: RequestStore, ask: Ask) -> None:
     for name in ("done", "left"):
         store.add(ask(name))
     bad = store.drain(None)
     store.transition("req-done", S.REMOVED, batch=bad.id)
-    for start in range(1, MAX_STARTS + 1):
-        assert store.drain(None) == bad, "it is continued so far"
-        assert store.start_batch(bad.id) == start
     store.add(ask("new"))
-    assert store.drain(bad.id) == bad, "who names it may go on with it"
+    for _ in range(2):
+        store.release_batch(bad.id, "it ends with an error")
     fresh = store.drain(None)
     assert sorted(request.id for request in fresh.requests) == ["req-left", "req-new"]
     assert store.batch(bad.id).closed
     left = store.get("req-left")
     assert left.attempts == 0
-    assert left.history[-2].detail == f"batch {bad.id} was started {MAX_STARTS} times without an end"
+    assert left.history[-2].detail == "it ends with an error"
     assert store.get("req-done").state is S.REMOVED
 
 

@@ -50,7 +50,7 @@ def batch_record(connection: Connection, batch_id: str) -> BatchRecord:
     """Raises NotFoundError."""
     row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"batch {batch_id!r} does not exist", hint="`expunge list` shows the batch of each request")
+        raise no_batch(batch_id)
     mine = (
         select(batch_requests.c.request).where(batch_requests.c.batch == batch_id).order_by(batch_requests.c.position)
     )
@@ -58,6 +58,10 @@ def batch_record(connection: Connection, batch_id: str) -> BatchRecord:
     return BatchRecord(
         id=row.id, created=row.created, closed=row.closed, starts=row.starts, report=row.report, requests=tuple(ids)
     )
+
+
+def no_batch(batch_id: str) -> NotFoundError:
+    return NotFoundError(f"batch {batch_id!r} does not exist", hint="`expunge list` shows the batch of each request")
 
 
 def has_batch(connection: Connection, batch_id: str) -> bool:
@@ -93,12 +97,6 @@ def undecided(connection: Connection, batch_id: str) -> list[str]:
     """The ids of a batch's requests that it has not decided yet."""
     mine = (requests.c.batch == batch_id) & (requests.c.state == RequestState.BATCHED)
     return list(connection.execute(select(requests.c.id).where(mine).order_by(requests.c.id)).scalars())
-
-
-def worn_out(connection: Connection, most: int) -> list[str]:
-    """The open batches that were started at least `most` times."""
-    query = select(batches.c.id).where(batches.c.closed.is_(None), batches.c.starts >= most)
-    return list(connection.execute(query).scalars())
 
 
 def queue(connection: Connection, models: Sequence[str] | None, limit: int | None) -> list[RemovalRequest]:

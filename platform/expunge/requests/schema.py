@@ -49,7 +49,10 @@ class RequestRecord(Word):
 
 
 class BatchRecord(Word):
-    """One night: open until `closed`; `report` names the sealed report once there is one."""
+    """One night: open until `closed`; `report` names the sealed report once there is one.
+
+    `starts` counts the drivers that have begun on it since it last got any further.
+    """
 
     id: Identifier
     created: datetime
@@ -109,6 +112,7 @@ batches = Table(
     Column("closed", UtcDateTime),
     Column("report", String(64)),
     Column("starts", Integer, nullable=False, server_default="0"),
+    Column("outputs", Integer, nullable=False, server_default="0"),
 )
 
 requests = Table(

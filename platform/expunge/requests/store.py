@@ -19,9 +19,10 @@ from expunge.words import BlobId, Identifier, RemovalBatch, RemovalRequest, Requ
 
 Records = list[RequestRecord]
 Batches = list[BatchRecord]
+Ids = list[str]
 
 MAX_STARTS = 3
-"""Drivers that an open batch may wear out before what it has not decided goes back to the queue."""
+"""Drivers that may begin on a batch without getting any further, before it is given up."""
 
 _IDS_A_STATEMENT = 500  # SQLite takes 32,766 variables, PostgreSQL's driver 65,535
 
@@ -108,6 +109,17 @@ class RequestStore:
         with self._database.read() as connection:
             return connection.execute(query).scalar_one()
 
+    def ids(self, state: RequestState, models: Sequence[str] | None = None) -> dict[str, Ids]:
+        """By model, the ids of the requests in `state`, oldest first."""
+        query = select(requests.c.model, requests.c.id).where(requests.c.state == state)
+        if models is not None:
+            query = query.where(requests.c.model.in_(models))
+        found: dict[str, Ids] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
+                found.setdefault(row.model, []).append(row.id)
+        return found
+
     def drain(
         self,
         batch_id: str | None,
@@ -118,9 +130,8 @@ class RequestStore:
         """Moves accepted requests into a batch, by priority, due date and arrival: all of them, or the first `limit`.
 
         A `batch_id` that holds requests gives them again and drains nothing. Without one, the oldest open batch is
-        continued (with `models`: of those models only; never one of `skip`), else `night-YYYYMMDD-xxxxxx` is made. A
-        batch that has worn out MAX_STARTS drivers gives back what it has not decided first. If nothing waits, the batch
-        returned is empty and not kept. Raises InputError for an id that is no identifier.
+        continued (with `models`: of those models only; never one of `skip`), else `night-YYYYMMDD-xxxxxx` is made. If
+        nothing waits, the batch returned is empty and not kept. Raises InputError for an id that is no identifier.
         """
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", "use letters, digits, dot, dash and underscore, at most 63")
@@ -133,9 +144,6 @@ class RequestStore:
         self, batch_id: str | None, models: Sequence[str] | None, limit: int | None, skip: Collection[str]
     ) -> RemovalBatch:
         with self._database.write() as connection:
-            if batch_id is None:
-                for worn in queries.worn_out(connection, MAX_STARTS):
-                    _release(connection, worn, f"batch {worn} was started {MAX_STARTS} times without an end")
             name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip)
             exists = name is not None and queries.has_batch(connection, name)
             if name is not None and exists:
@@ -158,12 +166,19 @@ class RequestStore:
             _append(connection, batch.id, [request.id for request in batch.requests], at=batch.created)
             return batch
 
-    def start_batch(self, batch_id: str) -> int:
-        """Counts one more driver that has begun on a batch; returns how many there were. Raises NotFoundError."""
+    def start_batch(self, batch_id: str, outputs: int) -> int:
+        """Counts one more driver that begins on a batch; returns how many there were since it last got any further.
+
+        outputs: how many stage outputs the batch has by now. Raises NotFoundError.
+        """
         with self._database.write() as connection:
-            started = queries.batch_record(connection, batch_id).starts + 1
-            connection.execute(update(batches).where(batches.c.id == batch_id).values(starts=started))
-            return started
+            here = batches.c.id == batch_id
+            row = connection.execute(select(batches.c.starts, batches.c.outputs).where(here)).one_or_none()
+            if row is None:
+                raise queries.no_batch(batch_id)
+            starts = 1 if outputs > row.outputs else row.starts + 1
+            connection.execute(update(batches).where(here).values(starts=starts, outputs=outputs))
+            return starts
 
     def release_batch(self, batch_id: str, why: str) -> None:
         """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""

@@ -1,4 +1,4 @@
-"""An id of the database itself, and how often each batch was started."""
+"""An id of the database itself, and how often each batch was started without getting any further."""
 
 import secrets
 
@@ -17,9 +17,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name="pk_identity"),
     )
     op.bulk_insert(identity, [{"name": "database", "value": secrets.token_hex(16)}])
-    op.add_column("batches", sa.Column("starts", sa.Integer, nullable=False, server_default="0"))
+    for name in ("starts", "outputs"):
+        op.add_column("batches", sa.Column(name, sa.Integer, nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
-    op.drop_column("batches", "starts")
+    for name in ("starts", "outputs"):
+        op.drop_column("batches", name)
     op.drop_table("identity")
