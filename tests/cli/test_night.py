@@ -1,0 +1,169 @@
+"""`expunge night` up to Ray: which batches it runs, and that "nothing to do" never hides what waits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from expunge.batch import submit
+from expunge.batch.outcome import NightOutcome
+from expunge.batch.stages import NIGHT
+from expunge.errors import ExpungeError, UnavailableError
+from expunge.files import write_atomically
+from expunge.requests.store import RequestStore, open_store
+from expunge.settings import Settings, load_settings
+from expunge.words import RequestState
+from tests.cli.conftest import Command
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+class Drivers:
+    """Stands where Ray would start a driver: it decides each batch at once, or fails as it is told."""
+
+    def __init__(self) -> None:
+        self.submitted: list[str] = []
+        self.failures: dict[str, ExpungeError] = {}
+
+    def submit(self, batch: str, settings: Settings, jobs: Path) -> str:
+        self.submitted.append(batch)
+        store = open_store(settings)
+        store.start_batch(batch, 0)
+        if batch not in self.failures:
+            for request in store.batch(batch).requests:
+                store.transition(request, RequestState.REMOVED, batch=batch)
+            night = NightOutcome(batch=batch, jobs=(), refused={}, outcomes=())
+            write_atomically(settings.runs / batch / NIGHT, night.model_dump_json())
+            store.close_batch(batch)
+        return f"{batch}-job"
+
+    def status(self, batch: str, submission: str, settings: Settings) -> str:
+        return "FAILED" if batch in self.failures else "SUCCEEDED"
+
+    def failure(self, batch: str, submission: str, status: str, settings: Settings) -> ExpungeError:
+        return self.failures[batch]
+
+
+@pytest.fixture
+def drivers(monkeypatch: pytest.MonkeyPatch) -> Drivers:
+    made = Drivers()
+    monkeypatch.setattr(submit, "check_reachable", lambda address: None)
+    monkeypatch.setattr(submit, "submit_night", made.submit)
+    monkeypatch.setattr(submit, "night_status", made.status)
+    monkeypatch.setattr(submit, "failure_of", made.failure)
+    return made
+
+
+@pytest.fixture
+def store() -> RequestStore:
+    return open_store(load_settings())
+
+
+Accept = Callable[[str], str]
+
+
+@pytest.fixture
+def accept(command: Command, tmp_path: Path) -> Accept:
+    """Submits a request whose picture differs by its name; returns the request's id."""
+
+    def call(name: str, model: str = "faces") -> str:
+        picture = tmp_path / f"{name}.png"
+        Image.new("RGB", (24, 24), (ord(name[0]), 9, 9)).save(picture)
+        done = command("submit", picture, "--model", model, "--external-id", name, "--json")
+        assert done.code == 0, done.out + done.err
+        return done.json["id"]
+
+    return call
+
+
+def test_a_named_night_of_nothing_does_not_hold_later_requests_back(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept
+) -> None:
+    empty = command("night", "--batch", "friday", "--jobs", JOBS)
+    assert (empty.code, empty.out) == (0, "nothing to do: no request waits\n")
+    request = accept("a")
+    done = command("night", "--jobs", JOBS)
+    assert done.code == 0
+    assert "nothing to do" not in done.out + done.err
+    assert store.get(request).state is RequestState.REMOVED
+
+
+def test_nothing_to_do_for_one_model_says_what_waits_for_others(
+    command: Command, drivers: Drivers, accept: Accept
+) -> None:
+    accept("a")
+    accept("b")
+    done = command("night", "--model", "flags", "--jobs", JOBS)
+    assert (done.code, done.out) == (0, "nothing to do: no request of flags waits; 2 others do\n")
+    assert drivers.submitted == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_open_batch_is_continued_and_what_waits_is_run_after_it(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, fails: bool
+) -> None:
+    old = accept("old")
+    left = store.drain(None).id
+    store.start_batch(left, 0)
+    new = accept("new")
+    if fails:
+        drivers.failures[left] = ExpungeError("its driver was killed by SIGKILL")
+    done = command("night", "--jobs", JOBS)
+    assert [batch == left for batch in drivers.submitted] == [True, False]
+    assert store.get(new).state is RequestState.REMOVED
+    assert store.get(old).state is (RequestState.BATCHED if fails else RequestState.REMOVED)
+    assert done.code == int(fails)
+    assert ("killed by SIGKILL" in done.err) is fails
+
+
+def test_a_service_that_is_away_ends_it(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept
+) -> None:
+    accept("old")
+    left = store.drain(None).id
+    store.start_batch(left, 0)
+    new = accept("new")
+    drivers.failures[left] = UnavailableError("MLflow does not answer")
+    done = command("night", "--jobs", JOBS)
+    assert done.code == 5
+    assert drivers.submitted == [left]
+    assert store.get(new).state is RequestState.ACCEPTED
+
+
+def test_a_new_batch_is_run_once_and_alone(command: Command, drivers: Drivers, accept: Accept) -> None:
+    accept("a")
+    assert command("night", "--jobs", JOBS).code == 0
+    assert len(drivers.submitted) == 1
+
+
+def test_no_more_than_the_limit_of_a_night(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_NIGHT_LIMIT", "2")
+    for name in "abc":
+        accept(name)
+    assert command("night", "--jobs", JOBS).code == 0
+    assert store.count(RequestState.ACCEPTED) == 1
+
+
+def test_a_folder_of_jobs_that_will_not_do_drains_nothing(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, tmp_path: Path
+) -> None:
+    request = accept("a")
+    done = command("night", "--jobs", tmp_path)
+    assert done.code == 2
+    assert "nightly.py does not exist" in done.err
+    assert store.get(request).state is RequestState.ACCEPTED
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"batch": 3}'])
+def test_verdicts_that_were_cut_short_say_how_to_get_them_again(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, text: str
+) -> None:
+    accept("a")
+    command("night", "--batch", "n1", "--jobs", JOBS)
+    (load_settings().runs / "n1" / NIGHT).write_text(text)
+    done = command("verdicts", "n1")
+    assert done.code == 4
+    assert "run `expunge night --batch n1`" in done.err.splitlines()[-1]
