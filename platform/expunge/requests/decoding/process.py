@@ -1,0 +1,159 @@
+"""The parent's side of the decoding process: one for all pictures, started with the first, replaced when it ends."""
+
+import atexit
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+from PIL import Image
+
+from expunge.errors import ExpungeError, InputError
+from expunge.requests.decoding.child import ANSWER, ASK, PICTURE, READY, REFUSED
+
+SECONDS = 30
+"""For a picture, and one more for each megapixel that `max_pixels` allows. An honest 32 megapixels take about 2."""
+
+START_SECONDS = 60
+_LARGEST_REFUSAL = 10_000
+_SLOW_MACHINE = 4
+"""Computing time is what is bounded; time on the clock only in case that the process stops computing."""
+
+_COMMAND = (sys.executable, "-P", "-m", "expunge.requests.decoding.child")
+_KEPT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+
+
+class Decoder:
+    """Decodes in a process of its own; safe to share between threads, which then take turns."""
+
+    def __init__(self, *, seconds: float = SECONDS, command: tuple[str, ...] = _COMMAND) -> None:
+        self._seconds = seconds
+        self._command = command
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
+        """Upright sRGB, mode RGB. Raises InputError whose message goes on from the name of the file."""
+        with self._lock:
+            seconds = self._seconds + max_pixels / 1e6
+            process = self._running()
+            try:
+                return _ask(process, data, max_pixels, seconds)
+            except TimeoutError:
+                self.close()
+                raise _too_slow(seconds) from None
+            except EOFError:
+                code = process.wait()
+                self.close()
+                raise _ended(code, seconds) from None
+            except InputError:
+                raise
+            except BaseException:  # half an answer may be left in the pipe
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """End the process; the next picture starts another."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        self.close()
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+        try:
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env=environment,
+            )
+        except OSError as error:
+            raise _no_start(str(error)) from None
+        self._process, self._owner = process, os.getpid()
+        try:
+            ready = _read(_pipe(process.stdout), len(READY), time.monotonic() + START_SECONDS)
+        except (EOFError, TimeoutError):
+            ready = b""
+        if ready != READY:
+            self.close()
+            raise _no_start("it does not answer")
+        atexit.register(self.close)
+        return process
+
+
+def _ask(process: subprocess.Popen[bytes], data: bytes, max_pixels: int, seconds: float) -> Image.Image:
+    """What comes back is numbers, not a file: nothing of the picture is parsed again on this side."""
+    deadline = time.monotonic() + _SLOW_MACHINE * seconds
+    to, back = _pipe(process.stdin), _pipe(process.stdout)
+    try:
+        to.write(ASK.pack(len(data), max_pixels, max(1, round(seconds))))
+        _write(to, data)
+    except BrokenPipeError:
+        raise EOFError from None
+    kind, first, second = ANSWER.unpack(_read(back, ANSWER.size, deadline))
+    if kind == REFUSED and first <= _LARGEST_REFUSAL:
+        message, hint = json.loads(_read(back, first, deadline))
+        raise InputError(str(message), hint=str(hint))
+    if kind != PICTURE or not 0 < first * second <= max_pixels:
+        process.kill()
+        raise EOFError
+    return Image.frombuffer("RGB", (first, second), _read(back, 3 * first * second, deadline), "raw", "RGB", 0, 1)
+
+
+def _write(to: IO[bytes], data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[to.write(rest) :]
+
+
+def _read(back: IO[bytes], length: int, deadline: float) -> bytes:
+    whole = bytearray(length)
+    rest = memoryview(whole)
+    poll = select.poll()
+    poll.register(back, select.POLLIN)
+    while rest:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        part = os.read(back.fileno(), min(len(rest), 1 << 20))
+        if not part:
+            raise EOFError
+        rest[: len(part)] = part
+        rest = rest[len(part) :]
+    return bytes(whole)
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "both are pipes"
+    return pipe
+
+
+def _too_slow(seconds: float) -> InputError:
+    return InputError(f"takes more than {seconds:.0f} seconds to decode", hint="save it again as a plain PNG")
+
+
+def _ended(code: int, seconds: float) -> InputError:
+    if code == -signal.SIGXCPU:
+        return _too_slow(seconds)
+    why = f"signal {-code}" if code < 0 else f"code {code}"
+    return InputError(f"made the decoder fail ({why})", hint="save it again as a plain PNG")
+
+
+def _no_start(why: str) -> ExpungeError:
+    return ExpungeError(f"the picture decoder does not start: {why}", hint="check that this Python can start processes")
