@@ -85,7 +85,7 @@ def test_known_request_is_not_stored_again(take: Take, paint: Paint, blobs: Blob
         ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags"),
         ({"images": []}, "^images: Tuple should have at least 1 item"),
         ({"images": ["a.png"] * 65}, "^images: Tuple should have at most 64 items"),
-        ({"images": "a.png"}, "^images: Input should be a valid tuple"),
+        ({"images": "a.png"}, r"^images: give a list, even of one"),
         ({"images": ["a.png"], "surrogates": ["a.png", "a.png"]}, "^2 surrogates for 1 images: give one for each"),
         ({"images": ["a.png"], "surrogates": ["a.png"], "edit": "blend"}, "^surrogates and edit exclude each other"),
         ({"images": ["a.png"], "priority": 11}, "^priority: Input should be less than or equal to 10"),
