@@ -13,13 +13,16 @@ Size = tuple[int, int]
 
 
 def _numbers(value: object) -> object:
-    """`left,top,right,bottom` as it is written on the command line."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return [float(part) for part in value.split(",")]
-    except ValueError:
-        raise ValueError("write four numbers: left,top,right,bottom") from None
+    """`left,top,right,bottom` is how it is written on the command line."""
+    wrong = ValueError("write four numbers: left,top,right,bottom")
+    if isinstance(value, str):
+        try:
+            value = [float(part) for part in value.split(",")]
+        except ValueError:
+            raise wrong from None
+    if isinstance(value, list | tuple) and len(value) != 4:
+        raise wrong
+    return value
 
 
 Edge = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]

@@ -110,7 +110,7 @@ class _SizeCheck:
 
 
 def _mega(pixels: int) -> str:
-    return f"{pixels / 1e6:.6g}"
+    return f"{pixels / 1e6:.6g}" if pixels < 1e12 else f"{pixels / 1e6:,.0f}"
 
 
 def _pixels(plugin: type[ImageFile.ImageFile], container: Container) -> Image.Image:

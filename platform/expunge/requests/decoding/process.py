@@ -16,13 +16,13 @@ from PIL import Image
 from expunge.errors import ExpungeError, InputError
 from expunge.requests.decoding.child import ANSWER, ASK, PICTURE, READY, REFUSED
 
-SECONDS = 30
-"""For a picture, and one more for each megapixel that `max_pixels` allows. An honest 32 megapixels take about 2."""
+SECONDS = 10
+"""Of computing for a picture, and one more for each megapixel that `max_pixels` allows; 32 megapixels take about 2."""
 
 START_SECONDS = 60
 _LARGEST_REFUSAL = 10_000
 _SLOW_MACHINE = 4
-"""Computing time is what is bounded; time on the clock only in case that the process stops computing."""
+"""So many times as long on the clock, where others compute too."""
 
 _COMMAND = (sys.executable, "-P", "-m", "expunge.requests.decoding.child")
 _KEPT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
@@ -108,13 +108,22 @@ def _ask(process: subprocess.Popen[bytes], data: bytes, max_pixels: int, seconds
     except BrokenPipeError:
         raise EOFError from None
     kind, first, second = ANSWER.unpack(_read(back, ANSWER.size, deadline))
+    if kind == PICTURE and 0 < first * second <= max_pixels:
+        pixels = _read(back, 3 * first * second, deadline)
+        return Image.frombuffer("RGB", (first, second), pixels, "raw", "RGB", 0, 1)
     if kind == REFUSED and first <= _LARGEST_REFUSAL:
-        message, hint = json.loads(_read(back, first, deadline))
-        raise InputError(str(message), hint=str(hint))
-    if kind != PICTURE or not 0 < first * second <= max_pixels:
+        raise _refusal(_read(back, first, deadline), process)
+    process.kill()
+    raise EOFError
+
+
+def _refusal(told: bytes, process: subprocess.Popen[bytes]) -> InputError:
+    try:
+        message, hint = json.loads(told)
+    except (ValueError, TypeError):
         process.kill()
-        raise EOFError
-    return Image.frombuffer("RGB", (first, second), _read(back, 3 * first * second, deadline), "raw", "RGB", 0, 1)
+        raise EOFError from None
+    return InputError(str(message), hint=str(hint))
 
 
 def _write(to: IO[bytes], data: bytes) -> None:
