@@ -86,9 +86,15 @@ def test_a_decoder_that_sleeps_is_ended() -> None:
     assert time.monotonic() - begun < 10
 
 
+def test_a_decoder_that_does_not_read_is_ended() -> None:
+    with pytest.raises(InputError, match=r"^takes more than 0 seconds to decode"):
+        child("time.sleep(600)", seconds=0.1).decode(bytes(10_000_000), 0)
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
+        ("os.close(1); time.sleep(600)", r"made the decoder fail \(signal 9\)"),
         ("os.kill(os.getpid(), 11)", r"made the decoder fail \(signal 11\): save it again"),
         ("sys.stdin.buffer.read(24); sys.exit(3)", r"made the decoder fail \(code 3\)"),
         ("os.write(1, b'P' + b'\\xff' * 16); time.sleep(600)", "made the decoder fail"),
@@ -96,7 +102,7 @@ def test_a_decoder_that_sleeps_is_ended() -> None:
         ("os.write(1, b'?' * 17); time.sleep(600)", "made the decoder fail"),
         ("os.write(1, b'R' + (5).to_bytes(8) + bytes(8) + b'words'); time.sleep(600)", "made the decoder fail"),
     ],
-    ids=["crash", "exit", "too many pixels", "long refusal", "no answer", "no JSON"],
+    ids=["closed", "crash", "exit", "too many pixels", "long refusal", "no answer", "no JSON"],
 )
 def test_a_decoder_that_a_picture_breaks_costs_this_picture_only(code: str, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):

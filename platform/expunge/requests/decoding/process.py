@@ -49,7 +49,7 @@ class Decoder:
                 self.close()
                 raise _too_slow(seconds) from None
             except EOFError:
-                code = process.wait()
+                code = _exit_code(process)
                 self.close()
                 raise _ended(code, seconds) from None
             except InputError:
@@ -86,7 +86,10 @@ class Decoder:
             )
         except OSError as error:
             raise _no_start(str(error)) from None
+        if not self._owner:
+            atexit.register(self.close)
         self._process, self._owner = process, os.getpid()
+        os.set_blocking(_pipe(process.stdin).fileno(), False)
         try:
             ready = _read(_pipe(process.stdout), len(READY), time.monotonic() + START_SECONDS)
         except (EOFError, TimeoutError):
@@ -94,7 +97,6 @@ class Decoder:
         if ready != READY:
             self.close()
             raise _no_start("it does not answer")
-        atexit.register(self.close)
         return process
 
 
@@ -103,8 +105,8 @@ def _ask(process: subprocess.Popen[bytes], data: bytes, max_pixels: int, seconds
     deadline = time.monotonic() + _SLOW_MACHINE * seconds
     to, back = _pipe(process.stdin), _pipe(process.stdout)
     try:
-        to.write(ASK.pack(len(data), max_pixels, max(1, round(seconds))))
-        _write(to, data)
+        _write(to, ASK.pack(len(data), max_pixels, max(1, round(seconds))), deadline)
+        _write(to, data, deadline)
     except BrokenPipeError:
         raise EOFError from None
     kind, first, second = ANSWER.unpack(_read(back, ANSWER.size, deadline))
@@ -126,26 +128,39 @@ def _refusal(told: bytes, process: subprocess.Popen[bytes]) -> InputError:
     return InputError(str(message), hint=str(hint))
 
 
-def _write(to: IO[bytes], data: bytes) -> None:
+def _write(to: IO[bytes], data: bytes, deadline: float) -> None:
     rest = memoryview(data)
     while rest:
-        rest = rest[to.write(rest) :]
+        _wait(to, select.POLLOUT, deadline)
+        rest = rest[os.write(to.fileno(), rest) :]
 
 
 def _read(back: IO[bytes], length: int, deadline: float) -> bytes:
     whole = bytearray(length)
     rest = memoryview(whole)
-    poll = select.poll()
-    poll.register(back, select.POLLIN)
     while rest:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError
+        _wait(back, select.POLLIN, deadline)
         part = os.read(back.fileno(), min(len(rest), 1 << 20))
         if not part:
             raise EOFError
         rest[: len(part)] = part
         rest = rest[len(part) :]
     return bytes(whole)
+
+
+def _wait(pipe: IO[bytes], event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(pipe, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
