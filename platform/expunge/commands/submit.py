@@ -156,7 +156,7 @@ def _print_notes(notes: dict[int, list[str]]) -> None:
         for note in told:
             typer.echo(f"note: line {line}: {one_line(note)}", err=True)
     if len(notes) > MOST_NOTES:
-        typer.echo(f"note: the same of {len(notes) - MOST_NOTES} more lines; --json names them all", err=True)
+        typer.echo(f"note: {len(notes) - MOST_NOTES} more lines have such notes; --json lists them all", err=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _EXAMPLE = '{"model": "flags", "images": ["a.png"]}'
 _HINT = f"write one JSON object a line, e.g. {_EXAMPLE}"
 _BOM = b"\xef\xbb\xbf"
 # UTF-16 and UTF-32: with a byte order mark, or with a first ASCII character and no mark.
-_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\0\0\0{", b"\0\0\0[", b"{\0", b"\0{", b"[\0", b"\0[")
 
 
 @dataclass(frozen=True)
