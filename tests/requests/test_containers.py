@@ -242,6 +242,12 @@ def test_an_interlaced_png_is_whole(mode: str, size: tuple[int, int]) -> None:
                 normal(png)
 
 
+def test_a_transparent_level_of_sixteen_bits_hides_no_other_level() -> None:
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    png = with_chunk(chunk(b"tRNS", b"\x80\x40"), encoded("PNG", Image.fromarray(levels)))
+    assert np.array_equal(normal(png)[..., 0], levels >> 8)
+
+
 def many_scans(scans: int) -> bytes:
     """A vast grey picture in a few bytes: each scan says that nothing changes, and costs a pass over all of it."""
     data = encoded("JPEG", Image.new("L", (64, 64), 128), progressive=True)

@@ -134,6 +134,7 @@ def _flatten(image: Image.Image, profile: bytes | None) -> Image.Image:
     """sRGB over white. 16-bit grey keeps its high byte: Pillow's own conversion would clip it to white."""
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value * (1 / 256)).convert("L")
+        image.info.pop("transparency", None)  # a level of 16 bits, which Pillow would look for among 8
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
