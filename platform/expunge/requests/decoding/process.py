@@ -17,7 +17,7 @@ from expunge.errors import ExpungeError, InputError
 from expunge.requests.decoding.child import ANSWER, ASK, PICTURE, READY, REFUSED
 
 SECONDS = 10
-"""Of computing for a picture, and one more for each megapixel that `max_pixels` allows; 32 megapixels take about 2."""
+"""Of computing for a picture, and one more for each megapixel that `max_pixels` allows; 32 take 2 to 5 in all."""
 
 START_SECONDS = 60
 _LARGEST_REFUSAL = 10_000
