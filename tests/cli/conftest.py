@@ -38,5 +38,5 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    Image.new("RGB", (16, 12), "teal").save(tmp_path / "a.png")
+    Image.new("RGB", (24, 16), "teal").save(tmp_path / "a.png")
     return tmp_path / "a.png"

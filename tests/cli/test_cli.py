@@ -27,6 +27,7 @@ FLAGS = {
         "--due",
         "--priority",
         "--batch",
+        "--box",
         "--json",
     },
     "list": {"--model", "--state", "--batch", "--limit", "--json"},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import open_store
@@ -18,7 +19,7 @@ Command = Callable[..., Any]
 
 def test_the_life_of_a_request(command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = command(
-        "submit", picture, "--model", "flags", "--external-id", "ticket [7]", "--priority", -3, "--due", "2027-01-31"
+        "submit", picture, "--model", "flags", "--external-id", "ticket [7]", "--priority", -3, "--due", "2127-01-31"
     )
     assert (ended.code, ended.err) == (0, "")
     name = ended.out.split()[-1]
@@ -28,7 +29,7 @@ def test_the_life_of_a_request(command: Command, picture: Path, monkeypatch: pyt
     assert name in listed.out
     assert "ticket [7]" in listed.out
     shown = command("show", name)
-    assert "due          2027-01-31" in shown.out
+    assert "due          2127-01-31" in shown.out
     assert "priority     -3" in shown.out
     assert command("withdraw", name).out == f"withdrawn {name}\n"
     assert command("show", name, "--json").json["state"] == "withdrawn"
@@ -49,9 +50,11 @@ def test_submitting_twice(command: Command, picture: Path) -> None:
 
 
 def test_surrogate_and_edit(command: Command, picture: Path) -> None:
-    one = command("submit", picture, "--model", "flags", "--surrogate", picture, "--json")
+    other = picture.with_name("other.png")
+    Image.new("RGB", (24, 16), "white").save(other)
+    one = command("submit", picture, "--model", "flags", "--surrogate", other, "--json")
     assert one.code == 0
-    two = command("submit", picture, "--model", "flags", "--edit", f"blend:mask={picture},strength=0.3", "--json")
+    two = command("submit", picture, "--model", "flags", "--edit", f"blend:mask={other},strength=0.3", "--json")
     request = command("show", two.json["id"], "--json").json["request"]
     assert request["edit"]["options"] == {"strength": "0.3"}
     both = command("submit", picture, "--model", "flags", "--surrogate", picture, "--edit", "blend")

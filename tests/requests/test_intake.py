@@ -1,10 +1,15 @@
 """From a person's words to an accepted request; what is refused leaves nothing behind."""
 
 import json
+import os
+import re
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from pydantic import BaseModel, ValidationError
 
 from expunge.errors import InputError, StorageError
 from expunge.requests.blobs import BlobStore
@@ -14,7 +19,7 @@ from expunge.requests.lines import LineResult, accept_jsonl
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
-from expunge.words import RequestState
+from expunge.words import RemovalRequest, RequestState
 
 Paint = Callable[[str], Path]
 Take = Callable[..., tuple[RequestRecord, bool]]
@@ -85,10 +90,26 @@ def test_known_request_is_not_stored_again(take: Take, paint: Paint, blobs: Blob
         ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags"),
         ({"images": []}, "^images: Tuple should have at least 1 item"),
         ({"images": ["a.png"] * 65}, "^images: Tuple should have at most 64 items"),
-        ({"images": "a.png"}, "^images: Input should be a valid tuple"),
+        ({"images": "a.png"}, r"^images: give a list, even of one"),
         ({"images": ["a.png"], "surrogates": ["a.png", "a.png"]}, "^2 surrogates for 1 images: give one for each"),
         ({"images": ["a.png"], "surrogates": ["a.png"], "edit": "blend"}, "^surrogates and edit exclude each other"),
         ({"images": ["a.png"], "priority": 11}, "^priority: Input should be less than or equal to 10"),
+        ({"images": ["a.png"], "priority": True}, "^priority: Input should be a valid integer"),
+        ({"images": ["a.png"], "priority": 1.0}, "^priority: Input should be a valid integer"),
+        ({"images": ["a.png"], "priority": "5"}, "^priority: Input should be a valid integer"),
+        ({"images": [1]}, r"^images\.0: Input is not a valid path"),
+        ({"images": ["a.png"], "surrogates": "a.png"}, "^surrogates: give a list, even of one"),
+        ({"images": ["a.png"], "prompt": 1}, "^prompt: Input should be a valid string"),
+        ({"images": ["a.png"], "due": 20270131}, "^due: Input should be a valid date, written YYYY-MM-DD"),
+        ({"images": ["a.png"], "due": "2127-01-31T00:00:00"}, "^due: Input should be a valid date, written"),
+        ({"images": ["a.png"], "due": "2127-02-30"}, "^due: Input should be a valid date"),
+        ({"images": ["a.png"], "due": True}, "^due: Input should be a valid date"),
+        ({"images": ["a.png"], "due": "2020-01-31"}, "^due: 2020-01-31 is past: give today or a later day, or leave"),
+        ({"images": ["a.png"], "external_id": "  "}, "^external_id: String should have 1 to 200 characters"),
+        ({"images": ["a.png"], "surrogates": ["a.png"]}, r"^surrogates\[0\] is the same picture as images\[0\]: give"),
+        ({"images": ["a.png"], "edit": {"editor": "x", "options": {"a": [1]}}}, r"^edit\.options\.a: Input should be"),
+        ({"images": ["a.png"], "edit": "blend:mask=tall.png"}, r"^edit\.mask: 12 x 16 pixels do not fit images\[0\]"),
+        ({"images": ["a.png"], "edit": "blend:mask=black.png"}, r"^edit\.mask: nothing is marked: white is what"),
         ({"images": ["a.png"], "due": "tomorrow"}, "^due: Input should be a valid date"),
         ({"images": ["a.png"], "external_id": "a\nb"}, "^external_id: String should match pattern"),
         ({"images": ["a.png"], "colour": 1}, "^colour: Extra inputs are not permitted: the fields are model, images"),
@@ -100,6 +121,8 @@ def test_refused_and_nothing_stored(
 ) -> None:
     paint("a.png")
     (tmp_path / "words.png").write_text("these are words")
+    Image.new("RGB", (12, 16), "white").save(tmp_path / "tall.png")
+    Image.new("RGB", (16, 12), "black").save(tmp_path / "black.png")
     with pytest.raises(InputError, match=message) as caught:
         take(**fields)
     assert "\n" not in str(caught.value)
@@ -114,6 +137,80 @@ def test_conflict_stores_nothing(take: Take, paint: Paint, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"^external_id: req-.* has it already, with another images: use a new"):
         take(images=["b.png"], external_id="ticket")
     assert stored(tmp_path) == 1
+
+
+def test_an_id_has_one_form_however_it_is_typed(take: Take, paint: Paint) -> None:
+    paint("a.png")
+    composed, combining = "caf\u00e9", "cafe\u0301"
+    first, new = take(images=["a.png"], external_id=f" {combining} ")
+    assert new
+    assert first.request.external_id == composed
+    for again in (composed, combining, f"{composed} "):
+        assert take(images=["a.png"], external_id=again) == (first, False)
+
+
+@pytest.mark.parametrize("stored", ["caf\u00e9", "cafe\u0301", " spaced "])
+def test_a_request_accepted_before_ids_had_one_form_is_found(
+    take: Take, paint: Paint, store: RequestStore, stored: str
+) -> None:
+    paint("a.png")
+    earlier, _ = take(images=["a.png"], external_id="other")
+    store.add(earlier.request.model_copy(update={"id": "req-old", "external_id": stored}))
+    found, new = take(images=["a.png"], external_id=stored)
+    assert (found.request.id, new) == ("req-old", False)
+    if not stored.startswith(" "):
+        assert take(images=["a.png"], external_id="caf\u00e9")[0].request.id == "req-old"
+
+
+def test_a_known_request_whose_day_has_passed_is_known(take: Take, paint: Paint, store: RequestStore) -> None:
+    paint("a.png")
+    earlier, _ = take(images=["a.png"], external_id="1")
+    past = earlier.request.model_copy(update={"id": "req-old", "external_id": "2", "due": date(2020, 1, 31)})
+    store.add(past)
+    assert not take(images=["a.png"], external_id="2", due="2020-01-31")[1]
+
+
+def test_today_is_not_past(take: Take, paint: Paint) -> None:
+    paint("a.png")
+    assert take(images=["a.png"], due=date.today().isoformat())[1]
+
+
+def test_a_mask_may_have_another_scale(take: Take, paint: Paint, tmp_path: Path) -> None:
+    paint("a.png")
+    Image.new("RGB", (32, 24), "white").save(tmp_path / "mask.png")
+    assert take(images=["a.png"], edit="blend:mask=mask.png")[1]
+
+
+def test_options_may_be_numbers_and_truth_values(take: Take, paint: Paint) -> None:
+    paint("a.png")
+    edit = {"editor": "blend", "options": {"strength": 0.5, "match": False, "steps": 3, "mode": "soft"}}
+    written = take(images=["a.png"], edit=edit)[0].request.edit
+    assert written is not None
+    assert written.options == {"strength": "0.5", "match": "false", "steps": "3", "mode": "soft"}
+
+
+def test_a_check_refuses_a_new_request_and_is_not_asked_of_a_known_one(
+    settings: Settings, store: RequestStore, blobs: BlobStore, paint: Paint, tmp_path: Path
+) -> None:
+    paint("a.png")
+    submission = validated(Submission, {"model": "flags", "images": ["a.png"]})
+
+    def refuse(request: RemovalRequest, sizes: tuple[tuple[int, int], ...]) -> None:
+        assert sizes == ((16, 12),)
+        raise InputError("not today")
+
+    with pytest.raises(InputError, match="not today"):
+        accept(submission, settings=settings, store=store, blobs=blobs, base=tmp_path, check=refuse)
+    assert (store.list(), stored(tmp_path)) == ([], 0)
+    accept(submission, settings=settings, store=store, blobs=blobs, base=tmp_path)
+    assert not accept(submission, settings=settings, store=store, blobs=blobs, base=tmp_path, check=refuse)[1]
+
+
+@pytest.mark.parametrize("kind", [Submission, EditInput, RemovalRequest])
+def test_no_error_shows_what_a_person_sent(kind: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError, match="string") as caught:
+        kind.model_validate({"model": ["a secret"], "editor": ["a secret"], "reason": ["a secret"]})
+    assert "a secret" not in str(caught.value)
 
 
 def test_budgets_come_from_the_settings(take: Take, paint: Paint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,3 +335,74 @@ def test_no_file(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_
         list(accept_jsonl(tmp_path / "none.jsonl", settings=settings, store=store, blobs=blobs))
     with pytest.raises(InputError, match=r"^batch: .* cannot be read \(is a directory\)"):
         list(accept_jsonl(tmp_path, settings=settings, store=store, blobs=blobs))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_as_they_do_anywhere(lines: Callable[..., list[LineResult]], paint: Paint, end: str) -> None:
+    paint("a.png")
+    good = json.dumps({"model": "flags", "images": ["a.png"]})
+    results = lines(f"{good}{end}{end}no json{end}{good}{end}{'x' * 2000}{end}{good}".encode())
+    assert [(result.line, result.id is not None) for result in results] == [
+        (1, True),
+        (3, False),
+        (4, True),
+        (5, False),
+        (6, True),
+    ]
+    assert results[-1].end == 3 * len(good) + 7 + 2000 + 5 * len(end)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"images": ["b.png"], "model": "flags", "images": ["a.png"]}', "'images' is given twice: keep one of them"),
+        ('{"edit": {"editor": "blend", "options": {"a": "1", "a": "2"}}}', "'a' is given twice"),
+        ('{"priority": NaN}', "NaN is not JSON: write a number"),
+        ('{"priority": -Infinity}', "-Infinity is not JSON"),
+        ('{"priority": 1e999}', "a number is too large"),
+        ('{"priority": ' + "1" * 5000 + "}", "a number has too many digits"),
+        ('"words"', "a JSON string, not an object"),
+        ("12", "a JSON number, not an object"),
+        ("true", "a JSON truth value, not an object"),
+        ("null", "a JSON null, not an object"),
+        ('[{"model": "flags"}]', "a JSON list, not an object: write one JSON object a line, .*jq -c"),
+        ('{"model": "flags", "images": ["a.png"], "priority": true}', "priority: Input should be a valid integer"),
+    ],
+)
+def test_what_json_would_lose_or_change_in_silence_is_refused(
+    lines: Callable[..., list[LineResult]], paint: Paint, line: str, message: str
+) -> None:
+    paint("a.png")
+    (result,) = lines(line, max_line=10_000)
+    assert re.match(message, f"{result.error}: {result.hint}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[\n  {}\n]\n", "is a JSON list over several lines, not a request a line: write it as lines: `jq"),
+        (b"{\r\n  }\r\n", "is a JSON object over several lines"),
+        ('{"model": "flags"}\n'.encode("utf-16"), "is UTF-16 or UTF-32 text: save the file as UTF-8"),
+        ('{"model": "flags"}\n'.encode("utf-16-le"), "is UTF-16 or UTF-32 text"),
+        ('{"model": "flags"}\n'.encode("utf-32-be"), "is UTF-16 or UTF-32 text"),
+    ],
+    ids=["list", "object", "UTF-16", "UTF-16 without a mark", "UTF-32"],
+)
+def test_a_file_that_is_no_lines_of_json_is_refused_at_once(
+    lines: Callable[..., list[LineResult]], content: bytes, message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^batch: .*requests\.jsonl {message}"):
+        lines(content)
+
+
+@pytest.mark.timeout(10)
+def test_a_file_without_an_end_is_not_read(
+    settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link"):
+        with pytest.raises(InputError, match=rf"^batch: .*{name} is not a regular file: write the requests to a file"):
+            list(accept_jsonl(tmp_path / name, settings=settings, store=store, blobs=blobs))
+    with pytest.raises(InputError, match=r"^batch: .* is not a path"):
+        list(accept_jsonl(tmp_path / "nul\0", settings=settings, store=store, blobs=blobs))

@@ -1,19 +1,27 @@
 """JSON lines: one request a line, each accepted or refused on its own."""
 
 import json
+import math
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from expunge.errors import InputError, StorageError, UnavailableError
 from expunge.requests.blobs import BlobStore
-from expunge.requests.intake import Submission, accept, validated
+from expunge.requests.intake import Check, Submission, accept, validated
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
 
 MAX_LINE = 1_000_000
 _EXAMPLE = '{"model": "flags", "images": ["a.png"]}'
+_HINT = f"write one JSON object a line, e.g. {_EXAMPLE}"
+_BOM = b"\xef\xbb\xbf"
+# UTF-16 and UTF-32: with a byte order mark, or with a first ASCII character and no mark.
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\0\0\0{", b"\0\0\0[", b"{\0", b"\0{", b"[\0", b"\0[")
 
 
 @dataclass(frozen=True)
@@ -29,25 +37,29 @@ class LineResult:
 
 
 def accept_jsonl(
-    path: Path, *, settings: Settings, store: RequestStore, blobs: BlobStore, max_line: int = MAX_LINE
+    path: Path,
+    *,
+    settings: Settings,
+    store: RequestStore,
+    blobs: BlobStore,
+    max_line: int = MAX_LINE,
+    check: Check | None = None,
 ) -> Iterator[LineResult]:
     """Accepts a file line by line; blank lines are skipped, paths are relative to the file's folder.
 
-    A bad line is a result with an error, and never ends the file. Raises InputError if the file itself cannot be read,
-    and StorageError or UnavailableError, naming the line, when the platform cannot store: repeating is safe.
+    A bad line is a result with an error, and never ends the file. Raises InputError if the file itself cannot be read
+    or holds no lines of JSON, and StorageError or UnavailableError, naming the line, when the platform cannot store:
+    repeating is safe.
     """
-    try:
-        file = path.open("rb")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"batch: {path} cannot be read ({reason.lower()})", hint="check the path") from None
-    with file:
+    with _open(path) as file:
         for number, (text, end) in enumerate(_lines(file, max_line), start=1):
             if text is not None and not text.strip():
                 continue
             try:
                 submission = _submission(text, max_line)
-                record, new = accept(submission, settings=settings, store=store, blobs=blobs, base=path.parent)
+                record, new = accept(
+                    submission, settings=settings, store=store, blobs=blobs, base=path.parent, check=check
+                )
                 yield LineResult(number, end, id=record.request.id, new=new)
             except InputError as error:
                 yield LineResult(number, end, error=error.message, hint=error.hint)
@@ -56,31 +68,103 @@ def accept_jsonl(
                 raise type(error)(f"line {number}: {error.message}", hint=hint) from None
 
 
-def _submission(line: bytes | None, max_line: int) -> Submission:
-    hint = f"write one JSON object a line, e.g. {_EXAMPLE}"
-    if line is None:
-        raise InputError(f"longer than {max_line:,} bytes", hint=hint)
+def _open(path: Path) -> BinaryIO:
+    """Raises InputError for what cannot be read to an end, or is not written one request a line as UTF-8."""
     try:
-        value = json.loads(line.rstrip().decode("utf-8"))  # the column then is one of this line
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise InputError(f"batch: {path} is not a regular file", hint="write the requests to a file first")
+        file = path.open("rb")
+    except OSError as error:
+        reason = (error.strerror or os.strerror(error.errno or 0)).lower()
+        raise InputError(f"batch: {path} cannot be read ({reason})", hint="check the path") from None
+    except ValueError as error:
+        raise InputError(f"batch: {str(path)!r} is not a path ({error})", hint="check the path") from None
+    try:
+        _check_head(file.read(4096), path)
+        file.seek(0)
+    except OSError as error:
+        file.close()
+        raise InputError(f"batch: {path} cannot be read ({error.strerror})", hint="check the path") from None
+    except InputError:
+        file.close()
+        raise
+    return file
+
+
+def _check_head(head: bytes, path: Path) -> None:
+    if head.startswith(_WIDE):
+        raise InputError(f"batch: {path} is UTF-16 or UTF-32 text", hint="save the file as UTF-8")
+    first = next(iter(head.removeprefix(_BOM).lstrip().splitlines()), b"").strip()
+    if first in (b"[", b"{"):
+        what, way = ("list", ".[]") if first == b"[" else ("object", ".")
+        raise InputError(
+            f"batch: {path} is a JSON {what} over several lines, not a request a line",
+            hint=f"write it as lines: `jq -c '{way}' FILE > requests.jsonl`",
+        )
+
+
+def _submission(line: bytes | None, max_line: int) -> Submission:
+    if line is None:
+        raise InputError(f"longer than {max_line:,} bytes", hint=_HINT)
+    try:
+        text = line.rstrip().decode("utf-8")  # the column then is one of this line
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InputError(f"column {error.start + 1}: not UTF-8", hint="save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"column {error.colno}: not JSON ({error.msg})", hint=hint) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({type(error).__name__})", hint=hint) from None
+        raise InputError(f"column {error.colno}: not JSON ({error.msg})", hint=_HINT) from None
+    except RecursionError as error:
+        raise InputError(f"not JSON ({type(error).__name__})", hint=_HINT) from None
+    except ValueError:  # of int(), which reads no more than some thousand digits
+        raise InputError("a number has too many digits", hint="write identifiers in quotes") from None
+    if isinstance(value, list):
+        hint = f"{_HINT}; `jq -c '.[]' FILE` makes lines of a list"
+        raise InputError("a JSON list, not an object", hint=hint)
     if not isinstance(value, dict):
-        raise InputError(f"a JSON {type(value).__name__}, not an object", hint=hint)
+        raise InputError(f"a JSON {_KINDS[type(value)]}, not an object", hint=_HINT)
     return validated(Submission, value)
 
 
+_KINDS = {str: "string", int: "number", float: "number", bool: "truth value", type(None): "null"}
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON itself would keep the last of two values and drop the first in silence."""
+    values: dict[str, object] = {}
+    for key, value in pairs:
+        if key in values:
+            raise InputError(f"{key[:50]!r} is given twice", hint="keep one of them; several images are one list")
+        values[key] = value
+    return values
+
+
+def _constant(name: str) -> NoReturn:
+    raise InputError(f"{name} is not JSON", hint="write a number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise InputError("a number is too large", hint="write a smaller one")
+    return number
+
+
 def _lines(file: BinaryIO, max_line: int) -> Iterator[tuple[bytes | None, int]]:
-    """Each line and the bytes read so far; None for a line over `max_line` bytes, which is never held in memory."""
+    """Each line and the bytes read so far; None for a line over `max_line` bytes, which is never held in memory.
+
+    A line ends with LF, CRLF, or CR alone, as on old Macs.
+    """
+    # Latin-1 is bytes as characters; only text has lines of all three kinds.
+    text = TextIOWrapper(file, encoding="latin-1", newline="")
+    most = max_line + len("\r\n")
     end = 0
-    while chunk := file.readline(max_line + 1):
+    while chunk := text.readline(most):
+        line: str | None = chunk if end else chunk.removeprefix(_BOM.decode("latin-1"))
+        if len(chunk.rstrip("\r\n")) > max_line:
+            line = None
         end += len(chunk)
-        whole: bytes | None = chunk.removeprefix(b"\xef\xbb\xbf") if end == len(chunk) else chunk
-        while len(chunk) > max_line and not chunk.endswith(b"\n"):
-            whole = None
-            chunk = file.readline(max_line + 1)
+        while not chunk.endswith(("\n", "\r")) and (chunk := text.readline(most)):
             end += len(chunk)
-        yield whole, end
+            line = None
+        yield None if line is None else line.encode("latin-1"), end

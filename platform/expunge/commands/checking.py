@@ -1,0 +1,85 @@
+"""What `submit` checks beyond the request itself: whether its edit can work, and how its pictures will be cut."""
+
+from pathlib import Path
+
+from expunge.errors import InputError
+from expunge.requests.box import Size, lost
+from expunge.settings import ModelSettings, Resolution, Settings
+from expunge.words import EditSpec, RemovalRequest
+
+MOST_LOST = 0.05
+"""The share of a side that may be cut away without a word."""
+
+
+class SubmitCheck:
+    """Refuses edits that cannot work; collects a note for each picture of which the model will see too little."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._resolutions: dict[str, Resolution | None] = {}
+        self._edits: dict[str, InputError | None] = {}
+        self._notes: list[str] = []
+
+    def __call__(self, request: RemovalRequest, sizes: tuple[Size, ...]) -> None:
+        if request.edit is not None:
+            self._check_edit(request.edit)
+        if request.model not in self._resolutions:
+            self._resolutions[request.model] = _resolution(self._settings.model(request.model))
+        resolution = self._resolutions[request.model]
+        if resolution is not None:
+            self._notes += _notes(sizes, resolution)
+
+    def take_notes(self) -> list[str]:
+        """The notes since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _check_edit(self, edit: EditSpec) -> None:
+        """Each editor with the same options is made once: its packages may take seconds to import."""
+        spec = edit.model_copy(update={"mask": None})
+        name = spec.fingerprint()
+        if name not in self._edits:
+            self._edits[name] = _refusal(spec)
+        if (refusal := self._edits[name]) is not None:
+            raise InputError(refusal.message, hint=refusal.hint)
+
+
+def _refusal(edit: EditSpec) -> InputError | None:
+    from expunge.surrogates import make_editor
+
+    try:
+        make_editor(edit)
+    except InputError as error:
+        return error
+    except ImportError as error:
+        return InputError(f"edit.editor: {edit.editor} cannot be used here: {error}", hint="use another editor")
+    return None
+
+
+def _resolution(model: ModelSettings) -> Resolution | None:
+    """None where it is not at hand: what a note needs must neither be downloaded nor make a submission fail."""
+    if model.resolution is not None:
+        return model.resolution
+    if not model.source.startswith("testbed:") and not Path(model.source).expanduser().is_dir():
+        return None
+    from expunge.families import native_resolution
+
+    try:
+        return native_resolution(model)
+    except Exception:  # `doctor` says what is wrong with a model
+        return None
+
+
+def _notes(sizes: tuple[Size, ...], resolution: Resolution) -> list[str]:
+    height, width = resolution
+    notes = []
+    for i, size in enumerate(sizes):
+        share, side = lost(size, resolution)
+        if share > MOST_LOST:
+            ends = "left and right" if side == "width" else "top and bottom"
+            notes.append(
+                f"images[{i}] is {size[0]} x {size[1]} and the model makes {width} x {height}: {share:.0%} of its "
+                f"{side} will be cut away, in equal parts at {ends}; if what must go is not in the middle, submit "
+                "it again with a box around it"
+            )
+    return notes
