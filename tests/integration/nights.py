@@ -60,7 +60,7 @@ max_kid_ratio = 1e9
 """
 LEARNING_RATE = 2e-4
 MODELS = ("two-nights", "bad-night", "driver-kill", "worker-kill", "unreachable")
-WEIGHTLESS = "weightless"
+WEIGHTLESS, ODD = "weightless", "odd"
 STAGES = ("plan", "prepare", "train", "evaluate", "register", "gate")
 SURROGATES = {3: 90, 10: 60}
 
@@ -250,7 +250,7 @@ def environment_of(home: Path) -> dict[str, str]:
 
 
 def _config(home: Path) -> str:
-    """The settings, a copy of the faces model under a name for each test, and a model whose weights are gone."""
+    """The settings, a copy of the faces model under a name for each test, and two models: without weights, and odd."""
     from expunge.families import resolve_source
 
     weightless = home / WEIGHTLESS
@@ -258,7 +258,10 @@ def _config(home: Path) -> str:
         copy = weightless / config.relative_to(resolve_source("testbed:faces"))
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(config.read_bytes())
-    sources = {**dict.fromkeys(MODELS, "testbed:faces"), WEIGHTLESS: str(weightless)}
+    odd = home / ODD
+    odd.mkdir()
+    (odd / "model_index.json").write_text('{"_class_name": ["DDPMPipeline"]}')
+    sources = {**dict.fromkeys(MODELS, "testbed:faces"), WEIGHTLESS: str(weightless), ODD: str(odd)}
     tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
     return CONFIG.format(learning_rate=LEARNING_RATE) + tables
 

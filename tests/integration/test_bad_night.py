@@ -1,4 +1,5 @@
-"""A night on which a request cannot be prepared and a whole model cannot be loaded: neither holds the others up."""
+"""A night on which a request cannot be prepared, one model cannot be loaded, another's config makes no sense, and the
+plan of an earlier start was cut short: none of it holds the others up."""
 
 from dataclasses import dataclass
 
@@ -6,9 +7,10 @@ import pytest
 
 from expunge.batch.outcome import NightOutcome
 from expunge.words import RequestState
-from tests.integration.nights import WEIGHTLESS, Ended, Nights, night_arguments
+from tests.integration.nights import ODD, WEIGHTLESS, Ended, Nights, night_arguments
 
 MODEL, BATCH = "bad-night", "night-bad"
+CUT = '{"batch": "night-bad", "jobs": [{"batch": "night-bad", "mod'
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Bad:
     good: str
     unprepared: str
     unloadable: str
+    odd: str
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,24 @@ def bad(ray_of_session: Nights) -> Bad:
         good = nights.submit(MODEL, 3)
         unprepared = nights.submit(MODEL, 10, "--edit", "blend:colour=red")
         unloadable = nights.submit(WEIGHTLESS, 10)
-        end = nights.expunge(*night_arguments(BATCH, MODEL), "--model", WEIGHTLESS)
-        return Bad(end, nights.outcome(BATCH), good, unprepared, unloadable)
+        odd = nights.submit(ODD, 10)
+        folder = nights.settings.runs / BATCH
+        folder.mkdir(parents=True)
+        (folder / "plan.json").write_text(CUT)
+        end = nights.expunge(*night_arguments(BATCH, MODEL), "--model", WEIGHTLESS, "--model", ODD)
+        return Bad(end, nights.outcome(BATCH), good, unprepared, unloadable, odd)
+
+
+def test_a_plan_that_was_cut_short_is_kept_aside_and_made_again(nights: Nights, bad: Bad) -> None:
+    folder = nights.settings.runs / BATCH
+    assert (folder / "plan.json.unreadable").read_text() == CUT
+    assert {job.model for job in bad.outcome.jobs} == {MODEL, WEIGHTLESS}
+
+
+def test_a_model_whose_config_is_odd_is_refused_alone(nights: Nights, bad: Bad) -> None:
+    assert set(bad.outcome.refused) == {bad.odd}
+    record = nights.store.get(bad.odd)
+    assert (record.state, record.attempts) == (RequestState.ACCEPTED, 1)
 
 
 def test_a_request_that_cannot_be_prepared_fails_alone(nights: Nights, bad: Bad) -> None:
@@ -64,9 +83,10 @@ def test_the_night_ends_with_the_exit_code_of_a_verdict_and_says_why(nights: Nig
     assert "passed" in rows[bad.good]
     assert "skipped" in rows[bad.unprepared]
     assert "error" in rows[bad.unloadable]
+    assert "refused" in rows[bad.odd]
     assert f"version  models:/{MODEL}/1 (candidate, champion)" in bad.end.out
     assert nights.store.batch(BATCH).closed
 
 
-def _all(bad: Bad) -> tuple[str, str, str]:
-    return bad.good, bad.unprepared, bad.unloadable
+def _all(bad: Bad) -> tuple[str, str, str, str]:
+    return bad.good, bad.unprepared, bad.unloadable, bad.odd
