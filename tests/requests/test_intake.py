@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import InputError, StorageError
-from expunge.requests.blobs import BlobStore
+from expunge.requests.blobs import MARKER, BlobStore
 from expunge.requests.imaging import to_array
 from expunge.requests.intake import EditInput, Submission, accept, parse_edit, validated
 from expunge.requests.lines import LineResult, accept_jsonl
@@ -40,7 +40,7 @@ def lines(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: P
 
 
 def stored(folder: Path) -> int:
-    return sum(path.is_file() for path in (folder / "blobs").rglob("*"))
+    return sum(path.is_file() and path.name != MARKER for path in (folder / "blobs").rglob("*"))
 
 
 def test_accepted(take: Take, paint: Paint, blobs: BlobStore) -> None:
