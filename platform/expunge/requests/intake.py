@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.imaging import normalise, read_file
+from expunge.requests.inventory import NEEDED
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore, check_same
+from expunge.requests.together import store_together
 from expunge.settings import Settings
 from expunge.words import EditSpec, ExternalId, Identifier, RemovalRequest, Text
 
@@ -70,6 +72,8 @@ def accept(
 ) -> tuple[RequestRecord, bool]:
     """Accepts one request; paths are relative to `base`. False: it was known, and the known one is returned.
 
+    Pictures of a known request that were lost or damaged are stored again.
+
     Raises InputError naming the field for anything wrong with it, StorageError and UnavailableError of the stores.
     """
     settings.model(submission.model)
@@ -84,14 +88,15 @@ def accept(
         return blob
 
     request = _request(submission, edit, take)
-    # A known request is not stored again: its pictures may have been purged, and nothing would purge them twice.
     known = store.find(request.model, request.external_id)
-    if known is not None:
-        check_same(known.request, request)
-        return known, False
-    for png in pictures.values():
-        blobs.put(png)
-    return store.add(request)
+    if known is None:
+        return store_together(request, pictures, store=store, blobs=blobs)
+    check_same(known.request, request)
+    # Those of a withdrawn request may have been purged, and nothing would purge them twice.
+    if known.state in NEEDED:
+        for png in pictures.values():
+            blobs.put(png)
+    return known, False
 
 
 def parse_edit(text: str) -> EditInput:
