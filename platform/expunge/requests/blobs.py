@@ -1,28 +1,21 @@
 """Sealed, content-addressed storage. Images of people are personal data: nothing is at rest in the clear.
 
-A blob is `EXB1`, a 12-byte nonce, and the AES-256-GCM ciphertext with the blob's id as associated data, so that a
-sealed blob moved under another id does not open. A store has one key: its first blob leaves the key's fingerprint in
-`key-fingerprint`, and nobody opens the store with another key. What is damaged is kept beside its repair as `.damaged`.
+A store has one key: its first blob leaves the key's fingerprint in `key-fingerprint`, and nobody opens the store with
+another key. What is damaged is kept beside its repair as `.damaged`.
 """
 
 import contextlib
 import hashlib
-import secrets
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.requests import keys
 from expunge.requests.filesystems import Folder, write_file_once
+from expunge.requests.sealing import LARGEST, Seal
 from expunge.settings import Settings
 
 MARKER = "key-fingerprint"
 KEY_FILE = "blob.key"
 
-_MAGIC = b"EXB1"
-_NONCE = 12
-_LARGEST = 2**31 - 64  # what OpenSSL seals in one call
 _DAMAGED = ".damaged"
 _TRIED = 8  # blobs of a store without a marker, of which one has to open
 
@@ -41,7 +34,7 @@ class BlobStore:
     def __init__(self, url: str, key: bytes) -> None:
         if len(key) != keys.KEY_BYTES:
             raise InputError(f"blob_key: {len(key)} bytes", hint=f"it must be {keys.KEY_BYTES} bytes")
-        self._key, self._cipher = key, AESGCM(key)
+        self._key, self._seal = key, Seal(key)
         self._folder = Folder(url)
         self._marked = False
         self._check_key()
@@ -62,8 +55,8 @@ class BlobStore:
         StorageError if it cannot be read or stored; then nothing is left behind.
         """
         blob = hashlib.sha256(data).hexdigest()
-        if len(data) > _LARGEST:
-            raise StorageError(f"a blob of {len(data):,} bytes is over the limit of {_LARGEST:,}", hint="split it")
+        if len(data) > LARGEST:
+            raise StorageError(f"a blob of {len(data):,} bytes is over the limit of {LARGEST:,}", hint="split it")
         damaged = False
         try:
             self.get(blob)
@@ -72,8 +65,7 @@ class BlobStore:
             pass
         except DamagedBlobError:
             damaged = True
-        nonce = secrets.token_bytes(_NONCE)
-        sealed = _MAGIC + nonce + self._cipher.encrypt(nonce, data, blob.encode())
+        sealed = self._seal.close(blob, data)
         try:
             self._mark()
             # The first of the damaged ones: it may come from a time when a store could hold blobs of several keys.
@@ -86,24 +78,28 @@ class BlobStore:
 
     def get(self, blob: str) -> bytes:
         """The plaintext. Raises NotFoundError, DamagedBlobError if it does not open, StorageError of the store."""
+        data = self._seal.open(blob, self.sealed(blob))
+        if data is None:
+            raise DamagedBlobError(
+                f"blob {blob} does not open: it is damaged",
+                hint="submit its request again, or restore it from a backup",
+            )
+        return data
+
+    def sealed(self, blob: str) -> bytes:
+        """As it lies. Raises NotFoundError, StorageError."""
         try:
-            sealed = self._folder.read(_name(blob))
+            return self._folder.read(_name(blob))
         except FileNotFoundError:
             raise NotFoundError(
                 f"blob {blob} does not exist", hint="it was purged, or EXPUNGE_BLOB_URL names another store"
             ) from None
         except OSError as error:
             raise _refused("read", blob, error) from None
-        body = len(_MAGIC) + _NONCE
-        try:
-            if not sealed.startswith(_MAGIC) or len(sealed) < body:
-                raise InvalidTag
-            return self._cipher.decrypt(sealed[len(_MAGIC) : body], sealed[body:], blob.encode())
-        except InvalidTag:
-            raise DamagedBlobError(
-                f"blob {blob} does not open: it is damaged",
-                hint="submit its request again, or restore it from a backup",
-            ) from None
+
+    def opens(self, blob: str, sealed: bytes) -> bool:
+        """Whether these bytes are that blob, sealed with this key."""
+        return self._seal.opens(blob, sealed)
 
     def has(self, blob: str) -> bool:
         name = _name(blob)
@@ -131,7 +127,7 @@ class BlobStore:
     def _check_key(self) -> None:
         """One small read, but for a store without a marker. Raises StorageError for a store of another key."""
         try:
-            there = _marker(self._folder)
+            there = marker(self._folder)
             if there is None:
                 self._adopt()
             else:
@@ -162,15 +158,14 @@ class BlobStore:
 
     def _opens(self, blob: str) -> bool:
         try:
-            self.get(blob)
-        except (DamagedBlobError, NotFoundError):
+            return self.opens(blob, self.sealed(blob))
+        except NotFoundError:
             return False
-        return True
 
     def _mark(self) -> None:
         """Leave the fingerprint, unless it is there. Raises StorageError where another key was faster, OSError."""
         if not self._marked:
-            self._compare(_read_marker(self._folder.write_once(MARKER, f"{self.fingerprint}\n".encode())))
+            self._compare(mark(self._folder, self.fingerprint))
 
 
 def open_blobs(settings: Settings) -> BlobStore:
@@ -199,7 +194,12 @@ def open_blobs(settings: Settings) -> BlobStore:
 
 def is_used(folder: Folder) -> bool:
     """Whether it is, or was, a store of blobs. Raises OSError."""
-    return _marker(folder) is not None or bool(blob_ids(folder))
+    return marker(folder) is not None or bool(blob_ids(folder))
+
+
+def mark(folder: Folder, fingerprint: str) -> str:
+    """Leave its key's fingerprint, unless one is there; returns what is there then. Raises StorageError, OSError."""
+    return _read_marker(folder.write_once(MARKER, f"{fingerprint}\n".encode()))
 
 
 def blob_ids(folder: Folder) -> list[str]:
@@ -208,7 +208,8 @@ def blob_ids(folder: Folder) -> list[str]:
     return [blob for prefix, _, blob in found if _is_id(blob) and prefix == blob[:2]]
 
 
-def _marker(folder: Folder) -> str | None:
+def marker(folder: Folder) -> str | None:
+    """The fingerprint of its key; None where it has no blobs yet. Raises StorageError for a damaged one, OSError."""
     try:
         return _read_marker(folder.read(MARKER))
     except FileNotFoundError:

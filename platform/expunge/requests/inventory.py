@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from expunge.errors import NotFoundError
-from expunge.requests.blobs import BlobStore, DamagedBlobError
+from expunge.requests.blobs import BlobStore
 from expunge.requests.schema import batches, requests
 from expunge.requests.store import RequestStore
 from expunge.words import RemovalRequest, RequestState
@@ -75,12 +75,9 @@ def names(store: RequestStore, blob: str) -> bool:
 
 def _state(blobs: BlobStore, blob: str) -> str:
     try:
-        blobs.get(blob)
+        return "ok" if blobs.opens(blob, blobs.sealed(blob)) else "damaged"
     except NotFoundError:
         return "gone"
-    except DamagedBlobError:
-        return "damaged"
-    return "ok"
 
 
 def _named_in(runs: Path) -> set[str]:
