@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from expunge.errors import ExpungeError
 from expunge.settings import Settings, load_settings
@@ -233,7 +234,7 @@ def _tracking(settings: Settings) -> str:
     if uri.startswith(("http://", "https://")):
         return _answers(f"{uri.rstrip('/')}/health", "check EXPUNGE_TRACKING_URI and that the server runs")
     if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
+        folder = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             return f"SQLite in {folder}"
