@@ -193,8 +193,11 @@ def open_blobs(settings: Settings) -> BlobStore:
 
 
 def is_used(folder: Folder) -> bool:
-    """Whether it is, or was, a store of blobs. Raises OSError."""
-    return marker(folder) is not None or bool(blob_ids(folder))
+    """Whether it is, or was, a store of blobs. Raises StorageError."""
+    try:
+        return marker(folder) is not None or bool(blob_ids(folder))
+    except OSError as error:
+        raise _refused("read", MARKER, error) from None
 
 
 def mark(folder: Folder, fingerprint: str) -> str:
