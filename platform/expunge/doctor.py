@@ -80,6 +80,8 @@ def examine_deeply() -> list[Check]:
         found = take_inventory(store, blobs, settings.runs)
     except ExpungeError as error:
         return [_failed("pictures", error)]
+    except OSError as error:
+        return [Check("pictures", False, str(error), "check the path and its permissions")]
     finally:
         store.close()
     return [_pictures(found), _others(found)]

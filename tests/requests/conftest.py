@@ -66,10 +66,13 @@ class ObjectStore(MemoryFileSystem):
 
     protocol = "gs"
     failure: ClassVar[OSError | None] = None
+    conditional: ClassVar[bool] = True
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: object) -> None:
         if ObjectStore.failure:
             raise ObjectStore.failure
+        if mode == "create" and not ObjectStore.conditional:
+            raise NotImplementedError
         super().pipe_file(path, value, mode=mode, **kwargs)
 
 
@@ -87,6 +90,9 @@ class Bucket:
     def delete(self, name: str) -> None:
         ObjectStore().rm_file(f"{self.url}/{name}")
 
+    def without_conditional_writes(self) -> None:
+        ObjectStore.conditional = False
+
     def fail_with(self, error: OSError) -> None:
         ObjectStore.failure = error
 
@@ -97,6 +103,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     monkeypatch.setattr(ObjectStore, "failure", None)
+    monkeypatch.setattr(ObjectStore, "conditional", True)
     return Bucket()
 
 

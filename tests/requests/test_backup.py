@@ -132,18 +132,19 @@ def test_a_key_sealed_for_something_else_does_not_open() -> None:
         passphrases.unseal(sealed, PASSPHRASE, "token.sealed")
 
 
-@pytest.mark.parametrize("harm", ["changed", "gone"])
+@pytest.mark.parametrize("harm", ["changed", "gone", "emptied", "cut short"])
 @pytest.mark.parametrize("part", ["expunge.db", "blobs", "blobs/key-fingerprint", "key.sealed"])
 @pytest.mark.parametrize("unverified", [False, True])
 def test_an_altered_backup_is_refused(
     settings: Settings, elsewhere: Settings, tmp_path: Path, part: str, harm: str, unverified: bool
 ) -> None:
     back_up(settings, tmp_path / "b", PASSPHRASE)
-    path = next(p for p in (tmp_path / "b" / part, *sorted((tmp_path / "b" / part).rglob("*"))) if p.is_file())
+    path = next(p for p in (tmp_path / "b" / part, *sorted((tmp_path / "b" / part).glob("??/*"))) if p.is_file())
     if harm == "gone":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        data = path.read_bytes()
+        path.write_bytes({"changed": data[:-1] + b"?", "emptied": b"", "cut short": data[:10]}[harm])
     with pytest.raises((StorageError, InputError), match=r"was altered|does not open the backup's key"):
         restore(elsewhere, tmp_path / "b", None if unverified else PASSPHRASE, unverified=unverified)
     assert not elsewhere.home.exists()

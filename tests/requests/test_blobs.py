@@ -118,6 +118,13 @@ def test_two_keys_that_meet_in_an_empty_store_do_not_share_it(anywhere: str) -> 
     assert first.ids() == [ID]
 
 
+def test_a_store_without_conditional_writes_has_one_key_too(bucket: Bucket) -> None:
+    bucket.without_conditional_writes()
+    BlobStore(bucket.url, KEY).put(SECRET)
+    with pytest.raises(StorageError, match="another key"):
+        BlobStore(bucket.url, OTHER_KEY)
+
+
 def test_many_openers_of_an_empty_store_agree_on_one_key(tmp_path: Path) -> None:
     def store(number: int) -> bool:
         try:

@@ -171,6 +171,8 @@ def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
     """
     try:
         storage, folder = FileSystem.from_uri(url)
+        if storage.type_name == "mock":
+            raise ValueError("it is kept in memory, and forgotten")
         if isinstance(storage, LocalFileSystem) and storage.get_file_info(folder).type != FileType.Directory:
             raise NotADirectoryError("no such folder here")
         storage.create_dir(f"{folder}/{name}", recursive=True)

@@ -1,7 +1,7 @@
 """Who wrote a checkpoint. Its files are pickles, which run what they hold: nothing is loaded before this is known.
 
-Every worker leaves a `part-N.json` beside its files: their digests and whose they are, signed with a key that comes from
-the sealing key.
+Every worker leaves a `part-N.json` beside its files: their digests and whose they are, signed with a key that comes
+from the sealing key.
 """
 
 import hmac
