@@ -6,7 +6,7 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import ray.train
@@ -17,8 +17,10 @@ from expunge.files import file_digest
 from expunge.requests.keys import derive, sign
 from expunge.settings import TrainingSettings
 from expunge.unlearning.checkpoints import Checkpoints
-from expunge.unlearning.engine import ShardedEngine
 from expunge.unlearning.seals import CheckpointSeal
+
+if TYPE_CHECKING:
+    from expunge.unlearning.engine import ShardedEngine
 
 KEY = derive(bytes(range(32)), "checkpoint")
 JOB, NAME = "faces-0123456789ab", "checkpoint_000003_1a2b"
@@ -197,7 +199,7 @@ def open_checkpoints(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
     def make(key: bytes = KEY) -> tuple[Checkpoints, _Engine]:
         engine = _Engine()
         training = TrainingSettings(checkpoint_url=url)
-        return Checkpoints(cast(ShardedEngine, engine), training, JOB, key), engine
+        return Checkpoints(cast("ShardedEngine", engine), training, JOB, key), engine
 
     return make
 
