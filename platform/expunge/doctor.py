@@ -9,14 +9,20 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from expunge.errors import ExpungeError
 from expunge.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from expunge.requests.inventory import Inventory
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "mlflow", "opencv-python-headless")
 _FREE = 5 * 10**9
@@ -57,6 +63,57 @@ def examine() -> list[Check]:
         ("ray job server", _ray),
     )
     return [*checks, *(_attempt(name, part, settings) for name, part in parts)]
+
+
+def examine_deeply() -> list[Check]:
+    """Every request and every blob, which may take long; no row where the store or the blobs cannot be opened."""
+    from expunge.requests.blobs import open_blobs
+    from expunge.requests.inventory import take_inventory
+    from expunge.requests.store import open_store
+
+    try:
+        settings = load_settings()
+        blobs, store = open_blobs(settings), open_store(settings)
+    except ExpungeError as error:
+        return [_failed("pictures", error)]
+    try:
+        found = take_inventory(store, blobs, settings.runs)
+    except ExpungeError as error:
+        return [_failed("pictures", error)]
+    except OSError as error:
+        return [Check("pictures", False, str(error), "check the path and its permissions")]
+    finally:
+        store.close()
+    return [_pictures(found), _others(found)]
+
+
+def _pictures(found: "Inventory") -> Check:
+    if not found.lacking:
+        return Check("pictures", True, f"all there and open, of {found.requests:,} requests")
+    lost = {blob for blobs in found.lacking.values() for blob in blobs}
+    some = _some(found.lacking)
+    what = f"{len(found.lacking):,} of {found.requests:,} requests lack pictures ({len(lost & set(found.damaged)):,} "
+    what += f"damaged, {len(lost - set(found.damaged)):,} gone): {some}"
+    return Check("pictures", False, what, "submit these requests again, each as it was, or restore a backup")
+
+
+def _others(found: "Inventory") -> Check:
+    """A note: what nobody needs does no harm, but is somebody's picture."""
+    lost = {blob for blobs in found.lacking.values() for blob in blobs}
+    damaged = [blob for blob in found.damaged if blob not in lost]
+    said = [f"{found.blobs:,} blobs"]
+    if found.orphans:
+        what = f"{len(found.orphans):,} that no request, report or night names: {_some(found.orphans)}"
+        said.append(f"{what}. They may be deleted where no submit is going on, and no night that runs in another home")
+    if damaged:
+        what = f"{len(damaged):,} damaged that no request needs: {_some(damaged)}"
+        said.append(f"{what}. A night makes its own again; a report that is damaged is lost")
+    return Check("blobs at rest", True, "; ".join(said), required=False)
+
+
+def _some(ids: Iterable[str]) -> str:
+    first = [*islice(ids, 4)]
+    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
 
 
 def _attempt(name: str, part: Callable[[Settings], str], settings: Settings) -> Check:
@@ -179,7 +236,7 @@ def _tracking(settings: Settings) -> str:
     if uri.startswith(("http://", "https://")):
         return _answers(f"{uri.rstrip('/')}/health", "check EXPUNGE_TRACKING_URI and that the server runs")
     if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
+        folder = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             return f"SQLite in {folder}"

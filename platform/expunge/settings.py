@@ -8,7 +8,7 @@ beside them are guesses.
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -278,6 +278,12 @@ class Settings(BaseSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
 
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        """It is the same folder from wherever it is looked at."""
+        return _expanded(home).absolute()
+
     @field_validator("models", mode="before")
     @classmethod
     def _beside_the_testbed(cls, given: object) -> object:
@@ -297,7 +303,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        return self.database_url or f"sqlite:///{self.home / 'expunge.db'}"
+        return self.database_url or _sqlite(self.home / "expunge.db")
 
     @property
     def blobs(self) -> str:
@@ -305,7 +311,7 @@ class Settings(BaseSettings):
 
     @property
     def tracking(self) -> str:
-        return self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+        return self.tracking_uri or _sqlite(self.home / "mlflow" / "mlflow.db")
 
     @property
     def runs(self) -> Path:
@@ -329,10 +335,22 @@ class Settings(BaseSettings):
         return GateSettings.model_validate({**self.gate.model_dump(), **self.model(model).gate})
 
 
+def _sqlite(file: Path) -> str:
+    """SQLAlchemy and MLflow decode a URL's path: a `?` in it, a `#` or a `%` must not be what they are in a URL."""
+    return f"sqlite:///{quote(str(file))}"
+
+
+def _expanded(home: Path) -> Path:
+    try:
+        return home.expanduser()
+    except RuntimeError:
+        raise InputError(f"home: {home} names no user of this machine", hint="write the whole path") from None
+
+
 def config_file() -> Path:
     """The config file that would be read; it need not exist."""
-    home = os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge")
-    return Path(os.environ.get("EXPUNGE_CONFIG") or Path(home) / "config.toml")
+    home = _expanded(Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge")))
+    return Path(os.environ.get("EXPUNGE_CONFIG") or home / "config.toml")
 
 
 def load_settings() -> Settings:

@@ -52,3 +52,36 @@ def test_a_passphrase_file_without_one_is_one_line(command: Command, tmp_path: P
     done = command("backup", tmp_path / "b", "--passphrase-file", tmp_path / "p")
     assert done.code == 2
     assert "cannot be read" in done.err
+
+
+def test_without_a_key_a_backup_is_restored_only_where_that_is_asked_for(
+    command: Command, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("submit", picture, "--model", "faces")
+    command("backup", tmp_path / "b")
+    monkeypatch.setenv("EXPUNGE_HOME", str(tmp_path / "moved"))
+    refused = command("restore", tmp_path / "b")
+    assert refused.code == 2
+    assert "no key is at hand: give --passphrase-file or set EXPUNGE_BLOB_KEY to check it, or add" in refused.err
+    done = command("restore", tmp_path / "b", "--unverified")
+    assert done.code == 0
+    assert "no key yet: put it to blob.key in the home" in done.out
+
+
+def test_what_is_damaged_is_said_at_the_backup_and_at_the_restore(
+    command: Command, picture: Path, passphrase: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = command("submit", picture, "--model", "faces", "--json").json["id"]
+    (blob,) = (tmp_path / "home" / "blobs").glob("??/*")
+    blob.write_bytes(b"damaged")
+    refused = command("backup", tmp_path / "b", "--passphrase-file", passphrase)
+    assert refused.code == 6
+    assert f"1 of 1 blobs do not open ({blob.name[:16]}) and 1 of 1 requests lack pictures ({request})" in refused.err
+    said = f"DAMAGED: 1 blobs do not open: {blob.name}\nDAMAGED: 1 requests lack pictures: {request}; submit"
+    done = command("backup", tmp_path / "b", "--passphrase-file", passphrase, "--allow-damaged")
+    assert done.code == 0
+    assert said in done.out
+    monkeypatch.setenv("EXPUNGE_HOME", str(tmp_path / "moved"))
+    done = command("restore", tmp_path / "b", "--passphrase-file", passphrase)
+    assert done.code == 0
+    assert said in done.out

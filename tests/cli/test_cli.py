@@ -34,7 +34,9 @@ FLAGS = {
     "show": {"--json"},
     "withdraw": {"--json"},
     "report": {"--open", "--output", "--json"},
-    "doctor": {"--json"},
+    "doctor": {"--deep", "--json"},
+    "backup": {"--passphrase-file", "--allow-damaged", "--json"},
+    "restore": {"--passphrase-file", "--unverified", "--json"},
     "version": {"--json"},
     "config show": {"--json"},
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from expunge import doctor
+from expunge.requests.blobs import open_blobs
 from expunge.settings import load_settings
 
 Command = Callable[..., Any]
@@ -48,7 +49,7 @@ def test_embedded_parts_are_well(rows: Rows) -> None:
     for name in ("python", "home", "store", "blobs", "tracking", "ray job server"):
         assert found[name].status == "ok", found[name]
     blobs = load_settings().home / "blobs"
-    assert not [path for path in blobs.rglob("*") if path.is_file()]
+    assert [path.name for path in blobs.rglob("*") if path.is_file()] == ["key-fingerprint"]
 
 
 def test_servers(rows: Rows, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +121,50 @@ def test_kernels_that_were_not_built_are_no_failure_but_said(monkeypatch: pytest
     (row,) = doctor._kernels()
     assert (row.name, row.status, row.found) == ("CPU kernels", "absent", f"plain torch runs: {reason}")
     assert "C compiler" in row.hint
+
+
+@pytest.fixture
+def deep(rows: Rows, command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    monkeypatch.setattr(doctor, "examine", list)
+    return lambda: command("doctor", "--deep", "--json")
+
+
+def test_looking_deep_finds_what_a_request_lacks(deep: Callable[[], Any], command: Command, picture: Path) -> None:
+    ended = deep()
+    assert (ended.code, ended.json[0]["found"]) == (0, "all there and open, of 0 requests")
+    request = command("submit", picture, "--model", "faces", "--json").json["id"]
+    assert deep().code == 0
+    (blob,) = [path for path in (load_settings().home / "blobs").glob("??/*")]
+    blob.write_bytes(b"damaged")
+    ended = deep()
+    assert ended.code == 6
+    assert ended.json[0]["found"] == f"1 of 1 requests lack pictures (1 damaged, 0 gone): {request}"
+    assert "submit these requests again" in ended.json[0]["hint"]
+    command("submit", picture, "--model", "faces")
+    assert deep().code == 0
+
+
+def test_looking_deep_notes_what_nobody_needs(deep: Callable[[], Any]) -> None:
+    blobs = open_blobs(load_settings())
+    left = [blobs.put(bytes([number])) for number in range(5)]
+    ended = deep()
+    assert ended.code == 0
+    note = ended.json[1]["found"]
+    assert "5 blobs; 5 that no request, report or night names: " in note
+    assert sum(blob in note for blob in left) == 3
+
+
+def test_a_foreign_key_is_a_row(rows: Rows, deep: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    open_blobs(load_settings()).put(b"mine")
+    monkeypatch.setenv("EXPUNGE_BLOB_KEY", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
+    ended = deep()
+    assert ended.code == 6
+    assert "sealed with another key" in ended.json[0]["found"]
+
+
+def test_a_foreign_key_is_found_without_looking_deep(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_blobs(load_settings()).put(b"mine")
+    monkeypatch.setenv("EXPUNGE_BLOB_KEY", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
+    found = rows()["blobs"]
+    assert not found.ok
+    assert "set EXPUNGE_BLOB_KEY to the key whose fingerprint is" in found.hint

@@ -67,7 +67,9 @@ def test_where_there_is_no_list_nothing_is_done(tmp_path: Path) -> None:
 NO_SERVER = "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
 
 
-@pytest.mark.parametrize("url", ["nowhere://x/y", "relative/folder", "{}/file", "{}/not/mounted", NO_SERVER])
+@pytest.mark.parametrize(
+    "url", ["nowhere://x/y", "relative/folder", "{}/file", "{}/not/mounted", "mock:///x", NO_SERVER]
+)
 def test_checkpoints_that_have_no_place_are_refused_before_anything_starts(tmp_path: Path, url: str) -> None:
     (tmp_path / "file").touch()
     url = url.format(tmp_path)

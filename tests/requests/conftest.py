@@ -4,9 +4,12 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from PIL import Image
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.schema import CreateSchema
@@ -56,6 +59,52 @@ def store(anywhere: Settings) -> Iterator[RequestStore]:
 @pytest.fixture
 def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(str(tmp_path / "blobs"), KEY)
+
+
+class ObjectStore(MemoryFileSystem):
+    """What a bucket is to fsspec: whole objects, and conditional writes."""
+
+    protocol = "gs"
+    failure: ClassVar[OSError | None] = None
+    conditional: ClassVar[bool] = True
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: object) -> None:
+        if ObjectStore.failure:
+            raise ObjectStore.failure
+        if mode == "create" and not ObjectStore.conditional:
+            raise NotImplementedError
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+
+class Bucket:
+    """An object store of this process, behind a protocol that counts as durable."""
+
+    url = "gs://bucket/blobs"
+
+    def read(self, name: str) -> bytes:
+        return ObjectStore().cat_file(f"{self.url}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        ObjectStore().pipe_file(f"{self.url}/{name}", data)
+
+    def delete(self, name: str) -> None:
+        ObjectStore().rm_file(f"{self.url}/{name}")
+
+    def without_conditional_writes(self) -> None:
+        ObjectStore.conditional = False
+
+    def fail_with(self, error: OSError) -> None:
+        ObjectStore.failure = error
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setitem(_registry, "gs", ObjectStore)
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setattr(ObjectStore, "failure", None)
+    monkeypatch.setattr(ObjectStore, "conditional", True)
+    return Bucket()
 
 
 @pytest.fixture

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import InputError, StorageError
+from expunge.files import file_digest
 from expunge.requests import passphrase as passphrases
-from expunge.requests.backup import Manifest, back_up, restore
-from expunge.requests.blobs import open_blobs
+from expunge.requests.backup import back_up
+from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.requests.manifest import Manifest
+from expunge.requests.restore import restore
 from expunge.requests.store import open_store
 from expunge.settings import Settings, load_settings
 from expunge.words import RemovalRequest, RequestState
+from tests.requests.conftest import Bucket
 
 PASSPHRASE = "correct horse battery staple"
 PICTURE = b"a picture of Jane Doe"
@@ -74,10 +78,20 @@ def test_a_backup_gives_no_picture_and_no_key_away(settings: Settings, tmp_path:
 def test_without_a_passphrase_the_key_stays_behind(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
     assert not back_up(settings, tmp_path / "b").key
     assert not (tmp_path / "b" / "key.sealed").exists()
-    restore(elsewhere, tmp_path / "b")
+    with pytest.raises(InputError, match="nothing says that the backup is as it was made: no key is at hand: give"):
+        restore(elsewhere, tmp_path / "b")
+    restore(elsewhere, tmp_path / "b", unverified=True)
     assert not (elsewhere.home / "blob.key").exists()
     with pytest.raises(StorageError, match=r"blob\.key is gone"):
         open_blobs(elsewhere)
+
+
+def test_the_key_may_lie_in_the_new_home_already(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    elsewhere.home.mkdir()
+    (elsewhere.home / "blob.key").write_bytes((settings.home / "blob.key").read_bytes())
+    restore(elsewhere, tmp_path / "b")
+    assert everything(elsewhere) == everything(settings)
 
 
 def test_the_key_may_come_from_the_environment(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
@@ -85,6 +99,9 @@ def test_the_key_may_come_from_the_environment(settings: Settings, elsewhere: Se
     back_up(settings.model_copy(update={"blob_key": key}), tmp_path / "b", PASSPHRASE)
     restore(elsewhere.model_copy(update={"blob_key": key}), tmp_path / "b", PASSPHRASE)
     assert not (elsewhere.home / "blob.key").exists()
+    again = elsewhere.model_copy(update={"home": tmp_path / "again", "blob_key": key})
+    restore(again, tmp_path / "b")
+    assert everything(again) == everything(settings)
 
 
 def test_a_key_that_does_not_open_the_backup_is_refused_first(
@@ -92,8 +109,10 @@ def test_a_key_that_does_not_open_the_backup_is_refused_first(
 ) -> None:
     back_up(settings, tmp_path / "b", PASSPHRASE)
     other = elsewhere.model_copy(update={"blob_key": NEXT_KEY})
-    with pytest.raises(StorageError, match="does not open"):
-        restore(other, tmp_path / "b")
+    mine = open_blobs(settings).fingerprint
+    for unverified in (False, True):
+        with pytest.raises(StorageError, match=f"does not open this backup: .* key whose fingerprint is {mine}"):
+            restore(other, tmp_path / "b", unverified=unverified)
     with pytest.raises(InputError, match="EXPUNGE_BLOB_KEY is another key"):
         restore(other, tmp_path / "b", PASSPHRASE)
     assert not elsewhere.home.exists()
@@ -113,20 +132,176 @@ def test_a_key_sealed_for_something_else_does_not_open() -> None:
         passphrases.unseal(sealed, PASSPHRASE, "token.sealed")
 
 
-@pytest.mark.parametrize("harm", ["changed", "gone"])
-@pytest.mark.parametrize("part", ["expunge.db", "blobs"])
+@pytest.mark.parametrize("harm", ["changed", "gone", "emptied", "cut short"])
+@pytest.mark.parametrize("part", ["expunge.db", "blobs", "blobs/key-fingerprint", "key.sealed"])
+@pytest.mark.parametrize("unverified", [False, True])
 def test_an_altered_backup_is_refused(
-    settings: Settings, elsewhere: Settings, tmp_path: Path, part: str, harm: str
+    settings: Settings, elsewhere: Settings, tmp_path: Path, part: str, harm: str, unverified: bool
 ) -> None:
-    back_up(settings, tmp_path / "b")
-    path = next(p for p in (tmp_path / "b" / part, *(tmp_path / "b" / part).rglob("*")) if p.is_file())
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    path = next(p for p in (tmp_path / "b" / part, *sorted((tmp_path / "b" / part).glob("??/*"))) if p.is_file())
     if harm == "gone":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(StorageError, match="was altered"):
-        restore(elsewhere, tmp_path / "b")
+        data = path.read_bytes()
+        path.write_bytes({"changed": data[:-1] + b"?", "emptied": b"", "cut short": data[:10]}[harm])
+    with pytest.raises((StorageError, InputError), match=r"was altered|does not open the backup's key"):
+        restore(elsewhere, tmp_path / "b", None if unverified else PASSPHRASE, unverified=unverified)
     assert not elsewhere.home.exists()
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    about = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**about, **changes}))
+
+
+def test_a_backup_edited_to_all_removed_is_refused(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    """Every checksum of it is right."""
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    database = tmp_path / "b" / "expunge.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE requests SET state = 'removed'")
+    connection.close()
+    files = json.loads((tmp_path / "b" / "manifest.json").read_text())["files"]
+    edit_manifest(tmp_path / "b", files={**files, "expunge.db": file_digest(database)})
+    with pytest.raises(StorageError, match=r"the backup .* was altered: manifest\.json"):
+        restore(elsewhere, tmp_path / "b", PASSPHRASE)
+    assert not elsewhere.home.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"requests": 2},
+        {"damaged": ["0" * 64]},
+        {"lacking": ["req-a"]},
+        {"created": "2020-01-01T00:00:00Z"},
+        {"signature": ""},
+        {"signature": "0" * 64},
+        {"fingerprint": "0" * 16},
+    ],
+)
+def test_the_signature_is_over_everything(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    edit_manifest(tmp_path / "b", **changes)
+    for unverified in (False, True):
+        with pytest.raises(StorageError, match=r"was altered|does not open this backup"):
+            restore(elsewhere, tmp_path / "b", PASSPHRASE, unverified=unverified)
+    assert not elsewhere.home.exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "blobs/../../x", "blobs/aa/x", "runs/x.json", "blob.key"])
+def test_a_manifest_names_nothing_but_what_a_backup_holds(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, name: str
+) -> None:
+    back_up(settings, tmp_path / "b")
+    files = json.loads((tmp_path / "b" / "manifest.json").read_text())["files"]
+    edit_manifest(tmp_path / "b", files={**files, name: "0" * 64})
+    with pytest.raises(StorageError, match=r"was altered: manifest\.json"):
+        restore(elsewhere, tmp_path / "b", unverified=True)
+
+
+def test_what_is_added_to_a_backup_is_not_restored(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    (tmp_path / "b" / "blobs" / "00").mkdir(exist_ok=True)
+    (tmp_path / "b" / "blobs" / "00" / ("0" * 64)).write_bytes(b"not from here")
+    restore(elsewhere, tmp_path / "b", PASSPHRASE)
+    assert len(open_blobs(elsewhere).ids()) == 3
+
+
+def as_version_1(folder: Path) -> None:
+    """As an earlier version made it: no signature, no fingerprint, nothing looked at."""
+    (folder / "blobs" / "key-fingerprint").unlink()
+    about = json.loads((folder / "manifest.json").read_text())
+    for name in ("fingerprint", "damaged", "lacking", "signature"):
+        del about[name]
+    del about["files"]["blobs/key-fingerprint"]
+    (folder / "manifest.json").write_text(json.dumps({**about, "version": 1}))
+
+
+def test_a_backup_of_an_earlier_version_is_restored_where_that_is_asked_for(
+    settings: Settings, elsewhere: Settings, tmp_path: Path
+) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    as_version_1(tmp_path / "b")
+    with pytest.raises(InputError, match="an earlier version made it, and did not sign it: add --unverified"):
+        restore(elsewhere, tmp_path / "b", PASSPHRASE)
+    assert not elsewhere.home.exists()
+    manifest = restore(elsewhere, tmp_path / "b", PASSPHRASE, unverified=True)
+    assert (manifest.damaged, manifest.lacking) == ((), ())
+    assert everything(elsewhere) == everything(settings)
+    assert open_blobs(elsewhere).get(open_store(elsewhere).list()[0].request.images[0]) == PICTURE + b"a"
+
+
+def test_a_backup_of_an_earlier_version_says_what_is_damaged_in_it(
+    settings: Settings, elsewhere: Settings, tmp_path: Path
+) -> None:
+    blob = damage(settings, "req-b")
+    back_up(settings, tmp_path / "b", PASSPHRASE, allow_damaged=True)
+    as_version_1(tmp_path / "b")
+    manifest = restore(elsewhere, tmp_path / "b", PASSPHRASE, unverified=True)
+    assert (manifest.damaged, manifest.lacking) == ((blob,), ("req-b",))
+
+
+def test_a_key_that_opens_nothing_of_an_earlier_version_is_refused(
+    settings: Settings, elsewhere: Settings, tmp_path: Path
+) -> None:
+    back_up(settings, tmp_path / "b")
+    as_version_1(tmp_path / "b")
+    with pytest.raises(StorageError, match="does not open this backup: set EXPUNGE_BLOB_KEY to the key that it was"):
+        restore(elsewhere.model_copy(update={"blob_key": NEXT_KEY}), tmp_path / "b", unverified=True)
+    assert not elsewhere.home.exists()
+
+
+def picture_of(settings: Settings, request: str) -> Path:
+    store = open_store(settings)
+    (blob,) = store.get(request).request.images
+    store.close()
+    return settings.home / "blobs" / blob[:2] / blob
+
+
+def damage(settings: Settings, request: str) -> str:
+    path = picture_of(settings, request)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    return path.name
+
+
+@pytest.mark.parametrize("request_id", ["req-a", "req-b", "req-c"])
+def test_every_blob_is_opened_by_a_backup(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, request_id: str
+) -> None:
+    blob = damage(settings, request_id)
+    message = rf"1 of 3 blobs do not open \({blob[:16]}\) and 1 of 3 requests lack pictures \({request_id}\): submit"
+    with pytest.raises(StorageError, match=message):
+        back_up(settings, tmp_path / "out" / "b")
+    assert list((tmp_path / "out").iterdir()) == []
+    made = back_up(settings, tmp_path / "b", PASSPHRASE, allow_damaged=True)
+    assert (made.damaged, made.lacking, made.blobs) == ((blob,), (request_id,), 3)
+    assert restore(elsewhere, tmp_path / "b", PASSPHRASE) == made
+
+
+def test_a_request_without_its_picture_fails_a_backup(settings: Settings, tmp_path: Path) -> None:
+    picture_of(settings, "req-b").unlink()
+    with pytest.raises(StorageError, match=r"^backup: 1 of 3 requests lack pictures \(req-b\): submit"):
+        back_up(settings, tmp_path / "b")
+    assert back_up(settings, tmp_path / "b", allow_damaged=True).lacking == ("req-b",)
+
+
+def test_a_withdrawn_request_needs_no_picture(settings: Settings, tmp_path: Path) -> None:
+    picture_of(settings, "req-c").unlink()
+    store = open_store(settings)
+    store.transition("req-c", RequestState.WITHDRAWN)
+    store.close()
+    assert back_up(settings, tmp_path / "b").lacking == ()
+
+
+def test_the_restored_store_has_the_same_key(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b")
+    restore(elsewhere, tmp_path / "b", unverified=True)
+    with pytest.raises(StorageError, match="the blobs are sealed with another key"):
+        open_blobs(elsewhere.model_copy(update={"blob_key": NEXT_KEY}))
 
 
 def test_a_folder_that_was_not_finished_is_no_backup(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
@@ -159,29 +334,40 @@ def test_nothing_is_restored_over_something(
     back_up(settings, tmp_path / "b")
     use(elsewhere)
     with pytest.raises(InputError, match=r"home: .* holds .*: restore into a new EXPUNGE_HOME"):
-        restore(elsewhere, tmp_path / "b")
+        restore(elsewhere, tmp_path / "b", unverified=True)
 
 
 def test_nor_over_a_store_outside_of_the_home(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
     back_up(settings, tmp_path / "b")
     blobs = elsewhere.model_copy(update={"blob_url": settings.blobs})
     with pytest.raises(InputError, match=r"blob_url: .* holds blobs"):
-        restore(blobs, tmp_path / "b")
+        restore(blobs, tmp_path / "b", unverified=True)
     database = elsewhere.model_copy(update={"database_url": settings.database})
     with pytest.raises(InputError, match=r"database_url: .* exists"):
-        restore(database, tmp_path / "b")
+        restore(database, tmp_path / "b", unverified=True)
+
+
+def test_nor_into_a_blob_store_of_another_key(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    other = BlobStore(str(tmp_path / "shared"), bytes(32))
+    other.delete(other.put(b"x"))
+    with pytest.raises(InputError, match="blob_url: the blob store is of another key"):
+        restore(elsewhere.model_copy(update={"blob_url": str(tmp_path / "shared")}), tmp_path / "b", PASSPHRASE)
+    assert not elsewhere.home.exists()
 
 
 def test_a_config_file_may_be_there_already(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
     back_up(settings, tmp_path / "b")
     elsewhere.home.mkdir()
     (elsewhere.home / "config.toml").touch()
-    assert restore(elsewhere, tmp_path / "b").requests == 3
+    assert restore(elsewhere, tmp_path / "b", unverified=True).requests == 3
 
 
-def test_blobs_may_lie_in_an_object_store(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
+def test_blobs_may_lie_in_an_object_store(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, bucket: Bucket
+) -> None:
     back_up(settings, tmp_path / "b", PASSPHRASE)
-    remote = elsewhere.model_copy(update={"blob_url": "memory://restored/blobs"})
+    remote = elsewhere.model_copy(update={"blob_url": bucket.url})
     restore(remote, tmp_path / "b", PASSPHRASE)
     (record, *_) = open_store(remote).list()
     assert open_blobs(remote).get(record.request.images[0]) == PICTURE + b"a"
@@ -209,7 +395,7 @@ def test_a_short_passphrase_is_refused(settings: Settings, tmp_path: Path) -> No
 
 
 def test_a_failure_leaves_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: str, target: str) -> int:
+    def full(blobs: BlobStore, target: Path) -> tuple[list[str], list[str]]:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("expunge.requests.backup._copy_blobs", full)

@@ -1,6 +1,7 @@
 """The home remembers what was made for it: what is missing or another one is refused, never made anew in silence."""
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import ExpungeError, InputError, StorageError
+from expunge.requests.backup import back_up
+from expunge.requests.blobs import open_blobs
 from expunge.requests.home import FILE, check_home, recall, remember
 from expunge.requests.store import open_store
 from expunge.settings import Settings
@@ -70,6 +73,27 @@ def test_the_same_database_may_serve_a_home_elsewhere(settings: Settings, tmp_pa
     assert first is not None
     assert second is not None
     assert first.id != second.id
+
+
+def test_blobs_that_are_gone_are_noticed(settings: Settings) -> None:
+    open_store(settings).close()
+    blob = open_blobs(settings).put(b"a picture")
+    assert open_blobs(settings).get(blob) == b"a picture"
+    shutil.rmtree(settings.home / "blobs")
+    for _ in range(2):
+        with pytest.raises(
+            StorageError, match="the blob store is gone or empty, but this home has"
+        ):
+            open_blobs(settings)
+    assert not (settings.home / "blobs").exists()
+
+
+def test_a_backup_of_a_database_that_is_gone_is_refused(settings: Settings, tmp_path: Path) -> None:
+    open_store(settings).close()
+    (settings.home / "expunge.db").unlink()
+    with pytest.raises(StorageError, match="does not exist, but this home has accepted requests"):
+        back_up(settings, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2, "id": "x"}', '{"id": 3}'])

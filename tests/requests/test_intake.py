@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from expunge.errors import InputError, StorageError
-from expunge.requests.blobs import BlobStore
+from expunge.errors import InputError, StorageError, UnavailableError
+from expunge.requests.blobs import MARKER, BlobStore
 from expunge.requests.imaging import to_array
 from expunge.requests.intake import EditInput, Submission, accept, parse_edit, validated
 from expunge.requests.lines import LineResult, accept_jsonl
@@ -26,12 +28,20 @@ Take = Callable[..., tuple[RequestRecord, bool]]
 
 
 @pytest.fixture
-def take(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: Path) -> Take:
-    def call(**fields: object) -> tuple[RequestRecord, bool]:
-        submission = validated(Submission, {"model": "flags", **fields})
-        return accept(submission, settings=settings, store=store, blobs=blobs, base=tmp_path)
+def take_by(settings: Settings, blobs: BlobStore, tmp_path: Path) -> Callable[[RequestStore], Take]:
+    def by(store: RequestStore) -> Take:
+        def call(**fields: object) -> tuple[RequestRecord, bool]:
+            submission = validated(Submission, {"model": "flags", **fields})
+            return accept(submission, settings=settings, store=store, blobs=blobs, base=tmp_path)
 
-    return call
+        return call
+
+    return by
+
+
+@pytest.fixture
+def take(take_by: Callable[[RequestStore], Take], store: RequestStore) -> Take:
+    return take_by(store)
 
 
 @pytest.fixture
@@ -45,7 +55,7 @@ def lines(settings: Settings, store: RequestStore, blobs: BlobStore, tmp_path: P
 
 
 def stored(folder: Path) -> int:
-    return sum(path.is_file() for path in (folder / "blobs").rglob("*"))
+    return sum(path.is_file() and path.name != MARKER for path in (folder / "blobs").rglob("*"))
 
 
 def test_accepted(take: Take, paint: Paint, blobs: BlobStore) -> None:
@@ -72,12 +82,136 @@ def test_submitting_twice_is_submitting_once(take: Take, paint: Paint) -> None:
     assert take(images=["a.png"], model="faces")[1]
 
 
-def test_known_request_is_not_stored_again(take: Take, paint: Paint, blobs: BlobStore) -> None:
+PATHS = {
+    RequestState.ACCEPTED: [],
+    RequestState.BATCHED: [RequestState.BATCHED],
+    RequestState.FAILED: [RequestState.BATCHED, RequestState.FAILED],
+    RequestState.REMOVED: [RequestState.BATCHED, RequestState.REMOVED],
+}
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+@pytest.mark.parametrize("state", PATHS)
+def test_submitting_again_repairs_lost_pictures(
+    take: Take, paint: Paint, store: RequestStore, blobs: BlobStore, tmp_path: Path, state: RequestState, harm: str
+) -> None:
+    for name in ("a.png", "s.png"):
+        paint(name)
+    record, _ = take(images=["a.png"], surrogates=["s.png"])
+    for step in PATHS[state]:
+        store.transition(record.request.id, step)
+    mine = (*record.request.images, *record.request.surrogates)
+    for blob in mine:
+        if harm == "gone":
+            blobs.delete(blob)
+        else:
+            (tmp_path / "blobs" / blob[:2] / blob).write_bytes(b"damaged")
+    again, new = take(images=["a.png"], surrogates=["s.png"])
+    assert (again.request, again.state, new) == (record.request, state, False)
+    for blob in mine:
+        assert to_array(blobs.get(blob)).shape == (12, 16, 3)
+
+
+def test_a_withdrawn_request_is_not_stored_again(
+    take: Take, paint: Paint, store: RequestStore, blobs: BlobStore
+) -> None:
     paint("a.png")
     record, _ = take(images=["a.png"])
+    store.transition(record.request.id, RequestState.WITHDRAWN)
     blobs.delete(record.request.images[0])  # as a purge would
     assert not take(images=["a.png"])[1]
     assert not blobs.has(record.request.images[0])
+
+
+def test_concurrent_duplicates_leave_the_pictures_of_the_one_that_is_accepted(
+    take: Take, store: RequestStore, blobs: BlobStore, paint: Paint
+) -> None:
+    names = [f"{number}.png" for number in range(14)]
+    for name in names:
+        paint(name)
+    together = threading.Barrier(len(names))
+
+    def submit(name: str) -> RequestRecord | None:
+        together.wait()
+        try:
+            return take(images=[name], external_id="ticket")[0]
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        accepted = [record for record in pool.map(submit, names) if record]
+    (record,) = store.list()
+    assert [known.request for known in accepted] == [record.request]
+    assert blobs.ids() == list(record.request.images)
+
+
+class _Refusing(RequestStore):
+    """Between the pictures and the row, something happens."""
+
+    def __init__(self, store: RequestStore, happens: Callable[[], None]) -> None:
+        super().__init__(store._database)
+        self._happens = happens
+
+    def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
+        self._happens()
+        return super().add(request)
+
+
+def refuse(error: BaseException) -> Callable[[], None]:
+    def happens() -> None:
+        raise error
+
+    return happens
+
+
+@pytest.mark.parametrize("error", [UnavailableError("locked"), StorageError("disk full"), KeyboardInterrupt()])
+def test_what_ends_between_the_pictures_and_the_row_leaves_no_picture(
+    take_by: Callable[[RequestStore], Take], store: RequestStore, blobs: BlobStore, paint: Paint, error: BaseException
+) -> None:
+    for name in ("a.png", "b.png"):
+        paint(name)
+    keep = take_by(store)(images=["a.png"])[0].request.images[0]
+    with pytest.raises(type(error), match=f"^{error}"):
+        take_by(_Refusing(store, refuse(error)))(images=["a.png", "b.png"])
+    assert blobs.ids() == [keep], "the picture of the other request stays"
+
+
+def test_a_picture_that_another_request_brings_at_the_same_time_stays(
+    take_by: Callable[[RequestStore], Take], store: RequestStore, blobs: BlobStore, paint: Paint
+) -> None:
+    paint("a.png")
+
+    def other_is_accepted_and_mine_refused() -> None:
+        take_by(store)(images=["a.png"], external_id="other")
+        raise UnavailableError("locked")
+
+    with pytest.raises(UnavailableError, match="locked"):
+        take_by(_Refusing(store, other_is_accepted_and_mine_refused))(images=["a.png"], external_id="mine")
+    (record,) = store.list()
+    (image,) = record.request.images
+    assert blobs.has(image)
+
+    # The other way round: a refused request takes it back just before my row is there.
+    take_by(_Refusing(store, lambda: blobs.delete(image)))(images=["a.png"], external_id="third")
+    assert blobs.has(image)
+
+
+def test_a_picture_stays_where_the_database_cannot_be_asked(
+    take_by: Callable[[RequestStore], Take],
+    store: RequestStore,
+    blobs: BlobStore,
+    paint: Paint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paint("a.png")
+
+    def breaks() -> None:
+        monkeypatch.setattr(RequestStore, "read", lambda self: refuse(UnavailableError("gone"))())
+        raise UnavailableError("gone")
+
+    with pytest.raises(UnavailableError, match="gone"):
+        take_by(_Refusing(store, breaks))(images=["a.png"])
+    assert len(blobs.ids()) == 1
 
 
 @pytest.mark.parametrize(

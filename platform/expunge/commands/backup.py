@@ -9,30 +9,43 @@ from expunge.commands.common import AsJson, open_settings, print_json
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
-    from expunge.requests.backup import Manifest
+    from expunge.requests.manifest import Manifest
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The backup's folder.")]
 Passphrase = Annotated[
     Path | None,
     typer.Option("--passphrase-file", metavar="FILE", help="Take the sealing key along, sealed with its first line."),
 ]
+AllowDamaged = Annotated[
+    bool, typer.Option("--allow-damaged", help="Also where blobs do not open or requests lack pictures.")
+]
+Unverified = Annotated[
+    bool, typer.Option("--unverified", help="Also without a key to check it with, or if an earlier version made it.")
+]
 
 
-def backup(folder: Folder, passphrase_file: Passphrase = None, as_json: AsJson = False) -> None:
+def backup(
+    folder: Folder,
+    passphrase_file: Passphrase = None,
+    allow_damaged: AllowDamaged = False,
+    as_json: AsJson = False,
+) -> None:
     """Back up requests and sealed images to a new FOLDER. MLflow and the config file are not in it."""
     from expunge.requests.backup import back_up
 
-    manifest = back_up(open_settings(), folder, _passphrase(passphrase_file))
+    manifest = back_up(open_settings(), folder, _passphrase(passphrase_file), allow_damaged=allow_damaged)
     key = "with the key, sealed" if manifest.key else "WITHOUT the key: keep blob.key or EXPUNGE_BLOB_KEY elsewhere"
     _say(folder, manifest, key, as_json)
 
 
-def restore(folder: Folder, passphrase_file: Passphrase = None, as_json: AsJson = False) -> None:
-    """Restore FOLDER into an empty EXPUNGE_HOME."""
-    from expunge.requests.backup import restore as bring_back
+def restore(
+    folder: Folder, passphrase_file: Passphrase = None, unverified: Unverified = False, as_json: AsJson = False
+) -> None:
+    """Restore FOLDER into an empty EXPUNGE_HOME, where blob.key and config.toml may be. Checks it first."""
+    from expunge.requests.restore import restore as bring_back
 
     settings = open_settings()
-    manifest = bring_back(settings, folder, _passphrase(passphrase_file))
+    manifest = bring_back(settings, folder, _passphrase(passphrase_file), unverified=unverified)
     at_hand = settings.blob_key or (settings.home / "blob.key").exists()
     key = "the key opens them" if at_hand else "no key yet: put it to blob.key in the home, or set EXPUNGE_BLOB_KEY"
     _say(settings.home, manifest, key, as_json)
@@ -40,9 +53,16 @@ def restore(folder: Folder, passphrase_file: Passphrase = None, as_json: AsJson 
 
 def _say(where: Path, manifest: "Manifest", key: str, as_json: bool) -> None:
     if as_json:
-        print_json({"path": str(where), **manifest.model_dump(mode="json", exclude={"files"})})
-    else:
-        typer.echo(f"{where}: {manifest.requests} requests, {manifest.blobs} sealed blobs, {key}")
+        print_json({"path": str(where), **manifest.model_dump(mode="json", exclude={"files", "signature"})})
+        return
+    typer.echo(f"{where}: {manifest.requests} requests, {manifest.blobs} sealed blobs, {key}")
+    if manifest.damaged:
+        typer.echo(f"DAMAGED: {len(manifest.damaged)} blobs do not open: {', '.join(manifest.damaged)}")
+    if manifest.lacking:
+        typer.echo(
+            f"DAMAGED: {len(manifest.lacking)} requests lack pictures: {', '.join(manifest.lacking)}; "
+            "submit these again, each as it was"
+        )
 
 
 def _passphrase(file: Path | None) -> str | None:

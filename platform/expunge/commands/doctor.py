@@ -1,24 +1,31 @@
 """`expunge doctor`: is everything there that a night needs?"""
 
+from typing import Annotated
+
 import typer
 
 from expunge.commands.common import AsJson, print_json, print_table
-from expunge.errors import UnavailableError
+from expunge.errors import StorageError, UnavailableError
+
+Deep = Annotated[bool, typer.Option("--deep", help="Open every sealed blob too; exit 6 if a request lacks a picture.")]
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(deep: Deep = False, as_json: AsJson = False) -> None:
     """Check the installation: each row is ok or says how to fix it. Exit 5 if something required is missing."""
-    from expunge.doctor import examine
+    from expunge.doctor import examine, examine_deeply
 
     checks = examine()
+    at_rest = examine_deeply() if deep else []
     if as_json:
-        print_json([check.as_dict() for check in checks])
+        print_json([check.as_dict() for check in [*checks, *at_rest]])
     else:
         from rich.table import Table
 
         table = Table("check", "", "found", "hint", box=None)
-        for check in checks:
+        for check in [*checks, *at_rest]:
             table.add_row(check.name, check.status, check.found, "" if check.ok else check.hint)
         print_table(table)
     if any(check.required and not check.ok for check in checks):
         raise typer.Exit(UnavailableError.exit_code)
+    if any(check.required and not check.ok for check in at_rest):
+        raise typer.Exit(StorageError.exit_code)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, UnavailableError
 
@@ -52,7 +53,7 @@ class Tracker:
         scheme, _, rest = uri.partition("://")
         match scheme:
             case "sqlite" if rest.startswith("/") and rest.strip("/") not in ("", ":memory:"):
-                self._artifacts = _embedded_folder(Path(rest[1:])) / "artifacts"
+                self._artifacts = _embedded_folder(Path(unquote(rest[1:].partition("?")[0]))) / "artifacts"
             case "http" | "https" if rest:
                 pass
             case _:

@@ -1,174 +1,263 @@
 """Sealed, content-addressed storage. Images of people are personal data: nothing is at rest in the clear.
 
-A blob is `EXB1`, a 12-byte nonce, and the AES-256-GCM ciphertext with the blob's id as associated data, so that a
-sealed blob moved under another id does not open.
+A store has one key: its first blob leaves the key's fingerprint in `key-fingerprint`, and nobody opens the store with
+another key. What is damaged is kept beside its repair as `.damaged`.
 """
 
-import base64
-import binascii
 import contextlib
 import hashlib
-import os
-import secrets
-from pathlib import Path
-from typing import cast
-
-import fsspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from expunge.errors import InputError, NotFoundError, StorageError
-from expunge.files import make_private, write_atomically, write_new
+from expunge.requests import keys
+from expunge.requests.filesystems import Folder, write_file_once
+from expunge.requests.home import recall, remember
+from expunge.requests.sealing import LARGEST, Seal
 from expunge.settings import Settings
 
-_MAGIC = b"EXB1"
-_NONCE = 12
-_KEY = 32
-_LARGEST = 2**31 - 64  # what OpenSSL seals in one call
+MARKER = "key-fingerprint"
+KEY_FILE = "blob.key"
+
+_DAMAGED = ".damaged"
+_TRIED = 8  # blobs of a store without a marker, of which one has to open
+
+
+class DamagedBlobError(StorageError):
+    """A blob is there, and does not open."""
 
 
 class BlobStore:
     """Blobs under `url` (a local path, s3://bucket/prefix, ... by fsspec), sealed with a 32-byte `key`.
 
-    Raises InputError for a key of another length and for a URL whose fsspec driver is missing.
+    Raises InputError for a key of another length and for a URL that keeps nothing or whose fsspec driver is missing,
+    StorageError for a store of another key.
     """
 
     def __init__(self, url: str, key: bytes) -> None:
-        if len(key) != _KEY:
-            raise InputError(f"blob_key: {len(key)} bytes", hint=f"it must be {_KEY} bytes")
-        self._cipher = AESGCM(key)
-        try:
-            fs, root = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"blob_url: {error}", hint="install the driver or use a local path") from None
-        self._fs = cast(fsspec.AbstractFileSystem, fs)
-        self._root = str(root).rstrip("/")
-        self._local = isinstance(fs, LocalFileSystem)
+        if len(key) != keys.KEY_BYTES:
+            raise InputError(f"blob_key: {len(key)} bytes", hint=f"it must be {keys.KEY_BYTES} bytes")
+        self._key, self._seal = key, Seal(key)
+        self._folder = Folder(url)
+        self._marked = False
+        self._check_key()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the key: 16 hex digits, safe to show."""
+        return keys.fingerprint(self._key)
+
+    @property
+    def marked(self) -> bool:
+        """Whether the store says whose it is: from its first blob on."""
+        return self._marked
+
+    def derive(self, purpose: keys.Purpose) -> bytes:
+        """The 32-byte key that signs for this purpose."""
+        return keys.derive(self._key, purpose)
 
     def put(self, data: bytes) -> str:
         """Seals and stores `data`; returns its id, the SHA-256 of the plaintext in hex.
 
-        Idempotent: what is there and opens is left alone, what is there and does not open is replaced. Raises
-        StorageError if it cannot be stored; then nothing is left behind.
+        Idempotent: what is there and opens is left alone, what is there and does not open is repaired. Raises
+        StorageError if it cannot be read or stored; then nothing is left behind.
         """
         blob = hashlib.sha256(data).hexdigest()
-        if len(data) > _LARGEST:
-            raise StorageError(f"a blob of {len(data):,} bytes is over the limit of {_LARGEST:,}", hint="split it")
+        if len(data) > LARGEST:
+            raise StorageError(f"a blob of {len(data):,} bytes is over the limit of {LARGEST:,}", hint="split it")
+        damaged = False
         try:
             self.get(blob)
             return blob
         except NotFoundError:
             pass
-        except StorageError:
-            pass  # damaged, or sealed with another key: the plaintext is at hand, so it can be repaired
-        nonce = secrets.token_bytes(_NONCE)
-        sealed = _MAGIC + nonce + self._cipher.encrypt(nonce, data, blob.encode())
+        except DamagedBlobError:
+            damaged = True
+        sealed = self._seal.close(blob, data)
         try:
-            if self._local:
-                write_atomically(Path(self._path(blob)), sealed)
-            else:
-                self._fs.pipe_file(self._path(blob), sealed)  # an object store shows an object whole or not at all
+            self._mark()
+            # The first of the damaged ones: it may come from a time when a store could hold blobs of several keys.
+            if damaged and not self._folder.has(_name(blob) + _DAMAGED):
+                self._folder.copy(_name(blob), _name(blob) + _DAMAGED)
+            self._folder.write(_name(blob), sealed)
         except OSError as error:
             raise _refused("write", blob, error) from None
         return blob
 
     def get(self, blob: str) -> bytes:
-        """The plaintext. Raises NotFoundError, or StorageError if it was altered or sealed with another key."""
+        """The plaintext. Raises NotFoundError, DamagedBlobError if it does not open, StorageError of the store."""
+        data = self._seal.open(blob, self.sealed(blob))
+        if data is None:
+            raise DamagedBlobError(
+                f"blob {blob} does not open: it is damaged",
+                hint="submit its request again, or restore it from a backup",
+            )
+        return data
+
+    def sealed(self, blob: str) -> bytes:
+        """As it lies. Raises NotFoundError, StorageError."""
         try:
-            sealed = cast(bytes, self._fs.cat_file(self._path(blob)))
+            return self._folder.read(_name(blob))
         except FileNotFoundError:
             raise NotFoundError(
                 f"blob {blob} does not exist", hint="it was purged, or EXPUNGE_BLOB_URL names another store"
             ) from None
         except OSError as error:
             raise _refused("read", blob, error) from None
-        body = len(_MAGIC) + _NONCE
-        try:
-            if not sealed.startswith(_MAGIC) or len(sealed) < body:
-                raise InvalidTag
-            return self._cipher.decrypt(sealed[len(_MAGIC) : body], sealed[body:], blob.encode())
-        except InvalidTag:
-            hint = "restore it from a backup, or set EXPUNGE_BLOB_KEY to the key it was sealed with"
-            raise StorageError(f"blob {blob} does not open: it was altered, or the key is another", hint=hint) from None
+
+    def opens(self, blob: str, sealed: bytes) -> bool:
+        """Whether these bytes are that blob, sealed with this key."""
+        return self._seal.opens(blob, sealed)
 
     def has(self, blob: str) -> bool:
+        name = _name(blob)
         try:
-            return bool(self._fs.exists(self._path(blob)))
+            return self._folder.has(name)
         except OSError as error:
             raise _refused("look up", blob, error) from None
 
     def delete(self, blob: str) -> None:
-        """Deletes the blob; one that is not there is no error."""
+        """Deletes the blob and what was kept of a damaged one; one that is not there is no error."""
+        name = _name(blob)
         try:
-            self._fs.rm_file(self._path(blob))
-        except FileNotFoundError:
-            pass
+            self._folder.delete(name)
+            self._folder.delete(name + _DAMAGED)
         except OSError as error:
             raise _refused("delete", blob, error) from None
 
-    def _path(self, blob: str) -> str:
-        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
-            raise NotFoundError(f"blob {blob!r} is no SHA-256", hint="an id has 64 hex digits")
-        return f"{self._root}/{blob[:2]}/{blob}"
+    def ids(self) -> list[str]:
+        """Of every blob, sorted; a listing of the whole store."""
+        try:
+            return blob_ids(self._folder)
+        except OSError as error:
+            raise _refused("list", "its blobs", error) from None
+
+    def _check_key(self) -> None:
+        """One small read, but for a store without a marker. Raises StorageError for a store of another key."""
+        try:
+            there = marker(self._folder)
+            if there is None:
+                self._adopt()
+            else:
+                self._compare(there)
+        except OSError as error:
+            raise _refused("read", MARKER, error) from None
+
+    def _compare(self, there: str) -> None:
+        if there != self.fingerprint:
+            raise StorageError(
+                f"the blobs are sealed with another key: its fingerprint is {there}, and that of the key here is "
+                f"{self.fingerprint}",
+                hint=f"set EXPUNGE_BLOB_KEY to the key whose fingerprint is {there}",
+            )
+        self._marked = True
+
+    def _adopt(self) -> None:
+        """Mark a store of an earlier version, which has blobs and no marker, where this key opens them."""
+        tried = blob_ids(self._folder)[:_TRIED]
+        if tried and not any(self._opens(blob) for blob in tried):
+            raise StorageError(
+                f"the key here (its fingerprint is {self.fingerprint}) opens none of the blobs",
+                hint="set EXPUNGE_BLOB_KEY to the key that they were sealed with",
+            )
+        if tried:
+            with contextlib.suppress(OSError):  # a store that may only be read: the next one to write marks it
+                self._mark()
+
+    def _opens(self, blob: str) -> bool:
+        try:
+            return self.opens(blob, self.sealed(blob))
+        except NotFoundError:
+            return False
+
+    def _mark(self) -> None:
+        """Leave the fingerprint, unless it is there. Raises StorageError where another key was faster, OSError."""
+        if not self._marked:
+            self._compare(mark(self._folder, self.fingerprint))
 
 
 def open_blobs(settings: Settings) -> BlobStore:
     """The store of these settings. The key is `blob_key`, else `blob.key` in the home, which is made if there is none.
 
-    Raises InputError for a malformed key, StorageError if the home cannot be written or the key of its blobs is gone.
+    Raises InputError for a malformed key, StorageError if the home cannot be written, the key of its blobs is gone, the
+    key at hand is not theirs, or the home remembers blobs and there are none.
     """
+    store, known = _open(settings), recall(settings)
+    if known is not None and known.key is not None and not store.marked:
+        raise StorageError(
+            "the blob store is gone or empty, but this home has stored pictures in it",
+            hint="restore it from a backup, or correct EXPUNGE_BLOB_URL; to start over, use a new EXPUNGE_HOME",
+        )
+    if known is not None and store.marked:
+        remember(settings, key=store.fingerprint)
+    return store
+
+
+def _open(settings: Settings) -> BlobStore:
     if settings.blob_key:
-        return BlobStore(settings.blobs, _decode_key(settings.blob_key, "blob_key"))
-    file = settings.home / "blob.key"
+        return BlobStore(settings.blobs, keys.decode(settings.blob_key, "blob_key"))
+    file = settings.home / KEY_FILE
     try:
-        if not file.exists() and _has_blobs(settings.blobs) and not file.exists():
+        if not file.exists() and is_used(Folder(settings.blobs)) and not file.exists():
             raise StorageError(
-                f"{file} is gone, and {settings.blobs} holds blobs sealed with it",
+                f"{file} is gone, and the blob store holds blobs sealed with it",
                 hint="restore it or set EXPUNGE_BLOB_KEY",
             )
-        _make_key(file)
+        write_file_once(file, f"{keys.new_key()}\n".encode())
         text = file.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(
             f"{file} cannot be made or read ({error})", hint="check EXPUNGE_HOME or set EXPUNGE_BLOB_KEY"
         ) from None
-    return BlobStore(settings.blobs, _decode_key(text.strip(), str(file)))
+    return BlobStore(settings.blobs, keys.decode(text, str(file)))
 
 
-def _make_key(file: Path) -> None:
-    """Leaves one whole key in `file`, however many processes try: only the first hard link succeeds."""
-    if file.exists():
-        return
-    make_private(file.parent)
-    neighbour = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
+def is_used(folder: Folder) -> bool:
+    """Whether it is, or was, a store of blobs. Raises StorageError."""
     try:
-        write_new(neighbour, base64.b64encode(secrets.token_bytes(_KEY)) + b"\n")
-        with contextlib.suppress(FileExistsError):
-            os.link(neighbour, file)
-    finally:
-        neighbour.unlink(missing_ok=True)
+        return marker(folder) is not None or bool(blob_ids(folder))
+    except OSError as error:
+        raise _refused("read", MARKER, error) from None
 
 
-def _decode_key(text: str, where: str) -> bytes:
-    hint = "make one with `openssl rand -base64 32`"
+def mark(folder: Folder, fingerprint: str) -> str:
+    """Leave its key's fingerprint, unless one is there; returns what is there then. Raises StorageError, OSError."""
+    return _read_marker(folder.write_once(MARKER, f"{fingerprint}\n".encode()))
+
+
+def blob_ids(folder: Folder) -> list[str]:
+    """Of every blob in it, sorted. Raises OSError."""
+    found = (name.rpartition("/") for name in folder.names())
+    return [blob for prefix, _, blob in found if _is_id(blob) and prefix == blob[:2]]
+
+
+def marker(folder: Folder) -> str | None:
+    """The fingerprint of its key; None where it has no blobs yet. Raises StorageError for a damaged one, OSError."""
     try:
-        key = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError(f"{where}: not base64", hint=hint) from None
-    if len(key) != _KEY:
-        raise InputError(f"{where}: {len(key)} bytes where {_KEY} are needed", hint=hint)
-    return key
+        return _read_marker(folder.read(MARKER))
+    except FileNotFoundError:
+        return None
 
 
-def _has_blobs(url: str) -> bool:
-    fs, root = url_to_fs(url)
-    return isinstance(fs, LocalFileSystem) and Path(root).is_dir() and any(Path(root).glob("[0-9a-f][0-9a-f]/*"))
+def _read_marker(data: bytes) -> str:
+    text = data.decode("ascii", "replace").strip()
+    if len(text) != 16 or not set(text) <= set("0123456789abcdef"):
+        raise StorageError(
+            f"{MARKER} in the blob store is damaged", hint="delete it: it is made again if the key here opens the blobs"
+        )
+    return text
 
 
-def _refused(verb: str, blob: str, error: OSError) -> StorageError:
+def _is_id(name: str) -> bool:
+    return len(name) == 64 and set(name) <= set("0123456789abcdef")
+
+
+def _name(blob: str) -> str:
+    if not _is_id(blob):
+        raise NotFoundError(f"blob {blob!r} is no SHA-256", hint="an id has 64 hex digits")
+    return f"{blob[:2]}/{blob}"
+
+
+def _refused(verb: str, what: str, error: OSError) -> StorageError:
     reason = (error.strerror or str(error) or type(error).__name__).lower()
     return StorageError(
-        f"the blob store cannot {verb} {blob[:12]} ({reason})", hint="free space or check EXPUNGE_BLOB_URL, then repeat"
+        f"the blob store cannot {verb} {what[:16]} ({reason})", hint="free space or check EXPUNGE_BLOB_URL, then repeat"
     )

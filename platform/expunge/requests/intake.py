@@ -22,8 +22,10 @@ from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.box import Box, Size, cut_companion, one_or_more, pixels, same_shape
 from expunge.requests.imaging import decode, encode, read_file
+from expunge.requests.inventory import NEEDED
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore, check_same
+from expunge.requests.together import store_together
 from expunge.settings import Settings
 from expunge.words import EditSpec, ExternalId, Identifier, RemovalRequest, Text
 
@@ -128,6 +130,8 @@ def accept(
 ) -> tuple[RequestRecord, bool]:
     """Accepts one request; paths are relative to `base`. False: it was known, and the known one is returned.
 
+    Pictures of a known request that were lost or damaged are stored again.
+
     Raises InputError naming the field for anything wrong with it, StorageError and UnavailableError of the stores.
     """
     settings.model(submission.model)
@@ -137,17 +141,18 @@ def accept(
     # Those accepted before ids had one form are still found.
     for written in _spellings(submission.external_id or request.external_id):
         known = known or store.find(request.model, written)
-    # A known request is not stored again: its pictures may have been purged, and nothing would purge them twice.
     if known is not None:
         check_same(known.request, request.model_copy(update={"external_id": known.request.external_id}))
+        # Those of a withdrawn request may have been purged, and nothing would purge them twice.
+        if known.state in NEEDED:
+            for png in taken.pictures.values():
+                blobs.put(png)
         return known, False
     # Not of a known one: what was accepted once is not refused when its file is submitted again.
     _check_new(request, taken)
     if check is not None:
         check(request, tuple(taken.sizes))
-    for png in taken.pictures.values():
-        blobs.put(png)
-    return store.add(request)
+    return store_together(request, taken.pictures, store=store, blobs=blobs)
 
 
 def canonical(external_id: str) -> str:

@@ -31,7 +31,7 @@ def unseal(sealed: bytes, passphrase: str, purpose: str) -> str:
     salt, nonce, body = sealed[:_SALT], sealed[_SALT : _SALT + _NONCE], sealed[_SALT + _NONCE :]
     try:
         return _cipher(salt, passphrase).decrypt(nonce, body, purpose.encode()).decode()
-    except InvalidTag:
+    except (InvalidTag, ValueError):  # a ValueError where it was cut short
         raise InputError("passphrase: it does not open the backup's key", hint="use the one it was made with") from None
 
 

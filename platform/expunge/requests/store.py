@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -38,6 +39,10 @@ class RequestStore:
 
     def close(self) -> None:
         self._database.close()
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A transaction for what is asked of all rows at once."""
+        return self._database.read()
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
         """Accepts a request; False says that its (model, external_id) was known, and that the known one is returned.

@@ -1,9 +1,12 @@
-"""Checkpoints through Ray Train's storage: written by all workers or by none, and read back only when intact."""
+"""Checkpoints through Ray Train's storage: written by all workers or by none, read back only when intact and ours."""
 
 import json
+import secrets
+import shutil
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -13,9 +16,9 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from expunge.errors import StorageError, last_line
-from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
+from expunge.unlearning.seals import CheckpointSeal
 
 if TYPE_CHECKING:
     from expunge.unlearning.engine import ShardedEngine
@@ -33,11 +36,13 @@ class _Storage(Protocol):
 
 
 class Checkpoints:
-    """Of one worker group. Every method is called by all workers at the same time."""
+    """Of one worker group, signed with `key`. Every method is called by all workers at the same time."""
 
-    def __init__(self, engine: "ShardedEngine", training: TrainingSettings, job: str) -> None:
+    def __init__(self, engine: "ShardedEngine", training: TrainingSettings, job: str, key: bytes) -> None:
         context = ray.train.get_context()
         self._rank, self._world = context.get_world_rank(), context.get_world_size()
+        self._first = context.get_local_rank() == 0  # one per node
+        self._seal = CheckpointSeal(key, job)
         self._storage = cast(_Storage, context.get_storage())
         self._engine, self._training = engine, training
         self._log = get_logger("unlearning").bind(job=job)
@@ -54,17 +59,17 @@ class Checkpoints:
         if self._rank == 0:
             self._sweep({Path(checkpoint.path).name for checkpoint in candidates})
         for checkpoint in reversed(candidates):
-            with ExitStack() as stack:
-                folder = _opened(checkpoint, stack)
-                good = folder is not None and _intact(folder, self._rank, self._world)
-                if self._engine.everywhere(good):
-                    assert folder is not None
+            name = Path(checkpoint.path).name
+            with self._at_hand(checkpoint, name) as (folder, wrong):
+                if self._engine.everywhere(wrong is None):
                     self._saved = True
-                    return self._engine.load(folder)
+                    done = self._engine.load(folder)
+                    self._engine.everywhere(True)  # none is still reading
+                    return done
             self.fallbacks += 1
-            if self._rank == 0:
-                name = Path(checkpoint.path).name
-                self._log.warning("this checkpoint is damaged: going back to the one before", checkpoint=name)
+            if wrong is not None or self._rank == 0:
+                why = wrong or "a worker on another node cannot read it"
+                self._log.warning("this checkpoint is damaged: going back to the one before", checkpoint=name, why=why)
         return 0
 
     def save(self, step: int) -> None:
@@ -77,7 +82,7 @@ class Checkpoints:
         name = f"checkpoint_{step:06d}_{self._engine.same(time.time_ns()):x}"
         target = f"{self._storage.experiment_fs_path}/{name}"
         with tempfile.TemporaryDirectory() as folder:
-            failure = self._write(Path(folder), target, step)
+            failure = self._write(Path(folder), name, step)
         if self._engine.everywhere(failure is None):
             self._saved = True
             checkpoint = Checkpoint(target, self._storage.storage_filesystem)
@@ -119,15 +124,43 @@ class Checkpoints:
                 if entry.base_name not in known:
                     self._storage.storage_filesystem.delete_dir(entry.path)
 
-    def _write(self, folder: Path, target: str, step: int) -> Exception | None:
+    def _write(self, folder: Path, name: str, step: int) -> Exception | None:
         failure = self._engine.save(folder, step)
+        target = f"{self._storage.experiment_fs_path}/{name}"
         try:
-            _seal(folder, self._rank, self._world)
+            self._seal.close(folder, checkpoint=name, step=step, rank=self._rank, world=self._world)
             self._storage.storage_filesystem.create_dir(target, recursive=True)
             copy_files(str(folder), target, destination_filesystem=self._storage.storage_filesystem)
         except OSError as error:
             failure = failure or error
         return failure
+
+    @contextmanager
+    def _at_hand(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[Path, str | None]]:
+        """A folder on this node to load it from, and what is wrong with it, which one worker of the node looks at.
+
+        What lies at a `checkpoint_url` is copied first: others may write there, also between the look and the load. The
+        job's own folder is in the home, which only its owner writes to, and is read in place.
+        """
+        if not self._training.checkpoint_url:
+            folder = Path(checkpoint.path)
+            yield folder, self._seal.wrong(folder, name) if self._first else None
+            return
+        # All workers of a node need one name, and nobody else may guess it.
+        folder = Path(tempfile.gettempdir()) / f"expunge-checkpoint-{self._engine.same(secrets.randbits(62)):016x}"
+        try:
+            yield folder, self._fetched(checkpoint, name, folder) if self._first else None
+        finally:
+            if self._first:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetched(self, checkpoint: Checkpoint, name: str, folder: Path) -> str | None:
+        try:
+            folder.mkdir(mode=0o700)
+            copy_files(checkpoint.path, str(folder), source_filesystem=checkpoint.filesystem)
+        except (OSError, ArrowException) as error:
+            return f"it cannot be copied to {folder.parent} ({last_line(error)})"
+        return self._seal.wrong(folder, name)
 
 
 def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
@@ -138,6 +171,8 @@ def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
     """
     try:
         storage, folder = FileSystem.from_uri(url)
+        if storage.type_name == "mock":
+            raise ValueError("it is kept in memory, and forgotten")
         if isinstance(storage, LocalFileSystem) and storage.get_file_info(folder).type != FileType.Directory:
             raise NotADirectoryError("no such folder here")
         storage.create_dir(f"{folder}/{name}", recursive=True)
@@ -175,30 +210,5 @@ def _whole(storage: FileSystem, folder: str) -> bool:
         parts = [e for e in storage.get_file_info(FileSelector(folder)) if e.base_name.startswith("part-")]
         with storage.open_input_stream(f"{folder}/part-0.json") as file:
             return len(parts) == json.loads(file.read())["world"]
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _opened(checkpoint: Checkpoint, stack: ExitStack) -> Path | None:
-    """Its folder on this machine, downloaded where it is elsewhere; None where it cannot be had."""
-    try:
-        return Path(stack.enter_context(checkpoint.as_directory()))
-    except OSError:
-        return None
-
-
-def _seal(folder: Path, rank: int, world: int) -> None:
-    """Write down what this worker's part consists of."""
-    files = {path.relative_to(folder).as_posix(): file_digest(path) for path in folder.rglob("*") if path.is_file()}
-    (folder / f"part-{rank}.json").write_text(json.dumps({"world": world, "files": files}))
-
-
-def _intact(folder: Path, rank: int, world: int) -> bool:
-    """Whether every part is there, and the files of this worker's share of the parts are as they were written."""
-    try:
-        parts = [json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))]
-        files = [(folder / name, digest) for part in parts[rank::world] for name, digest in part["files"].items()]
-        complete = bool(parts) and len(parts) == parts[0]["world"]
-        return complete and all(file_digest(path) == digest for path, digest in files)
     except (OSError, ValueError, KeyError):
         return False

@@ -56,7 +56,8 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     training = job.training
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
-    forget, retain, conditioning = load_job(open_blobs(settings), prepared)
+    blobs = open_blobs(settings)
+    forget, retain, conditioning = load_job(blobs, prepared)
     model = load_model(settings.model(job.model), job.resolution)
     device = get_device()
     model.network.to(device)
@@ -71,7 +72,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
             write_atomically(task.folder / MODE, json.dumps({"tasks": mode}))
     steps = job.steps(warm=task.warm_start is not None)
     step_of = Steps(objective, forget, retain, mode, rank, world)
-    checkpoints = Checkpoints(engine, training, job.id)
+    checkpoints = Checkpoints(engine, training, job.id, blobs.derive("checkpoint"))
     bad = _BadSteps(job)
     budget = Budget(objective, forget, engine.total, rank, world) if training.adaptive else None
 

@@ -2,9 +2,9 @@
 
 import argparse
 import os
+import secrets
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 import torch.distributed as dist
@@ -42,7 +42,8 @@ def save(engine: DeepSpeedEngine, folder: Path, step: int) -> Exception | None:
 
 
 def load(engine: DeepSpeedEngine, folder: Path) -> int:
-    """Returns the steps done. `folder` must hold the files of all ranks; every rank must call it.
+    """Returns the steps done. `folder` must hold the files of all ranks; every rank must call it. They are unpickled,
+    and run what they hold: who calls it knows whose they are.
 
     The same number of ranks goes on bitwise as it would have. Another number takes the way over DeepSpeed's universal
     format, and goes on within rounding. Raises StorageError where the files are not readable.
@@ -50,7 +51,8 @@ def load(engine: DeepSpeedEngine, folder: Path) -> int:
     saved = len(list((folder / TAG).glob("*_optim_states.pt")))
     if saved in (0, dist.get_world_size()):  # stage 0 writes none: every rank has everything
         return _load(engine, folder)
-    names = [f"expunge-universal-{uuid.uuid4().hex}"]
+    # All workers of a node need one name, and nobody else may guess it: what is in it is unpickled.
+    names = [f"expunge-universal-{secrets.token_hex(16)}"]
     dist.broadcast_object_list(names, src=0)
     scratch = Path(tempfile.gettempdir()) / names[0]
     config = engine._config
@@ -58,6 +60,7 @@ def load(engine: DeepSpeedEngine, folder: Path) -> int:
     first = os.environ["LOCAL_RANK"] == "0"  # one a node
     try:
         if first:
+            scratch.mkdir(mode=0o700)
             _convert(folder / TAG, scratch / TAG)
         dist.barrier()
         _spare_if_empty(engine)

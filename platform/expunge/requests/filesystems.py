@@ -1,0 +1,124 @@
+"""A folder on any durable file system: what is written is whole, and still there when this process has ended."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import cast
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
+
+from expunge.errors import InputError
+from expunge.files import make_private, write_atomically, write_new
+
+# Those of fsspec's protocols that store what they are given. Others forget it (memory), cannot write (http, zip, data),
+# or are a layer over another (dir, simplecache).
+DURABLE = frozenset(
+    {
+        *("file", "local", "ftp", "sftp", "smb", "ssh", "webdav"),
+        *("abfs", "adl", "arrow_hdfs", "az", "dbfs", "gcs", "gs", "hdfs", "oci", "ocilake", "oss"),
+        *("s3", "s3a", "tos", "tosfs", "webhdfs"),
+    }
+)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP)  # what a file system without hard links says
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+class Folder:
+    """The folder of a local path or fsspec URL; names are relative to it. It need not exist, and writing makes it.
+
+    Raises InputError that begins with `setting` for a URL that keeps nothing or whose driver is missing. Methods raise
+    OSError.
+    """
+
+    def __init__(self, url: str, setting: str = "blob_url") -> None:
+        self._fs, self._root = _open(url, setting)
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def read(self, name: str) -> bytes:
+        return cast(bytes, self._fs.cat_file(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces what is there. A reader sees the old file or the new one."""
+        if self._local:
+            write_atomically(Path(self._path(name)), data)
+        else:
+            self._fs.pipe_file(self._path(name), data)  # an object store shows an object whole or not at all
+
+    def write_once(self, name: str, data: bytes) -> bytes:
+        """Writes only where nothing is there; returns what is there afterwards, whoever wrote it."""
+        if self._local:
+            write_file_once(Path(self._path(name)), data)
+        elif not self.has(name):
+            try:
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                pass
+            except (OSError, TypeError, ValueError, NotImplementedError):  # a store without conditional writes
+                self._fs.pipe_file(self._path(name), data)
+        return self.read(name)
+
+    def copy(self, name: str, to: str) -> None:
+        self._fs.cp_file(self._path(name), self._path(to))
+
+    def has(self, name: str) -> bool:
+        return bool(self._fs.exists(self._path(name)))
+
+    def delete(self, name: str) -> None:
+        """Deletes the file; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def names(self) -> list[str]:
+        """Of every file under it, sorted."""
+        self._fs.invalidate_cache()
+        if not self._fs.exists(self._root):
+            return []
+        found = cast(list[str], self._fs.find(self._root))
+        return sorted(str(path).removeprefix(self._root).lstrip("/") for path in found)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def write_file_once(file: Path, data: bytes) -> None:
+    """Leaves one whole private file, however many processes try: only the first hard link succeeds. Raises OSError."""
+    if file.exists():
+        return
+    make_private(file.parent)
+    neighbour = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        write_new(neighbour, data)
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(neighbour, file)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                write_new(file, data)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def _open(url: str, setting: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        # Not by fsspec, which would take a path that holds `::` for a chain of file systems.
+        if _SCHEME.match(url):
+            raise InputError(f"{setting}: neither a path nor a URL", hint="write e.g. s3://bucket/prefix")
+        return LocalFileSystem(), str(Path(url).expanduser().resolve())
+    if "::" in scheme or (scheme in known_implementations and scheme not in DURABLE):
+        raise InputError(
+            f"{setting}: {scheme}:// does not keep what is written to it",
+            hint="use a local path or an object store, e.g. s3://bucket/prefix",
+        )
+    try:
+        fs, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{setting}: {error}", hint="install the driver or use a local path") from None
+    return cast(fsspec.AbstractFileSystem, fs), str(root).rstrip("/")

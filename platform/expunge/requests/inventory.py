@@ -1,0 +1,94 @@
+"""Whether requests and blobs agree: every request has its pictures, and every blob somebody who needs it.
+
+Between a picture and its row lies a moment in which a submit may be killed or refused, and other requests may share
+the picture. A picture that nobody needs is the harmless side to err on: it is found here, and never deleted by guess.
+"""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+
+from expunge.errors import NotFoundError
+from expunge.requests.blobs import BlobStore
+from expunge.requests.schema import batches, requests
+from expunge.requests.store import RequestStore
+from expunge.words import RemovalRequest, RequestState
+
+NEEDED = frozenset(RequestState) - {RequestState.WITHDRAWN}
+"""States of a request whose pictures some night needs, or may need again."""
+
+_BLOB_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a look at every row and every blob found. `lacking`: by request id, the blobs that are gone or damaged."""
+
+    requests: int
+    blobs: int
+    lacking: dict[str, tuple[str, ...]]
+    damaged: tuple[str, ...]
+    """Blobs that do not open, whoever needs them."""
+    orphans: tuple[str, ...]
+    """Blobs that no request, no report and no file of a night names."""
+
+
+def take_inventory(store: RequestStore, blobs: BlobStore, runs: Path) -> Inventory:
+    """Open every blob; `runs` is the folder of the nights. Nothing is changed.
+
+    What is being submitted meanwhile may look like an orphan. Raises StorageError, UnavailableError, OSError.
+    """
+    # The blobs first: each was stored before the row that names it.
+    there = blobs.ids()
+    with store.read() as connection:
+        rows = connection.execute(select(requests.c.id, requests.c.state, requests.c.body, requests.c.evidence)).all()
+        reports = connection.execute(select(batches.c.report)).scalars().all()
+    needed = {row.id: pictures(RemovalRequest.model_validate_json(row.body)) for row in rows if row.state in NEEDED}
+    states = {blob: _state(blobs, blob) for blob in {*there, *(blob for ids in needed.values() for blob in ids)}}
+    lacking = {id: tuple(blob for blob in ids if states[blob] != "ok") for id, ids in needed.items()}
+    named = {id for row in rows for text in (row.body, row.evidence or "") for id in _ids(text.encode())}
+    named |= {report for report in reports if report} | _named_in(runs)
+    return Inventory(
+        requests=len(rows),
+        blobs=len(there),
+        lacking={id: ids for id, ids in lacking.items() if ids},
+        damaged=tuple(sorted(blob for blob, state in states.items() if state == "damaged")),
+        orphans=tuple(blob for blob in there if blob not in named),
+    )
+
+
+def pictures(request: RemovalRequest) -> tuple[str, ...]:
+    """The blobs of a request: its images, its surrogates, the mask of its edit."""
+    mask = request.edit.mask if request.edit else None
+    return (*request.images, *request.surrogates, *((mask,) if mask else ()))
+
+
+def names(store: RequestStore, blob: str) -> bool:
+    """Whether a request names this blob."""
+    with store.read() as connection:
+        query = select(requests.c.id).where(requests.c.body.contains(blob)).limit(1)
+        return connection.execute(query).one_or_none() is not None
+
+
+def _state(blobs: BlobStore, blob: str) -> str:
+    try:
+        return "ok" if blobs.opens(blob, blobs.sealed(blob)) else "damaged"
+    except NotFoundError:
+        return "gone"
+
+
+def _named_in(runs: Path) -> set[str]:
+    """Every blob in a file of a night: prepared tensors, surrogates, pictures of evidence."""
+    found = set()
+    for path in runs.rglob("*.json"):
+        with suppress(FileNotFoundError):  # a night that goes on deletes its checkpoints
+            found |= _ids(path.read_bytes())
+    return found
+
+
+def _ids(text: bytes) -> set[str]:
+    """All that may be a blob's id: rather one too many than an orphan that is none."""
+    return {found.decode() for found in _BLOB_ID.findall(text)}

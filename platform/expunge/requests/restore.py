@@ -1,0 +1,143 @@
+"""A backup brought back: checked as a whole before anything is written, and never over something that is there."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from expunge.errors import InputError, StorageError
+from expunge.files import file_digest, write_atomically
+from expunge.requests import keys
+from expunge.requests import passphrase as passphrases
+from expunge.requests.backup import key_text, lacking, sqlite_file, storage
+from expunge.requests.blobs import KEY_FILE, blob_ids, mark, marker
+from expunge.requests.database import HEAD
+from expunge.requests.filesystems import Folder
+from expunge.requests.manifest import BLOBS, DATABASE, KEY, MANIFEST, Manifest, altered, read_manifest
+from expunge.requests.sealing import Seal
+from expunge.settings import Settings
+
+_MAY_BE_THERE = frozenset({"config.toml", KEY_FILE})
+
+
+def restore(settings: Settings, source: Path, passphrase: str | None = None, *, unverified: bool = False) -> Manifest:
+    """Bring a backup into an empty home (config.toml and blob.key may be there); returns what it holds.
+
+    The key at hand is the passphrase's, EXPUNGE_BLOB_KEY or blob.key. unverified: also without one, and a backup of an
+    earlier version, which is not signed; of that one the answer names what is damaged.
+
+    Raises InputError for a home or blob store that holds something, a wrong passphrase, and where nothing says that the
+    backup is as it was made; StorageError for a backup that is incomplete, altered, or of another key than the one at
+    hand. Then nothing is written.
+    """
+    target = sqlite_file(settings, "restore it with `pg_restore`, and the bucket from its own versions")
+    manifest = read_manifest(source)
+    if manifest.migration > HEAD:
+        raise StorageError(f"the backup is of a newer expunge (migration {manifest.migration})", hint="upgrade expunge")
+    text = _key(settings, source, manifest, passphrase)
+    key = None if text is None else keys.decode(text, "the sealing key")
+    _check_signature(manifest, source, key, unverified)
+    for name, digest in manifest.files.items():
+        path = source / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise altered(source, name)
+    blobs = Folder(settings.blobs)
+    _check_empty(settings, target, blobs, manifest, key)
+    if manifest.version == 1:
+        manifest = _looked_at(manifest, source, key)
+    with storage(f"the home {settings.home}"):
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if text is not None and not settings.blob_key:
+            write_atomically(settings.home / KEY_FILE, f"{text}\n".encode())
+        if manifest.fingerprint and manifest.blobs:
+            mark(blobs, manifest.fingerprint)
+        for name, blob in _blobs(manifest):
+            blobs.write(f"{blob[:2]}/{blob}", _read(source, name, manifest))
+        write_atomically(target, _read(source, DATABASE, manifest))  # last: a row never lacks its pictures
+    return manifest
+
+
+def _key(settings: Settings, source: Path, manifest: Manifest, passphrase: str | None) -> str | None:
+    """The key at hand, as it is written."""
+    here = key_text(settings) if settings.blob_key or (settings.home / KEY_FILE).is_file() else None
+    if passphrase is None:
+        return here
+    if not manifest.key:
+        raise InputError("passphrase: the backup holds no key", hint="leave it out, and set EXPUNGE_BLOB_KEY")
+    try:
+        sealed = (source / KEY).read_bytes()
+    except OSError:
+        raise altered(source, KEY) from None
+    key = passphrases.unseal(sealed, passphrase, KEY)
+    if here not in (None, key):
+        where = "EXPUNGE_BLOB_KEY" if settings.blob_key else str(settings.home / KEY_FILE)
+        raise InputError(f"{where} is another key than the backup's", hint="take it away, or leave the passphrase out")
+    return key
+
+
+def _check_signature(manifest: Manifest, source: Path, key: bytes | None, unverified: bool) -> None:
+    if (key is None or manifest.version == 1) and not unverified:
+        why, hint = (
+            ("no key is at hand", "give --passphrase-file or set EXPUNGE_BLOB_KEY to check it, or add --unverified")
+            if key is None
+            else ("an earlier version made it, and did not sign it", "add --unverified if you trust where it lay")
+        )
+        raise InputError(f"nothing says that the backup is as it was made: {why}", hint=hint)
+    if key is None or manifest.version == 1:
+        return
+    if manifest.fingerprint != keys.fingerprint(key):
+        raise _other_key(key, f"to the key whose fingerprint is {manifest.fingerprint}")
+    if not manifest.is_signed(keys.derive(key, "manifest")):
+        raise altered(source, MANIFEST)
+
+
+def _other_key(key: bytes, which: str) -> StorageError:
+    return StorageError(
+        f"the key at hand (its fingerprint is {keys.fingerprint(key)}) does not open this backup",
+        hint=f"set EXPUNGE_BLOB_KEY {which}",
+    )
+
+
+def _check_empty(settings: Settings, database: Path, blobs: Folder, manifest: Manifest, key: bytes | None) -> None:
+    there = (
+        [path for path in settings.home.glob("*") if path.name not in _MAY_BE_THERE] if settings.home.exists() else []
+    )
+    hint = "restore into a new EXPUNGE_HOME"
+    if there:
+        raise InputError(f"home: {settings.home} holds {there[0].name}", hint=hint)
+    if database.exists():
+        raise InputError(f"database_url: {database} exists", hint=hint)
+    with storage("the blob store", "read"):
+        if blob_ids(blobs):
+            raise InputError("blob_url: the blob store holds blobs", hint="restore into an empty one")
+        mine = keys.fingerprint(key) if key else manifest.fingerprint
+        if mine and marker(blobs) not in (None, mine):
+            raise InputError("blob_url: the blob store is of another key", hint="restore into an empty one")
+
+
+def _looked_at(manifest: Manifest, source: Path, key: bytes | None) -> Manifest:
+    """What was not looked at when an earlier version made it. Raises StorageError where the key opens no blob."""
+    blobs, damaged = dict(_blobs(manifest)), set[str]()
+    with storage(f"the backup {source}", "read"):
+        if key is not None:
+            seal = Seal(key)
+            damaged = {blob for name, blob in blobs.items() if not seal.opens(blob, _read(source, name, manifest))}
+            if damaged and len(damaged) == len(blobs):
+                raise _other_key(key, "to the key that it was made with")
+        found = lacking(source / DATABASE, {*blobs.values()} - damaged)
+    return manifest.model_copy(update={"damaged": tuple(sorted(damaged)), "lacking": tuple(found)})
+
+
+def _blobs(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Of each blob its path in the folder and its id."""
+    for name in manifest.files:
+        blob = name.rpartition("/")[2]
+        if name.startswith(f"{BLOBS}/") and len(blob) == 64:
+            yield name, blob
+
+
+def _read(source: Path, name: str, manifest: Manifest) -> bytes:
+    """Checked once more: it may have changed since all were."""
+    data = (source / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest.files[name]:
+        raise altered(source, name)
+    return data

@@ -1,0 +1,41 @@
+"""How a blob is sealed: `EXB1`, a 12-byte nonce, and the AES-256-GCM ciphertext with the blob's id as associated data,
+so that a sealed blob moved under another id does not open."""
+
+import hashlib
+import secrets
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+LARGEST = 2**31 - 64
+"""Bytes: what OpenSSL seals in one call."""
+
+_MAGIC = b"EXB1"
+_NONCE = 12
+
+
+class Seal:
+    """Of one 32-byte key."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def close(self, blob: str, data: bytes) -> bytes:
+        """`data`, of at most LARGEST bytes, sealed as the blob of this id."""
+        nonce = secrets.token_bytes(_NONCE)
+        return _MAGIC + nonce + self._cipher.encrypt(nonce, data, blob.encode())
+
+    def open(self, blob: str, sealed: bytes) -> bytes | None:
+        """The plaintext of this blob; None where it does not open."""
+        body = len(_MAGIC) + _NONCE
+        if not sealed.startswith(_MAGIC) or len(sealed) < body:
+            return None
+        try:
+            return self._cipher.decrypt(sealed[len(_MAGIC) : body], sealed[body:], blob.encode())
+        except InvalidTag:
+            return None
+
+    def opens(self, blob: str, sealed: bytes) -> bool:
+        """Whether these bytes are that blob: they open, and the id is the SHA-256 of what is in them."""
+        data = self.open(blob, sealed)
+        return data is not None and hashlib.sha256(data).hexdigest() == blob
