@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DModel
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -100,9 +102,13 @@ def fake_networks(layout: Layout, resolution: Resolution) -> dict[str, dict[str,
             vae = AutoencoderKL.from_config(dict(layout.config("vae").fields))
             assert isinstance(vae, AutoencoderKL)
             pictures = torch.ones(1, 3, *resolution)
-            latents = vae.encode(pictures).latent_dist.mode()
+            encoded = vae.encode(pictures)
+            assert isinstance(encoded, AutoencoderKLOutput)
+            latents = encoded.latent_dist.mode()
             _same(layout, "vae", tuple(latents.shape), (1, *noisy))
-            _same(layout, "vae", tuple(vae.decode(latents).sample.shape), tuple(pictures.shape))
+            decoded = vae.decode(latents)
+            assert isinstance(decoded, DecoderOutput)
+            _same(layout, "vae", tuple(decoded.sample.shape), tuple(pictures.shape))
             networks["vae"] = vae
         return {
             name: {key: tuple(value.shape) for key, value in network.state_dict().items()}

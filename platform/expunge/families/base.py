@@ -101,7 +101,7 @@ class DiffusionModel(ABC):
         from there [1]; None is the clean estimate itself."""
         # Levels evenly spaced in time, as the samplers of both families do, not in noise level.
         times = self._descending(self.time_at(torch.tensor([start], dtype=torch.float32)), steps)
-        return [(here, self.at(there)) for here, there in pairwise(times)] + [(times[-1], None)]
+        return [*((here, self.at(there)) for here, there in pairwise(times)), (times[-1], None)]
 
     @abstractmethod
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:

@@ -34,7 +34,11 @@ def check(layout: Layout, configured: Resolution | None) -> Resolution:
 
     Raises InputError naming the file and the field where something is missing, wrong or not supported.
     """
-    return _CHECKS[family_of(layout)](layout, configured)
+    family = family_of(layout)
+    for name in layout.components():
+        if layout.library_of(name) not in ("diffusers", "transformers"):
+            raise layout.index.refuse(name, "its class must be of diffusers or transformers")
+    return _CHECKS[family](layout, configured)
 
 
 def _ddpm(layout: Layout, configured: Resolution | None) -> Resolution:
@@ -178,13 +182,14 @@ def _resolution(layout: Layout, configured: Resolution | None, network: Config, 
     size = network.fields.get("sample_size")
     if size is None:
         raise network.refuse("sample_size", "the model has no resolution of its own", "set the model's resolution")
-    sides = size if isinstance(size, list) and factor == 1 else [size, size]
-    if len(sides) != 2 or not all(type(side) is int for side in sides):
+    given = size if isinstance(size, list) and factor == 1 else [size, size]
+    sides = [side * factor for side in given if isinstance(side, int)]
+    if not len(sides) == len(given) == 2:
         raise network.refuse("sample_size", "must be a whole number, or the height and the width", "set the resolution")
     try:
-        return _RESOLUTION.validate_python([side * factor for side in sides])
+        return _RESOLUTION.validate_python(sides)
     except ValidationError:
-        why = f"{layout.label}: its own resolution, {sides[0] * factor}x{sides[1] * factor}, is outside of 8 to 4096"
+        why = f"{layout.label}: its own resolution, {sides[0]}x{sides[1]}, is outside of 8 to 4096"
         raise InputError(why, hint="set the model's resolution") from None
 
 

@@ -8,7 +8,6 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
-    SchedulerMixin,
     UNet2DModel,
 )
 
@@ -48,11 +47,9 @@ def _unconditional(layout: Layout, variant: str | None) -> DDPMPipeline | DDIMPi
     unet = UNet2DModel.from_pretrained(
         layout.part("unet"), torch_dtype=torch.float32, use_safetensors=True, variant=variant
     )
-    scheduler: SchedulerMixin
-    if layout.class_of("scheduler") == "DDIMScheduler":
-        scheduler = DDIMScheduler.from_pretrained(layout.part("scheduler"))
-    else:
-        scheduler = DDPMScheduler.from_pretrained(layout.part("scheduler"))
-    if layout.kind == "DDIMPipeline":
-        return DDIMPipeline(unet, scheduler)
-    return DDPMPipeline(unet, scheduler)
+    kind = DDIMScheduler if layout.class_of("scheduler") == "DDIMScheduler" else DDPMScheduler
+    scheduler = kind.from_pretrained(layout.part("scheduler"))
+    assert isinstance(scheduler, DDIMScheduler | DDPMScheduler)
+    # Each takes the other's scheduler, too: a DDIMPipeline makes a DDIMScheduler of it.
+    pipeline = DDIMPipeline if layout.kind == "DDIMPipeline" else DDPMPipeline
+    return pipeline(unet, scheduler)  # pyright: ignore[reportArgumentType]  # annotated as if with its own alone

@@ -6,6 +6,8 @@ transformer costs seconds and no GPU. A deep success is remembered by the conten
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from expunge.families.source import Layout, locate, pinned_source
 from expunge.families.weights import shapes
 from expunge.files import write_atomically
 from expunge.settings import ModelSettings, Resolution
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 _RULES = "1"
 """Part of what a success is remembered by: raise it when the deep preflight looks at more."""
@@ -28,7 +32,9 @@ def preflight(name: str, settings: ModelSettings) -> Resolution:
 
     Raises InputError with a sentence that names the model, the file and the field; no other error.
     """
-    return _shallow(name, settings, weights=False)[1]
+    label = f"model {name} ({settings.source})"
+    with _no_other_error(label):
+        return check(locate(pinned_source(settings), label), settings.resolution)
 
 
 def deep_preflight(name: str, settings: ModelSettings, cache: Path) -> Resolution:
@@ -37,65 +43,60 @@ def deep_preflight(name: str, settings: ModelSettings, cache: Path) -> Resolutio
     cache: a folder of the home's, for remembering what passed. Raises InputError, and StorageError where the cache
     cannot be written.
     """
-    layout, resolution = _shallow(name, settings, weights=True)
-    versions = [version(package) for package in ("diffusers", "torch")]
-    seen = "\n".join([_RULES, *versions, str(resolution), layout.digest()])
+    label = f"model {name} ({settings.source})"
+    with _no_other_error(label):
+        layout = locate(pinned_source(settings), label, weights=True)
+        resolution = check(layout, settings.resolution)
+        versions = [version(package) for package in ("diffusers", "torch")]
+        seen = "\n".join([_RULES, *versions, str(resolution), layout.digest()])
     passed = cache / hashlib.sha256(seen.encode()).hexdigest()
     if passed.is_file():
         return resolution
-    _forward(layout, resolution)
+    with _no_other_error(f"{label}: a forward pass at {resolution[0]}x{resolution[1]} fails"):
+        _examine(layout, resolution)
     try:
         write_atomically(passed, "")
     except OSError as error:
-        raise StorageError(
-            f"{cache} cannot be written ({error})", hint="check its permissions and free space"
-        ) from error
+        hint = "check its permissions and free space"
+        raise StorageError(f"{cache} cannot be written ({error})", hint=hint) from error
     return resolution
 
 
-def _shallow(name: str, settings: ModelSettings, *, weights: bool) -> tuple[Layout, Resolution]:
-    label = f"model {name} ({settings.source})"
+@contextmanager
+def _no_other_error(what: str) -> Iterator[None]:
+    """Configs can be odd in ways that nobody thought of: it is their own model that is refused then, and no other."""
     try:
-        layout = locate(pinned_source(settings), label, weights=weights)
-        return layout, check(layout, settings.resolution)
+        yield
     except ExpungeError:
         raise
-    except Exception as error:  # a config can be odd in ways that nobody thought of; it must cost its own model alone
-        raise _odd(label, error) from error
+    except Exception as error:
+        said = (str(error).strip() or "no reason given").splitlines()[0]
+        hint = "compare its files with a published model's"
+        raise InputError(f"{what} ({type(error).__name__}: {said})", hint=hint) from error
 
 
-def _forward(layout: Layout, resolution: Resolution) -> None:
+def _examine(layout: Layout, resolution: Resolution) -> None:
     # Here and not above: seconds of imports.
     from expunge.families.architectures import fake_networks
 
-    parts = layout.weights().files
-    try:
-        networks = fake_networks(layout, resolution)
-    except ExpungeError:
-        raise
-    except Exception as error:  # whatever diffusers raises for a config that it cannot build
-        height, width = resolution
-        raise _odd(f"{layout.label}: a forward pass at {height}x{width} fails", error) from error
-    for name, network in networks.items():
-        _fits(layout, name, network, parts[name])
-    for name in set(parts) - set(networks):
-        for path in parts[name]:
-            shapes(path, layout.label)
+    networks = fake_networks(layout, resolution)
+    for name, files in layout.weights().files.items():
+        found = {_today(key): shape for path in files for key, shape in shapes(path, layout.label).items()}
+        _fits(layout, f"{name}: {files[0].name}", networks.get(name, {}), found)
 
 
-def _fits(layout: Layout, name: str, wanted: dict[str, tuple[int, ...]], files: tuple[Path, ...]) -> None:
+def _fits(layout: Layout, where: str, wanted: Shapes, found: Shapes) -> None:
     """diffusers would give a weight that is missing random values, and only warn."""
-    found = {_today(key): shape for path in files for key, shape in shapes(path, layout.label).items()}
     for key, shape in wanted.items():
-        if key not in found:
-            why = "has no"
-        elif found[key] != shape and not set(_RENAMED.values()) & {".".join(key.split(".")[i:-1]) for i in range(9)}:
-            why = f"has shape {list(found[key])}, not {list(shape)}, for"
-        else:
+        if key in found and (found[key] == shape or _was_renamed(key)):
             continue
-        raise InputError(
-            f"{layout.label}: {name}: {files[0].name} {why} {key}", hint="weights and config.json must belong together"
-        )
+        why = f"{key} has shape {list(found[key])}, not {list(shape)}" if key in found else f"{key} is missing"
+        raise InputError(f"{layout.label}: {where}: {why}", hint="weights and config.json must belong together")
+
+
+def _was_renamed(key: str) -> bool:
+    """diffusers also reshapes these: once they were convolutions."""
+    return any(f".{new}." in key for new in _RENAMED.values())
 
 
 def _today(key: str) -> str:
@@ -103,10 +104,3 @@ def _today(key: str) -> str:
     if len(words) > 1 and words[-2] in _RENAMED:
         words[-2] = _RENAMED[words[-2]]
     return ".".join(words)
-
-
-def _odd(what: str, error: Exception) -> InputError:
-    said = (str(error).strip() or "no reason given").splitlines()[0]
-    return InputError(
-        f"{what} ({type(error).__name__}: {said})", hint="compare its config files with a published model's"
-    )

@@ -21,6 +21,7 @@ COMPLETE = "source must be a complete diffusers pipeline: model_index.json and e
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TEXT = (".json", ".model", ".txt")
 _TEXT_FILES = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 """Configs and tokenizers: what is fetched of a hub id before any weights."""
 
@@ -115,6 +116,11 @@ class Layout:
             if not name.startswith("_") and isinstance(value, list) and self.class_of(name) is not None:
                 yield name
 
+    def library_of(self, name: str) -> str:
+        """The package of a component's class, which is imported when the pipeline is loaded."""
+        value = self.index.items(name)
+        return str(value[0])
+
     def absent(self) -> dict[str, None]:
         """Components saved as absent, as an SD3 without its T5: diffusers must be told."""
         return {name: None for name, value in self.index.fields.items() if value == [None, None]}
@@ -134,7 +140,7 @@ class Layout:
         """SHA-256, in hexadecimal, of its configs and of samples of its weights: cheap, and the same on every node."""
         digest = hashlib.sha256()
         folders = {self.folder, *(self.part(name) for name in self.components())}
-        for path in sorted(path for folder in folders for path in folder.glob("*.json")):
+        for path in sorted(path for folder in folders for path in folder.iterdir() if path.suffix in _TEXT):
             digest.update(str(path.relative_to(self.folder)).encode() + b"\0" + path.read_bytes() + b"\0")
         for path in self.weights().all_files():
             digest.update(str(path.relative_to(self.folder)).encode() + b"\0" + sampled_digest(path))
@@ -172,7 +178,8 @@ def locate(source: str, label: str, *, weights: bool = False) -> Layout:
     if not _HUB_ID.fullmatch(repository):
         raise InputError(
             f"{label}: there is no folder {folder}",
-            hint="give the folder of a diffusers pipeline, a hub id with its revision, or testbed:NAME",
+            hint="give the folder of a diffusers pipeline (which has no revision), a hub id with its revision, or "
+            "testbed:NAME",
         )
     if not _COMMIT.fullmatch(commit):
         what = f"{commit!r} is no commit" if at else "no revision is set"
@@ -202,7 +209,7 @@ def _from_hub(repository: str, commit: str, label: str, weights: bool) -> Layout
         layout = _layout(Path(snapshot_download(repository, revision=commit, local_files_only=True)), label)
         if _complete(layout, weights):
             return layout
-    except (LocalEntryNotFoundError, InputError):
+    except (LocalEntryNotFoundError, ValueError, InputError):
         pass
     layout = _layout(_fetch(repository, commit, label, _TEXT_FILES), label)
     if weights:
@@ -227,15 +234,13 @@ def _complete(layout: Layout, weights: bool) -> bool:
 
 
 def _fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, without: Sequence[str] = ()) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(
             snapshot_download(repository, revision=commit, allow_patterns=list(wanted), ignore_patterns=list(without))
         )
-    except (OSError, HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+    except Exception as error:  # of the hub, of its HTTP client, of the disk: each has types of its own
         raise InputError(
             f"{label}: neither a folder nor a hub id that can be fetched ({type(error).__name__})",
             hint="give the folder of a diffusers pipeline, or see that the hub answers, that the commit exists, and "

@@ -21,7 +21,8 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
     `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `tracking_uri` defaults to the settings', `base` to the
     source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
 
-    Raises InputError where the base is not the kind of pipeline the hotfix is for, NotFoundError, StorageError or UnavailableError where the version cannot be had.
+    Raises InputError where the base is not the kind of pipeline the hotfix is for, NotFoundError, StorageError or
+    UnavailableError where the version cannot be had.
     """
     if tracking_uri is None:
         from expunge.settings import load_settings
@@ -57,9 +58,11 @@ def apply(pipeline: "DiffusionPipeline", folder: Path, kind: str) -> "DiffusionP
 def _base(source: str) -> "DiffusionPipeline":
     from expunge.families import loading
 
+    label = f"the base model {source}"
     try:
-        return loading.load_pipeline(source, f"the base model {source} cannot be loaded")
+        return loading.load_pipeline(source, label)
     except InputError as error:
         raise InputError(
-            error.message, hint="name a diffusers pipeline by path, or by hub id as OWNER/NAME@COMMIT, as `base`"
+            f"{label} cannot be loaded ({error.message.removeprefix(f'{label}: ')})",
+            hint="name a diffusers pipeline by path, or by hub id as OWNER/NAME@COMMIT, as `base`",
         ) from error
