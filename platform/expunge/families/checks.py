@@ -60,9 +60,9 @@ def _ddpm(layout: Layout, configured: Resolution | None) -> Resolution:
     ddim = layout.kind == "DDIMPipeline" or layout.class_of("scheduler") == "DDIMScheduler"
     _ddpm_scheduler(scheduler, _SCHEDULES if ddim else (*_SCHEDULES, "sigmoid", "laplace"))
 
-    height, width = _resolution(layout, configured, unet, 1)
+    resolution = configured or _own(layout, _sample_size(unet))
     factor = 2 ** (len(unet.items("down_block_types")) - 1)
-    return _divisible(layout, (height, width), factor, f"the UNet halves it {factor.bit_length() - 1} times")
+    return _divisible(layout, resolution, factor, f"the UNet halves it {factor.bit_length() - 1} times")
 
 
 def _ddpm_scheduler(config: Config, schedules: tuple[str, ...]) -> None:
@@ -123,7 +123,8 @@ def _sd3(layout: Layout, configured: Resolution | None) -> Resolution:
 
     factor = 2 ** (len(vae.items("block_out_channels")) - 1)
     patch = transformer.integer("patch_size", 2)
-    resolution = _resolution(layout, configured, transformer, factor)
+    size = transformer.integer("sample_size", 128) * factor
+    resolution = configured or _own(layout, [size, size])
     _divisible(layout, resolution, factor * patch, f"the autoencoder's {factor} times the patch size {patch}")
     largest = transformer.integer("pos_embed_max_size", 96)
     if max(resolution) > largest * factor * patch:
@@ -173,19 +174,19 @@ def _classes(layout: Layout, supported: Mapping[str, tuple[str, ...]]) -> None:
             raise InputError(f"{layout.label}: {name}: {kind} is not supported", hint=f"use a pipeline with {use}")
 
 
-def _resolution(layout: Layout, configured: Resolution | None, network: Config, factor: int) -> Resolution:
-    """factor: pixels of one unit of the network's sample_size."""
-    if configured is not None:
-        if factor > 1:
-            network.integer("sample_size", 128)
-        return configured
-    size = network.fields.get("sample_size")
+def _sample_size(unet: Config) -> list[int]:
+    size = unet.fields.get("sample_size")
     if size is None:
-        raise network.refuse("sample_size", "the model has no resolution of its own", "set the model's resolution")
-    given = size if isinstance(size, list) and factor == 1 else [size, size]
-    sides = [side * factor for side in given if isinstance(side, int)]
+        raise unet.refuse("sample_size", "the model has no resolution of its own", "set the model's resolution")
+    given = size if isinstance(size, list) else [size, size]
+    sides = [side for side in given if isinstance(side, int)]
     if not len(sides) == len(given) == 2:
-        raise network.refuse("sample_size", "must be a whole number, or the height and the width", "set the resolution")
+        why = "must be a whole number, or the height and the width"
+        raise unet.refuse("sample_size", why, "set the model's resolution")
+    return sides
+
+
+def _own(layout: Layout, sides: list[int]) -> Resolution:
     try:
         return _RESOLUTION.validate_python(sides)
     except ValidationError:
