@@ -99,4 +99,5 @@ class SD3(DiffusionModel):
             raise InputError(
                 f"the model's scheduler has no levels for {steps} steps", hint="set evaluation.sampling_steps higher"
             )
-        return list((first * sigma).clamp_min(self._unit * MIN_B).split(1))
+        # Not below the lowest of them, nor below what `at` tells apart from clean.
+        return list((first * sigma).clamp_min(self._unit * min(MIN_B, sigma.min().item())).split(1))
