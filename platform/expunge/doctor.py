@@ -146,7 +146,7 @@ def _models(settings: Settings) -> str:
     refused: list[ExpungeError] = []
     for name, model in settings.models.items():
         try:
-            deep_preflight(name, model, settings.home / "cache" / "models")
+            deep_preflight(name, model, settings.home / "cache" / "models", fetch=False)
         except ExpungeError as error:
             refused.append(error)
     if refused:

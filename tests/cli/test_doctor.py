@@ -22,7 +22,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     # Looking for GPUs imports torch: seconds that these tests have no use for.
     monkeypatch.setattr(doctor, "_devices", lambda: doctor.Check("devices", True, "cpu"))
     monkeypatch.setattr(doctor, "_kernels", list)
-    monkeypatch.setattr("expunge.families.deep_preflight", lambda name, model, cache: preflight(name, model))
+    monkeypatch.setattr("expunge.families.deep_preflight", lambda name, model, *_, **__: preflight(name, model))
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     return lambda: {check.name: check for check in doctor.examine()}
 

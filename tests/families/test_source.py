@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from expunge.errors import InputError
-from expunge.families import load_model, native_resolution, pinned_source, preflight, source_digest
+from expunge.families import deep_preflight, load_model, native_resolution, pinned_source, preflight, source_digest
 from expunge.families.architectures import architecture
 from expunge.settings import ModelSettings
 from tests.families.tiny import COMMIT, REPOSITORY, Build, as_variant, at_the_root, ddim, ddpm, in_the_hubs_cache, sd3
@@ -231,7 +231,11 @@ def test_no_more_is_fetched_than_is_needed(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     options = hub().model_copy(update={"prompt_tokens": 1})
     assert preflight("mine", options) == (48, 48)
+    for _ in range(2):
+        assert deep_preflight("mine", options, tmp_path / "cache", fetch=False) == (48, 48)
     assert not list(snapshot.rglob("*.safetensors")), "a look at the configs fetches no weights"
+    deep_preflight("mine", options, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     load_model(options, (32, 48))
     end = f".{variant}.safetensors" if variant else ".safetensors"
     fetched = sorted(str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.suffix != ".json")

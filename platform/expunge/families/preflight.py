@@ -13,7 +13,7 @@ from pathlib import Path
 
 from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.families.checks import check
-from expunge.families.source import Layout, locate, pinned_source
+from expunge.families.source import Layout, complete, locate, pinned_source
 from expunge.families.weights import shapes
 from expunge.files import write_atomically
 from expunge.settings import ModelSettings, Resolution
@@ -37,23 +37,25 @@ def preflight(name: str, settings: ModelSettings) -> Resolution:
         return check(locate(pinned_source(settings), label), settings.resolution)
 
 
-def deep_preflight(name: str, settings: ModelSettings, cache: Path) -> Resolution:
+def deep_preflight(name: str, settings: ModelSettings, cache: Path, *, fetch: bool = True) -> Resolution:
     """As `preflight`, and the weights fit, and a forward pass gives a picture of this resolution.
 
-    cache: a folder of the home's, for remembering what passed. Raises InputError, and StorageError where the cache
-    cannot be written.
+    cache: a folder of the home's, for remembering what passed. fetch: a hub id's weights, which can be many GB, are
+    fetched where the hub's cache lacks them; else they are left out of the look. Raises InputError, and StorageError
+    where the cache cannot be written.
     """
     label = f"model {name} ({settings.source})"
     with _no_other_error(label):
-        layout = locate(pinned_source(settings), label, weights=True)
+        layout = locate(pinned_source(settings), label, weights=fetch)
         resolution = check(layout, settings.resolution)
+        whole = fetch or layout.commit is None or complete(layout, weights=True)
         versions = [version(package) for package in ("diffusers", "torch")]
-        seen = "\n".join([_RULES, *versions, str(resolution), layout.digest()])
+        seen = "\n".join([_RULES, *versions, str(resolution), str(whole), layout.digest()])
     passed = cache / hashlib.sha256(seen.encode()).hexdigest()
     if passed.is_file():
         return resolution
     with _no_other_error(f"{label}: a forward pass at {resolution[0]}x{resolution[1]} fails"):
-        _examine(layout, resolution)
+        _examine(layout, resolution, whole)
     try:
         write_atomically(passed, "")
     except OSError as error:
@@ -75,12 +77,12 @@ def _no_other_error(what: str) -> Iterator[None]:
         raise InputError(f"{what} ({type(error).__name__}: {said})", hint=hint) from error
 
 
-def _examine(layout: Layout, resolution: Resolution) -> None:
+def _examine(layout: Layout, resolution: Resolution, weights: bool) -> None:
     # Here and not above: seconds of imports.
     from expunge.families.architectures import fake_networks
 
     networks = fake_networks(layout, resolution)
-    for name, files in layout.weights().files.items():
+    for name, files in layout.weights().files.items() if weights else ():
         found = {_today(key): shape for path in files for key, shape in shapes(path, layout.label).items()}
         _fits(layout, f"{name}: {files[0].name}", networks.get(name, {}), found)
 

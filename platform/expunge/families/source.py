@@ -87,6 +87,8 @@ class Layout:
     folder: Path
     index: Config
     """model_index.json, or what it would say where weights and config lie at the root of a repository."""
+    commit: str | None = None
+    """Of a hub id."""
 
     @property
     def kind(self) -> str:
@@ -137,7 +139,10 @@ class Layout:
         return choose_variant(parts, self.folder, self.label)
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of its configs and of samples of its weights: cheap, and the same on every node."""
+        """What tells it from another model, cheaply, and the same on every node: the commit of a hub id, else the
+        SHA-256, in hexadecimal, of its configs and of samples of its weights."""
+        if self.commit is not None:
+            return self.commit
         digest = hashlib.sha256()
         folders = {self.folder, *(self.part(name) for name in self.components())}
         for path in sorted(path for folder in folders for path in folder.iterdir() if path.suffix in _TEXT):
@@ -192,12 +197,11 @@ def locate(source: str, label: str, *, weights: bool = False) -> Layout:
 
 
 def source_digest(settings: ModelSettings) -> str:
-    """What tells one base model from another: the commit of a hub id, else the digest of configs and weights."""
-    source = pinned_source(settings)
-    _, _, commit = source.partition("@")
-    if _COMMIT.fullmatch(commit) and not Path(resolve_source(source)).is_dir():
-        return commit
-    return locate(source, f"model {settings.source}").digest()
+    """What tells one base model from another: the commit of a hub id, else a digest of configs and weights.
+
+    Raises InputError where a folder is incomplete.
+    """
+    return locate(pinned_source(settings), f"model {settings.source}").digest()
 
 
 def _from_hub(repository: str, commit: str, label: str, weights: bool) -> Layout:
@@ -206,22 +210,23 @@ def _from_hub(repository: str, commit: str, label: str, weights: bool) -> Layout
 
     # A commit never changes: what lies in the cache needs no look at the hub.
     try:
-        layout = _layout(Path(snapshot_download(repository, revision=commit, local_files_only=True)), label)
-        if _complete(layout, weights):
+        layout = _layout(Path(snapshot_download(repository, revision=commit, local_files_only=True)), label, commit)
+        if complete(layout, weights):
             return layout
     except (LocalEntryNotFoundError, ValueError, InputError):
         pass
-    layout = _layout(_fetch(repository, commit, label, _TEXT_FILES), label)
+    layout = _layout(_fetch(repository, commit, label, _TEXT_FILES), label, commit)
     if weights:
         parts = [name for name in layout.components() if layout.part(name) != layout.folder]
         wanted = ["diffusion_pytorch_model*.safetensors", *(f"{name}/*.safetensors" for name in parts)]
         _fetch(repository, commit, label, wanted, without=["*.*.safetensors"])
-        if not _complete(layout, weights):
+        if not complete(layout, weights):
             _fetch(repository, commit, label, wanted)
     return layout
 
 
-def _complete(layout: Layout, weights: bool) -> bool:
+def complete(layout: Layout, weights: bool) -> bool:
+    """Whether its configs are there, and its weights."""
     try:
         for name in layout.components():
             if name in ("unet", "transformer", "vae", "scheduler"):
@@ -248,7 +253,7 @@ def _fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, w
         ) from error
 
 
-def _layout(folder: Path, label: str) -> Layout:
+def _layout(folder: Path, label: str, commit: str | None = None) -> Layout:
     if not (folder / INDEX).is_file() and (folder / CONFIG).is_file() and (folder / SCHEDULER_CONFIG).is_file():
         kind = _read(folder / CONFIG, folder, label).text("_class_name")
         scheduler = _read(folder / SCHEDULER_CONFIG, folder, label).text("_class_name")
@@ -257,8 +262,8 @@ def _layout(folder: Path, label: str) -> Layout:
             "scheduler": ["diffusers", scheduler],
             "unet": ["diffusers", kind],
         }
-        return Layout(label, folder, Config(f"{label}: {CONFIG}", index))
-    return Layout(label, folder, _read(folder / INDEX, folder, label))
+        return Layout(label, folder, Config(f"{label}: {CONFIG}", index), commit)
+    return Layout(label, folder, _read(folder / INDEX, folder, label), commit)
 
 
 def _read(path: Path, folder: Path, label: str) -> Config:
