@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from expunge.errors import InputError
 from expunge.families.checks import check, family_of
+from expunge.families.preflight import no_other_error
 from expunge.families.sd3 import SD3
 from expunge.families.source import Layout, locate, pinned_source
 from expunge.settings import ModelSettings, Resolution
@@ -73,7 +74,7 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
     """Of a published model, or of a configured one. Called, and its result used, under a FakeTensorMode it is without
     storage. The weights have torch's default dtype.
 
-    Raises InputError where the name is neither, or its files are not there.
+    Raises InputError where the name is neither, its files are not there, or they do not make a network.
     """
     if name in PUBLISHED:
         return _sd3(PUBLISHED[name], TEXT_TOKENS)
@@ -83,8 +84,10 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
             f"model: {name!r} is not known", hint=f"use one of {known}, or add [models.{name}] to the config"
         )
     settings = models[name]
-    layout = locate(pinned_source(settings), f"model {name} ({settings.source})")
-    return _of_layout(layout, check(layout, settings.resolution))
+    label = f"model {name} ({settings.source})"
+    with no_other_error(label):
+        layout = locate(pinned_source(settings), label)
+        return _of_layout(layout, check(layout, settings.resolution))
 
 
 def fake_networks(layout: Layout, resolution: Resolution) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -15,12 +15,14 @@ from expunge.errors import InputError
 from expunge.families.source import COMPLETE, Layout, locate
 
 
-def load_pipeline(source: str, label: str) -> DiffusionPipeline:
+def load_pipeline(source: str, label: str | None = None) -> DiffusionPipeline:
     """Any diffusers pipeline: a folder, `~/...`, `testbed:NAME`, or a hub id as `OWNER/NAME@COMMIT`.
+
+    label: what messages call it; default: the model of this source.
 
     Raises InputError where it is incomplete, has pickles only, or cannot be loaded.
     """
-    return load(locate(source, label, weights=True))
+    return load(locate(source, label or f"model {source}", weights=True))
 
 
 def load(layout: Layout) -> DiffusionPipeline:

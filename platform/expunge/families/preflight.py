@@ -33,7 +33,7 @@ def preflight(name: str, settings: ModelSettings) -> Resolution:
     Raises InputError with a sentence that names the model, the file and the field; no other error.
     """
     label = f"model {name} ({settings.source})"
-    with _no_other_error(label):
+    with no_other_error(label):
         return check(locate(pinned_source(settings), label), settings.resolution)
 
 
@@ -45,7 +45,7 @@ def deep_preflight(name: str, settings: ModelSettings, cache: Path, *, fetch: bo
     where the cache cannot be written.
     """
     label = f"model {name} ({settings.source})"
-    with _no_other_error(label):
+    with no_other_error(label):
         layout = locate(pinned_source(settings), label, weights=fetch)
         resolution = check(layout, settings.resolution)
         whole = fetch or layout.commit is None or complete(layout, weights=True)
@@ -54,7 +54,7 @@ def deep_preflight(name: str, settings: ModelSettings, cache: Path, *, fetch: bo
     passed = cache / hashlib.sha256(seen.encode()).hexdigest()
     if passed.is_file():
         return resolution
-    with _no_other_error(f"{label}: a forward pass at {resolution[0]}x{resolution[1]} fails"):
+    with no_other_error(f"{label}: a forward pass at {resolution[0]}x{resolution[1]} fails"):
         _examine(layout, resolution, whole)
     try:
         write_atomically(passed, "")
@@ -65,7 +65,7 @@ def deep_preflight(name: str, settings: ModelSettings, cache: Path, *, fetch: bo
 
 
 @contextmanager
-def _no_other_error(what: str) -> Iterator[None]:
+def no_other_error(what: str) -> Iterator[None]:
     """Configs can be odd in ways that nobody thought of: it is their own model that is refused then, and no other."""
     try:
         yield
