@@ -57,6 +57,7 @@ def test_a_look_at_the_configs_imports_no_torch() -> None:
         (UNET, {"sample_size": 9}, r"resolution \[9, 9\]: both sides must be multiples of 2 .* set it to \[8, 8\] or"),
         (UNET, {"in_channels": "one"}, 'in_channels is "one": must be a whole number'),
         (UNET, {"in_channels": True}, "in_channels is true: must be a whole number"),
+        (UNET, {"down_block_types": ["DownBlock2D"] * 5000}, "no resolution is possible: the UNet halves them 4999"),
         (UNET, {"down_block_types": "DownBlock2D"}, "down_block_types is .*: must be a list"),
         (SCHEDULER, {"prediction_type": "sample"}, "prediction_type is \"sample\": 'sample' is not supported"),
         (SCHEDULER, {"prediction_type": None}, "prediction_type is null: must be a text"),
@@ -156,7 +157,7 @@ def test_an_sd3_that_cannot_work_is_refused_by_name(
     [
         ("flags", (32, 44), r"both sides must be multiples of 8 .* set it to \[32, 40\] or \[32, 48\]"),
         ("flags", (32, 104), "up to 96 pixels, not 104"),
-        ("faces", (24, 26), r"both sides must be multiples of 4 \(the UNet halves it 2 times\)"),
+        ("faces", (24, 26), r"both sides must be multiples of 4 \(the UNet halves them 2 times\)"),
     ],
 )
 def test_a_resolution_that_the_model_cannot_have_is_refused(name: str, resolution: Resolution, says: str) -> None:

@@ -114,7 +114,7 @@ def fake_networks(layout: Layout, resolution: Resolution) -> dict[str, dict[str,
             _same(layout, "vae", tuple(decoded.sample.shape), tuple(pictures.shape))
             networks["vae"] = vae
         return {
-            name: {key: tuple(value.shape) for key, value in network.state_dict().items()}
+            name: {key: tuple(value.shape) for key, value in network.named_parameters()}
             for name, network in networks.items()
         }
 

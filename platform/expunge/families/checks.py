@@ -9,7 +9,8 @@ from types import MappingProxyType
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.errors import InputError
-from expunge.families.source import COMPLETE, Config, Layout
+from expunge.families.source import Config, Layout
+from expunge.families.weights import COMPLETE
 from expunge.settings import Resolution
 
 DDPM_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler")
@@ -18,6 +19,7 @@ FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _ZERO_SNR = "at the last step nothing but noise is left, and a predicted epsilon says nothing about the picture"
 
+_LARGEST = 4096
 _RESOLUTION = TypeAdapter(Resolution)
 
 
@@ -62,7 +64,7 @@ def _ddpm(layout: Layout, configured: Resolution | None) -> Resolution:
 
     resolution = configured or _own(layout, _sample_size(unet))
     factor = 2 ** (len(unet.items("down_block_types")) - 1)
-    return _divisible(layout, resolution, factor, f"the UNet halves it {factor.bit_length() - 1} times")
+    return _divisible(layout, resolution, factor, f"the UNet halves them {factor.bit_length() - 1} times")
 
 
 def _ddpm_scheduler(config: Config, schedules: tuple[str, ...]) -> None:
@@ -190,11 +192,13 @@ def _own(layout: Layout, sides: list[int]) -> Resolution:
     try:
         return _RESOLUTION.validate_python(sides)
     except ValidationError:
-        why = f"{layout.label}: its own resolution, {sides[0]}x{sides[1]}, is outside of 8 to 4096"
+        why = f"{layout.label}: its own resolution, {sides[0]}x{sides[1]}, is outside of 8 to {_LARGEST}"
         raise InputError(why, hint="set the model's resolution") from None
 
 
 def _divisible(layout: Layout, resolution: Resolution, by: int, why: str) -> Resolution:
+    if by > _LARGEST:
+        raise InputError(f"{layout.label}: no resolution is possible: {why}", hint="compare it with a published model")
     if any(side % by for side in resolution):
         low, high = (tuple(max(by, (side + up) // by * by) for side in resolution) for up in (0, by - 1))
         raise InputError(

@@ -12,7 +12,8 @@ from diffusers import (
 )
 
 from expunge.errors import InputError
-from expunge.families.source import COMPLETE, Layout, locate
+from expunge.families.source import Layout, locate
+from expunge.families.weights import COMPLETE
 
 
 def load_pipeline(source: str, label: str | None = None) -> DiffusionPipeline:

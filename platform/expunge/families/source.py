@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.errors import InputError
-from expunge.families.weights import Weights, choose_variant, sampled_digest
+from expunge.families.weights import COMPLETE, Weights, choose_variant, sampled_digest
 from expunge.settings import ModelSettings
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
-
-COMPLETE = "source must be a complete diffusers pipeline: model_index.json and every component's config and weights"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from expunge.errors import InputError
 
+COMPLETE = "source must be a complete diffusers pipeline: model_index.json and every component's weights and config"
+
 STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers name them."""
 
@@ -123,7 +125,4 @@ def _nothing(part: Path, folder: Path, label: str) -> InputError:
             f"{label}: {where} has its weights as {pickles[0]} only, a pickle, which can run code when it is read",
             hint=f'convert it on a machine without keys, and use NEW: python -c "{code}"',
         )
-    return InputError(
-        f"{label}: {where} has no weights",
-        hint="source must be a complete diffusers pipeline: download or copy the component's safetensors",
-    )
+    return InputError(f"{label}: {where} has no weights", hint=COMPLETE)
