@@ -56,6 +56,7 @@ def examine() -> list[Check]:
         return [*checks, _failed("settings", error)]
     parts: tuple[tuple[str, Callable[[Settings], str]], ...] = (
         ("home", _home),
+        ("models", _models),
         ("store", _store),
         ("blobs", _blobs),
         ("checkpoints", _checkpoints),
@@ -192,6 +193,22 @@ def _home(settings: Settings) -> str:
         message = f"{settings.home} has {free / 1e9:.1f} GB free"
         raise ExpungeError(message, hint=f"a night writes checkpoints: free {_FREE / 1e9:.0f} GB or move EXPUNGE_HOME")
     return f"{settings.home}, {free / 1e9:.0f} GB free"
+
+
+def _models(settings: Settings) -> str:
+    # transformers says on import that it does without torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from expunge.families import deep_preflight
+
+    refused: list[ExpungeError] = []
+    for name, model in settings.models.items():
+        try:
+            deep_preflight(name, model, settings.home / "cache" / "models", fetch=False)
+        except ExpungeError as error:
+            refused.append(error)
+    if refused:
+        raise ExpungeError("; ".join(error.message for error in refused), hint=refused[0].hint)
+    return f"{', '.join(settings.models)} can be used"
 
 
 def _store(settings: Settings) -> str:

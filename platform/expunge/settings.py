@@ -199,7 +199,12 @@ class GateSettings(Section):
 class ModelSettings(Section):
     """One base model that requests may name."""
 
-    source: str = Field(description="a diffusers pipeline: a path, a hub id, or testbed:NAME")
+    source: str = Field(description="a diffusers pipeline: a path, a hub id with its revision, or testbed:NAME")
+    revision: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{40})?$",
+        description="the commit of a hub id, 40 hexadecimal digits: without one the base model could change",
+    )
     resolution: Resolution | None = Field(
         default=None,
         description="(height, width) that images are scaled and centre-cropped to; default: the pipeline's own",
@@ -217,6 +222,12 @@ class ModelSettings(Section):
     )
     prompt_tokens: int = Field(default=256, ge=1, description="T5 tokens a prompt has; without a T5, zero tokens")
     editor: str = Field(default="blend", description="the editor where a request brings neither surrogate nor edit")
+    editors: tuple[str, ...] = Field(default=("blend", "inpaint"), description="editors that a request may ask for")
+    editor_models: tuple[str, ...] = Field(
+        default=(),
+        description="models that an editor may load, as a request names them: paths, or hub ids as OWNER/NAME@COMMIT; "
+        "where there is one alone, a request need not name it",
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="overrides of [training]")
     gate: dict[str, Any] = Field(default_factory=dict, description="overrides of [gate]")
 

@@ -1,5 +1,6 @@
 """doctor: each row is ok or says how to fix it."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from expunge import doctor
+from expunge.families import deep_preflight, preflight, resolve_source
 from expunge.requests.blobs import open_blobs
 from expunge.settings import load_settings
 
@@ -21,6 +23,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     # Looking for GPUs imports torch: seconds that these tests have no use for.
     monkeypatch.setattr(doctor, "_devices", lambda: doctor.Check("devices", True, "cpu"))
     monkeypatch.setattr(doctor, "_kernels", list)
+    monkeypatch.setattr("expunge.families.deep_preflight", lambda name, model, *_, **__: preflight(name, model))
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     return lambda: {check.name: check for check in doctor.examine()}
 
@@ -46,7 +49,7 @@ def server() -> Iterator[str]:
 
 def test_embedded_parts_are_well(rows: Rows) -> None:
     found = rows()
-    for name in ("python", "home", "store", "blobs", "tracking", "ray job server"):
+    for name in ("python", "home", "models", "store", "blobs", "tracking", "ray job server"):
         assert found[name].status == "ok", found[name]
     blobs = load_settings().home / "blobs"
     assert [path.name for path in blobs.rglob("*") if path.is_file()] == ["key-fingerprint"]
@@ -90,6 +93,33 @@ def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
     found = rows()["checkpoints"]
     assert not found.ok
     assert "training.checkpoint_url" in found.hint
+
+
+def test_every_model_can_be_used_or_is_named(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows()["models"].found == "faces, flags can be used"
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "model_index.json").write_text('{"_class_name": ["a", "list"]}')
+    monkeypatch.setenv("EXPUNGE_MODELS__ODD__SOURCE", str(odd))
+    monkeypatch.setenv("EXPUNGE_MODELS__GONE__SOURCE", "/no/such/folder")
+    row = rows()["models"]
+    assert not row.ok
+    assert f"model odd ({odd}): model_index.json: _class_name is" in row.found
+    assert "model gone (/no/such/folder): there is no folder" in row.found
+    assert row.hint
+
+
+def test_models_are_looked_at_deeply(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their configs alone are no fault; and what passed is kept in the home."""
+    monkeypatch.setattr("expunge.families.deep_preflight", deep_preflight)
+    bare = tmp_path / "bare"
+    for config in Path(resolve_source("testbed:faces")).rglob("*.json"):
+        (bare / config.relative_to(resolve_source("testbed:faces"))).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(config, bare / config.relative_to(resolve_source("testbed:faces")))
+    monkeypatch.setenv("EXPUNGE_MODELS__BARE__SOURCE", str(bare))
+    row = rows()["models"]
+    assert row.found == f"model bare ({bare}): unet has no weights"
+    assert len(list((load_settings().home / "cache" / "models").iterdir())) == 2
 
 
 def test_home_is_a_file(rows: Rows) -> None:

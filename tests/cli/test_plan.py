@@ -1,9 +1,12 @@
 """`expunge plan` prints what fits, and says what to set."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.families.tiny import ddpm, edit
 
 Command = Callable[..., Any]
 
@@ -45,4 +48,26 @@ def test_bad_input_is_one_line(command: Command, arguments: list[str], says: str
     shown = command("plan", *arguments)
     assert shown.code == 2
     assert says in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_a_model_is_counted_at_its_resolution_or_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ddpm(tmp_path / "model")
+    monkeypatch.setenv("EXPUNGE_MODELS__MINE__SOURCE", str(folder))
+    edit(folder / "unet" / "config.json", {"sample_size": None})
+    shown = command("plan", "--model", "mine")
+    assert shown.code == 2
+    assert "unet/config.json: sample_size is null" in shown.err
+
+    def activations(resolution: str) -> int:
+        monkeypatch.setenv("EXPUNGE_MODELS__MINE__RESOLUTION", resolution)
+        return command("plan", "--model", "mine", "--json").json["plan"][0]["activations"]
+
+    assert activations("[16, 16]") > 2 * activations("[8, 8]")
+    edit(folder / "unet" / "config.json", {"norm_num_groups": 3})
+    shown = command("plan", "--model", "mine")
+    assert shown.code == 2
+    assert "model mine" in shown.err
     assert shown.err.count("\n") == 1

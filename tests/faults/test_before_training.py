@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.settings import TrainingSettings, load_settings
@@ -20,21 +21,51 @@ def test_no_fewer_workers_than_the_fewest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "min_workers", "device", "uses"),
-    [(0, 0, "auto", False), (1, 0, "auto", False), (1, 1, "auto", True), (2, 0, "auto", True), (1, 1, "gpu", True)],
+    ("gpus", "workers", "min_workers", "device", "chosen"),
+    [
+        (0, 2, 0, "auto", ("cpu", 2, 2)),
+        (0, 2, 1, "auto", ("cpu", 1, 2)),
+        (1, 2, 1, "auto", ("gpu", 1, 2)),
+        (2, 2, 0, "auto", ("gpu", 2, 2)),
+        (8, 2, 0, "auto", ("gpu", 2, 2)),
+        (1, 2, 1, "gpu", ("gpu", 1, 2)),
+        (2, 2, 0, "gpu", ("gpu", 2, 2)),
+        (2, 2, 0, "cpu", ("cpu", 2, 2)),
+    ],
 )
 def test_gpus_where_there_are_enough_to_start(
-    gpus: int, min_workers: int, device: str, uses: bool, monkeypatch: pytest.MonkeyPatch
+    gpus: int,
+    workers: int,
+    min_workers: int,
+    device: str,
+    chosen: tuple[str, int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(gpus)})
-    training = TrainingSettings.model_validate({"workers": 2, "min_workers": min_workers, "device": device})
-    assert train._use_gpu(training) is uses
+    asked = {"workers": workers, "min_workers": min_workers, "device": device}
+    got = train.choose_workers(TrainingSettings.model_validate(asked))
+    assert (got.device, got.fewest, got.most) == chosen
+
+
+@pytest.mark.parametrize(("gpus", "workers", "min_workers"), [(1, 2, 0), (1, 2, 2), (3, 4, 0), (2, 8, 4)])
+def test_the_gpus_there_are_are_used_and_it_is_said(
+    gpus: int, workers: int, min_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(gpus)})
+    asked = {"workers": workers, "min_workers": min_workers, "device": "auto"}
+    with capture_logs() as said:
+        got = train.choose_workers(TrainingSettings.model_validate(asked))
+    assert (got.device, got.fewest, got.most) == ("gpu", gpus, gpus)
+    [line] = said
+    assert line["log_level"] == "warning"
+    assert f"Ray has {gpus} GPUs for {workers} workers: training with {gpus} on GPUs" in line["event"]
+    assert f"set training.workers = {gpus}" in line["hint"]
 
 
 def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
     with pytest.raises(InputError, match=r"training\.device: gpu, but Ray has 1 GPUs for 2 workers"):
-        train._use_gpu(TrainingSettings(workers=2, device="gpu"))
+        train.choose_workers(TrainingSettings(workers=2, device="gpu"))
 
 
 GOOD = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_000003_a", "metrics": {"step": 3}}]})

@@ -81,9 +81,7 @@ def test_blobs_that_are_gone_are_noticed(settings: Settings) -> None:
     assert open_blobs(settings).get(blob) == b"a picture"
     shutil.rmtree(settings.home / "blobs")
     for _ in range(2):
-        with pytest.raises(
-            StorageError, match="the blob store is gone or empty, but this home has"
-        ):
+        with pytest.raises(StorageError, match="the blob store is gone or empty, but this home has"):
             open_blobs(settings)
     assert not (settings.home / "blobs").exists()
 

@@ -1,12 +1,14 @@
 """Editors by name, their options, and the mask in force."""
 
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from expunge.errors import InputError
-from expunge.surrogates import editor_names, make_editor
+from expunge.settings import ModelSettings
+from expunge.surrogates import check_edit, editor_names, make_editor
 from expunge.surrogates.base import ellipse_mask, region
 from expunge.words import EditSpec
 
@@ -40,6 +42,69 @@ def test_only_editors_are_imported(name: str) -> None:
 def test_a_wrong_option_is_named(options: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_editor(EditSpec(editor="blend", options=options))
+
+
+PINNED = f"someone/inpainting@{'0' * 40}"
+
+
+def model(**settings: object) -> ModelSettings:
+    return ModelSettings.model_validate({"source": "testbed:faces", **settings})
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "says"),
+    [
+        ({"editor": "paint"}, {}, r"edit\.editor: 'paint' is unknown: use one of blend, inpaint"),
+        ({"editor": "inpaint"}, {"editors": ["blend"]}, r"edit\.editor: 'inpaint' is not allowed here: use blend, or"),
+        ({"editor": "blend", "options": {"mod": "soft"}}, {}, r"edit\.options\.mod: .*: known are mode"),
+        ({"editor": "inpaint"}, {}, r"edit\.options\.model: "),
+        (
+            {"editor": "inpaint", "options": {"model": "/etc"}},
+            {},
+            r"model: '/etc' is not allowed here: the model's ed",
+        ),
+        (
+            {"editor": "inpaint", "options": {"model": "/etc"}},
+            {"editor_models": [PINNED]},
+            rf"edit\.options\.model: '/etc' is not allowed here: use {PINNED}",
+        ),
+        (
+            {"editor": "inpaint", "options": {"model": "someone/inpainting"}},
+            {"editor_models": [PINNED]},
+            "'someone/inpainting' is not allowed here",
+        ),
+        ({"editor": "inpaint"}, {"editor_models": ["/a", "/b"]}, "there are several, and none is named: use /a or /b"),
+        ({"editor": "inpaint", "options": {"steps": "0"}}, {"editor_models": ["/a"]}, r"edit\.options\.steps: "),
+    ],
+)
+def test_a_request_may_use_what_the_settings_allow_alone(
+    spec: dict[str, object], settings: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        check_edit(EditSpec.model_validate(spec), model(**settings))
+
+
+def test_an_edit_that_is_allowed_passes_and_gets_its_model() -> None:
+    plain = EditSpec(editor="blend", options={"strength": "0.5"})
+    assert check_edit(plain, model()) == plain
+    named = EditSpec(editor="inpaint", options={"model": "/b", "steps": "4"})
+    assert check_edit(named, model(editor_models=["/a", "/b"])) == named
+    bare = EditSpec(editor="inpaint", options={"steps": "4"}, mask="a" * 64)
+    filled = check_edit(bare, model(editor_models=[PINNED]))
+    assert filled == bare.model_copy(update={"options": {"steps": "4", "model": PINNED}})
+    own = model(editor="inpaint", editors=[], editor_models=[PINNED])
+    assert check_edit(EditSpec(editor="inpaint"), own).options == {"model": PINNED}
+
+
+def test_an_edit_is_checked_without_torch() -> None:
+    code = (
+        "import sys; from expunge.settings import ModelSettings; from expunge.surrogates import check_edit\n"
+        "from expunge.words import EditSpec\n"
+        "model = ModelSettings(source='testbed:faces', editor_models=('/a',))\n"
+        "for name in ('blend', 'inpaint'): check_edit(EditSpec(editor=name), model)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (32, 48), (25, 7)])

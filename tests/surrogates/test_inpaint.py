@@ -1,16 +1,19 @@
 """Inpainting with an untrained Stable Diffusion 3 of the testbed's architecture: what is tested is the handling."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from expunge.errors import InputError
 from expunge.surrogates import Editor, make_editor
+from expunge.surrogates.inpaint import Inpaint
 from expunge.testbed import flags
 from expunge.words import EditSpec
+from tests.families.tiny import ddpm
 
 
 def _inpaint(model: Path, **options: str) -> Editor:
@@ -25,6 +28,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags, "LATENT_CHANNELS", 16)  # the only number of channels that diffusers inpaints
         transformer, vae = flags.build_transformer(), flags.build_vae()
+    with torch.no_grad():  # encodes to a mean alone, as trained ones nearly do
+        vae.encoder.conv_out.weight[16:] = 0
+        assert vae.encoder.conv_out.bias is not None
+        vae.encoder.conv_out.bias[16:] = -30
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -57,8 +64,60 @@ def test_only_the_mask_is_repainted(pipeline: Path, shape: tuple[int, int]) -> N
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize("shift", [0.7, None])
+def test_a_repainting_that_changes_nothing_returns_the_picture(
+    shift: float | None, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers' own pipeline forgets the autoencoder's shift when it decodes, and cannot have one of null."""
+    config = pipeline / "vae" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "shift_factor": shift}))
+    target = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    try:
+        editor = _inpaint(pipeline, steps="1000", strength="0.001")  # a single step, from the lowest level
+        assert isinstance(editor, Inpaint)
+        result = editor(target, mask=np.ones((32, 48), bool), donors=target[None], seed=0)
+        vae = AutoencoderKL.from_pretrained(pipeline / "vae")
+    finally:
+        config.write_text(before)
+    assert isinstance(vae, AutoencoderKL)
+    with torch.no_grad():
+        pixels = torch.from_numpy(target).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latents = vae.encode(pixels)[0].mode()
+        there_and_back, shifted = (vae.decoder(z) for z in (latents, latents - (shift or 0.7)))
+
+    def far(pictures: torch.Tensor) -> float:
+        expected = ((pictures[0].permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).numpy()
+        return float(np.abs(expected - result).mean())
+
+    assert far(there_and_back) < 1
+    assert far(shifted) > 10
+
+
+def test_what_the_pipeline_cannot_do_is_said(pipeline: Path) -> None:
+    editor = _inpaint(pipeline, size="256")  # beyond the positions that the transformer knows
+    target = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(InputError, match=r"edit: .* cannot repaint 256x256 pixels \("):
+        editor(target, mask=None, donors=target[None], seed=0)
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    folder = ddpm(tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    target = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(InputError, match=r"edit\.options\.model: .* a pickle, which can run code"):
+        _inpaint(folder)(target, mask=None, donors=target[None], seed=0)
+
+
+def test_a_pipeline_that_cannot_inpaint_is_refused(tmp_path: Path) -> None:
+    target = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(InputError, match=r"cannot be loaded: .*: name the folder or hub id of an inpainting pipeline"):
+        _inpaint(ddpm(tmp_path / "model"))(target, mask=None, donors=target[None], seed=0)
+
+
 def test_the_model_has_to_be_named() -> None:
-    with pytest.raises(InputError, match=r"edit\.options\.model: .*: model is an inpainting pipeline: a path or a hub"):
+    with pytest.raises(InputError, match=r"edit\.options\.model: .*: model is an inpainting pipeline: a path, or a"):
         make_editor(EditSpec(editor="inpaint"))
 
 

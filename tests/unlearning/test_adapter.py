@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.families import resolve_source
-from expunge.families.base import DiffusionModel, load_pipeline
+from expunge.families.base import DiffusionModel
+from expunge.families.loading import load_pipeline
 from expunge.settings import TrainingSettings
 from expunge.unlearning.adapter import FULL_FILE, LORA_FILE, apply, attach, export, kind_of
 

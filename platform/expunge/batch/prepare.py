@@ -15,7 +15,7 @@ from expunge.families.base import DiffusionModel
 from expunge.requests.blobs import BlobStore
 from expunge.requests.imaging import normalise, to_array
 from expunge.settings import ModelSettings, Resolution, Settings
-from expunge.surrogates import make_editor
+from expunge.surrogates import check_edit, make_editor
 from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.unlearning.retain import generate_latents, prompt_rows, unlike
 from expunge.words import BlobId, EditSpec, PreparedJob, RemovalRequest, UnlearnJob
@@ -147,7 +147,7 @@ def _surrogates(
     """The requester's own pictures, else edited ones; uint8 [h, w, 3] each."""
     if request.surrogates:
         return [fit(to_array(blobs.get(blob)), job.resolution) for blob in request.surrogates]
-    spec = request.edit or EditSpec(editor=options.editor)
+    spec = check_edit(request.edit or EditSpec(editor=options.editor), options)
     mask = fit(to_array(blobs.get(spec.mask)), job.resolution).mean(2) > 127 if spec.mask else None
     editor = make_editor(spec)
     return [editor(target, mask=mask, donors=donors, seed=job.training.seed) for target in targets]

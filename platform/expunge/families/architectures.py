@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DModel
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from expunge.errors import InputError
-from expunge.families import config_of, pipeline_family, resolve_source
+from expunge.families.checks import check, family_of
+from expunge.families.preflight import no_other_error
 from expunge.families.sd3 import SD3
-from expunge.settings import ModelSettings
+from expunge.families.source import Layout, locate, pinned_source
+from expunge.settings import ModelSettings, Resolution
 
 _MEDIUM = {
     "sample_size": 128,
@@ -50,6 +54,7 @@ TEXT_TOKENS = 77 + 256
 class Architecture:
     """A network on fake tensors, and what it is called with."""
 
+    component: str
     network: nn.Module
     blocks: tuple[nn.Module, ...]
     """What gradient checkpointing recomputes one by one."""
@@ -69,7 +74,7 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
     """Of a published model, or of a configured one. Called, and its result used, under a FakeTensorMode it is without
     storage. The weights have torch's default dtype.
 
-    Raises InputError where the name is neither, or its files are not there.
+    Raises InputError where the name is neither, its files are not there, or they do not make a network.
     """
     if name in PUBLISHED:
         return _sd3(PUBLISHED[name], TEXT_TOKENS)
@@ -78,32 +83,77 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
         raise InputError(
             f"model: {name!r} is not known", hint=f"use one of {known}, or add [models.{name}] to the config"
         )
-    source = models[name].source
-    folder = Path(resolve_source(source))
-    if pipeline_family(folder, source) == "sd3":
-        clip, t5 = (folder / part / "config.json" for part in ("text_encoder", "text_encoder_3"))
-        tokens = int(config_of(clip, source).get("max_position_embeddings", 77))
-        return _sd3(config_of(folder / "transformer" / "config.json", source), tokens + 256 * t5.exists())
-    return _ddpm(config_of(folder / "unet" / "config.json", source))
+    settings = models[name]
+    label = f"model {name} ({settings.source})"
+    with no_other_error(label):
+        layout = locate(pinned_source(settings), label)
+        return _of_layout(layout, check(layout, settings.resolution))
 
 
-def _sd3(config: Mapping[str, Any], tokens: int) -> Architecture:
+def fake_networks(layout: Layout, resolution: Resolution) -> dict[str, dict[str, tuple[int, ...]]]:
+    """By component, the shapes of the weights that it needs, after a forward pass of it at `resolution`.
+
+    Nothing is allocated. Raises InputError where what comes out is not of the right shape; whatever diffusers raises
+    where a config does not make a network.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = _of_layout(layout, resolution)
+        noisy = next(iter(model.inputs.values()))
+        _same(layout, model.component, tuple(model.call(1, torch.float32).shape), (1, *noisy))
+        networks: dict[str, nn.Module] = {model.component: model.network}
+        if model.component == "transformer":
+            vae = AutoencoderKL.from_config(dict(layout.config("vae").fields))
+            assert isinstance(vae, AutoencoderKL)
+            pictures = torch.ones(1, 3, *resolution)
+            encoded = vae.encode(pictures)
+            assert isinstance(encoded, AutoencoderKLOutput)
+            latents = encoded.latent_dist.mode()
+            _same(layout, "vae", tuple(latents.shape), (1, *noisy))
+            decoded = vae.decode(latents)
+            assert isinstance(decoded, DecoderOutput)
+            _same(layout, "vae", tuple(decoded.sample.shape), tuple(pictures.shape))
+            networks["vae"] = vae
+        return {
+            name: {key: tuple(value.shape) for key, value in network.named_parameters()}
+            for name, network in networks.items()
+        }
+
+
+def _same(layout: Layout, name: str, made: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if made != wanted:
+        raise InputError(
+            f"{layout.label}: {name} gives {list(made)} where {list(wanted)} is needed",
+            hint="set another resolution, or use another model",
+        )
+
+
+def _of_layout(layout: Layout, resolution: Resolution) -> Architecture:
+    if family_of(layout) == "ddpm":
+        return _ddpm(layout.config("unet").fields, resolution)
+    factor = 2 ** (len(layout.config("vae").items("block_out_channels")) - 1)
+    tokens = layout.config("text_encoder").integer("max_position_embeddings", 77)
+    t5 = layout.class_of("text_encoder_3") is not None
+    sides = resolution[0] // factor, resolution[1] // factor
+    return _sd3(layout.config("transformer").fields, tokens + 256 * t5, sides)
+
+
+def _sd3(config: Mapping[str, Any], tokens: int, sides: tuple[int, int] | None = None) -> Architecture:
+    """sides: height and width in latents; default: the config's own."""
     network = SD3Transformer2DModel.from_config(dict(config))
     assert isinstance(network, SD3Transformer2DModel)
-    size = int(config["sample_size"])
+    about = network.config
     inputs = {
-        "hidden_states": (int(config["in_channels"]), size, size),
-        "encoder_hidden_states": (tokens, int(config["joint_attention_dim"])),
-        "pooled_projections": (int(config["pooled_projection_dim"]),),
+        "hidden_states": (int(about["in_channels"]), *(sides or (about["sample_size"], about["sample_size"]))),
+        "encoder_hidden_states": (tokens, int(about["joint_attention_dim"])),
+        "pooled_projections": (int(about["pooled_projection_dim"]),),
         "timestep": (),
     }
-    return Architecture(network, tuple(network.transformer_blocks), SD3.lora_targets, inputs)
+    return Architecture("transformer", network, tuple(network.transformer_blocks), SD3.lora_targets, inputs)
 
 
-def _ddpm(config: Mapping[str, Any]) -> Architecture:
+def _ddpm(config: Mapping[str, Any], resolution: Resolution) -> Architecture:
     network = UNet2DModel.from_config(dict(config))
     assert isinstance(network, UNet2DModel)
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
     blocks = (*network.down_blocks, *([network.mid_block] if network.mid_block else []), *network.up_blocks)
-    return Architecture(network, blocks, (), {"sample": (int(config["in_channels"]), height, width), "timestep": ()})
+    inputs = {"sample": (int(network.config["in_channels"]), *resolution), "timestep": ()}
+    return Architecture("unet", network, blocks, (), inputs)

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from expunge.families.path import PathPoint
@@ -27,6 +26,8 @@ class DiffusionModel(ABC):
     latent_shape: tuple[int, int, int]
     component: str
     """The pipeline component that `network` is, and the folder its weights are saved in."""
+    noise_of_clipped: bool = True
+    """Whether sampling goes on with the noise that belongs to the clipped estimate, or with the predicted one."""
     lora_targets: tuple[str, ...] = ()
     """Linear layers that a LoRA adapter attaches to; empty where full weights are trained."""
 
@@ -70,9 +71,6 @@ class DiffusionModel(ABC):
 
         Both are one rule here: estimate (x_0, eps) at x_t and move along the path to the next, lower level.
         """
-        # Levels evenly spaced in time, as the samplers of both families do, not in noise level.
-        first = self.time_at(torch.tensor([start], dtype=torch.float32))
-        times = self._descending(first, steps)
         x = x_t
         guided = _unlike(conditioning, empty) if guidance > 1 and empty else x_t.new_zeros(0, dtype=torch.long)
         # With and without the prompt in one batch: small ones cost more a sample.
@@ -80,23 +78,30 @@ class DiffusionModel(ABC):
         conditions = conditioning
         if len(guided):
             conditions = {name: torch.cat([table, empty[name][guided]]) for name, table in conditioning.items()}
-        for here, there in zip(times, [*times[1:], None], strict=True):
+        for here, nxt in self._path_down(start, steps):
             now = self.at(here.expand(len(x)))
             both = self.predict(x[asked], here.expand(len(asked)), conditions)
             prediction, unguided = both[: len(x)], both[len(x) :]
             prediction[guided] = unguided + guidance * (prediction[guided] - unguided)
-            clean = self.clip(now.clean(x, prediction))
-            if there is None:
+            estimate = now.clean(x, prediction)
+            clean = self.clip(estimate)
+            if nxt is None:
                 return clean
-            nxt = self.at(there.expand(len(x)))
             a, b = (v.view(-1, 1, 1, 1) for v in (now.a, now.b))
-            noise = (x - a * clean) / b
+            noise = (x - a * (clean if self.noise_of_clipped else estimate)) / b
             x = nxt.a.view(-1, 1, 1, 1) * clean + nxt.b.view(-1, 1, 1, 1) * noise
         return x
 
     def clip(self, clean: Tensor) -> Tensor:
         """Bound a clean estimate where the family's space is bounded."""
         return clean
+
+    def _path_down(self, start: float, steps: int) -> list[tuple[Tensor, PathPoint | None]]:
+        """The times [1] at which the network is asked, from noise level `start` down, each with where the path goes
+        from there [1]; None is the clean estimate itself."""
+        # Levels evenly spaced in time, as the samplers of both families do, not in noise level.
+        times = self._descending(self.time_at(torch.tensor([start], dtype=torch.float32)), steps)
+        return [*((here, self.at(there)) for here, there in pairwise(times)), (times[-1], None)]
 
     @abstractmethod
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
@@ -114,10 +119,3 @@ def _unlike(conditioning: Conditioning, empty: Conditioning) -> Tensor:
     # Not bit by bit: a text encoder rounds a prompt differently in another batch.
     same = [torch.isclose(table, empty[name], 1e-4, 1e-4).flatten(1).all(1) for name, table in conditioning.items()]
     return torch.nonzero(~torch.stack(same).all(0)).flatten()
-
-
-def load_pipeline(source: str) -> DiffusionPipeline:
-    """A pipeline in float32. A component saved as absent (SD3 without its T5) stays so: diffusers must be told."""
-    parts = cast(dict[str, object], DiffusionPipeline.load_config(source))
-    absent = {name: None for name, part in parts.items() if isinstance(part, list) and part[0] is None}
-    return DiffusionPipeline.from_pretrained(source, dtype=torch.float32, **absent)

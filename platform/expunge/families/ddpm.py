@@ -1,11 +1,12 @@
 """DDPM: a `UNet2DModel` in pixel space with a discrete schedule; epsilon or v-prediction."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import Tensor
 
 from expunge.errors import InputError
@@ -22,13 +23,15 @@ class DDPM(DiffusionModel):
         self.pipeline = pipeline
         self.network = pipeline.unet
         schedule = pipeline.scheduler
-        kind = cast(str, schedule.config["prediction_type"])
-        if kind not in ("epsilon", "v_prediction"):
-            raise InputError(f"model: prediction type {kind!r} is not supported", hint="use epsilon or v_prediction")
-        self._prediction: Prediction = cast(Prediction, kind)
+        self._prediction: Prediction = cast(Prediction, schedule.config["prediction_type"])
         alpha_bar = schedule.alphas_cumprod.float()
         self._a, self._b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self._level = self._b / (self._a + self._b)
+        self._bound = float(schedule.config["clip_sample_range"]) if schedule.config["clip_sample"] else None
+        # A DDIM's own sampling is deterministic: it is what is generated here. A DDPM's is not, and its spacing of
+        # fewer steps is free: it starts at the last time and keeps to the clipped estimate.
+        self._ddim = copy.deepcopy(schedule) if isinstance(schedule, DDIMScheduler) else None
+        self.noise_of_clipped = self._ddim is None
         self._channels = int(pipeline.unet.config["in_channels"])
         self.latent_shape = (self._channels, *resolution)
 
@@ -55,10 +58,27 @@ class DDPM(DiffusionModel):
         return cast(UNet2DModel, self.network)(x_t, time).sample
 
     def clip(self, clean: Tensor) -> Tensor:
-        return clean.clamp(-1, 1)
+        return clean if self._bound is None else clean.clamp(-self._bound, self._bound)
 
     def save_adapter(self, folder: Path) -> None:
         raise InputError("adapter: a DDPM is trained in full", hint="set adapter to full or auto")
+
+    def _path_down(self, start: float, steps: int) -> list[tuple[Tensor, PathPoint | None]]:
+        if self._ddim is None or start < 1:
+            return super()._path_down(start, steps)
+        last = len(self._a) - 1
+        self._ddim.set_timesteps(min(steps, last + 1))
+        # The stride that diffusers goes by, whether or not it leads to the next of its times.
+        stride = (last + 1) // min(steps, last + 1)
+        times = cast(Tensor, self._ddim.timesteps).clamp(0, last)
+        return [(time, self._after(time - stride)) for time in times.split(1)]
+
+    def _after(self, time: Tensor) -> PathPoint | None:
+        """Below the first time lies the clean picture, or, without `set_alpha_to_one`, the first time again."""
+        if time >= 0:
+            return self.at(time)
+        assert self._ddim is not None
+        return None if self._ddim.config["set_alpha_to_one"] else self.at(torch.zeros_like(time))
 
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
         times = torch.linspace(first.item(), 0, steps + 1)[:-1].round().long().unique_consecutive()

@@ -1,19 +1,26 @@
 """Stable Diffusion 3: an MMDiT on a rectified flow in the latent space of an autoencoder."""
 
+import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
+from expunge.errors import InputError
 from expunge.families.base import Conditioning, DiffusionModel
 from expunge.families.path import MIN_B, PathPoint, point
 
 
 class SD3(DiffusionModel):
-    """Time is sigma * 1000, as the transformer takes it. Latents are (z - shift_factor) * scaling_factor."""
+    """Time is sigma * num_train_timesteps, as the transformer takes it.
+
+    Latents are (z - shift_factor) * scaling_factor.
+    """
 
     component = "transformer"
     # Every linear layer of a block, of both streams: after as many steps, 9 of 16 instances are forgotten, and 4 with
@@ -29,14 +36,15 @@ class SD3(DiffusionModel):
         self.network = pipeline.transformer
         self._vae = pipeline.vae
         self._prompt_tokens = prompt_tokens
-        self._shift = float(pipeline.scheduler.config["shift"])
-        self._lowest = float(pipeline.scheduler.sigma_min)
+        self._scheduler = copy.deepcopy(pipeline.scheduler)
+        self._unit = int(pipeline.scheduler.config["num_train_timesteps"])
         factor = pipeline.vae_scale_factor
         self.latent_shape = (
             int(pipeline.transformer.config["in_channels"]),
             resolution[0] // factor,
             resolution[1] // factor,
         )
+        self._patches = math.prod(self.latent_shape[1:]) // int(pipeline.transformer.config["patch_size"]) ** 2
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
@@ -58,14 +66,14 @@ class SD3(DiffusionModel):
         return {"encoder_hidden_states": cast(Tensor, embeds), "pooled_projections": cast(Tensor, pooled)}
 
     def at(self, time: Tensor) -> PathPoint:
-        sigma = (time / 1000).clamp_min(MIN_B)
+        sigma = (time / self._unit).clamp_min(MIN_B)
         return point("flow", 1 - sigma, sigma)
 
     def time_at(self, level: Tensor) -> Tensor:
-        return level * 1000
+        return level * self._unit
 
     def time_from_uniform(self, u: Tensor) -> Tensor:
-        return u.clamp_min(MIN_B) * 1000
+        return u.clamp_min(MIN_B) * self._unit
 
     def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         return self.network(hidden_states=x_t, timestep=time, **conditioning).sample
@@ -78,7 +86,18 @@ class SD3(DiffusionModel):
         )
 
     def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
-        # The scheduler's own levels and shift, so that a picture here is the one the pipeline would make.
-        u = torch.linspace(1, self._lowest, steps)
-        sigma = self._shift * u / (1 + (self._shift - 1) * u)
-        return list((first * sigma).clamp_min(1000 * MIN_B).split(1))
+        # The scheduler's own levels, so that a picture here is the one the pipeline would make. It has them from
+        # `set_timesteps` alone: what its constructor computes is shifted once more there (diffusers#13243).
+        about = self._scheduler.config
+        mu = None
+        if about["use_dynamic_shifting"]:
+            ends = about["base_image_seq_len"], about["max_image_seq_len"], about["base_shift"], about["max_shift"]
+            mu = calculate_shift(self._patches, *ends)
+        self._scheduler.set_timesteps(steps, mu=mu)
+        sigma = self._scheduler.sigmas[:-1]
+        if not sigma.isfinite().all():
+            raise InputError(
+                f"the model's scheduler has no levels for {steps} steps", hint="set evaluation.sampling_steps higher"
+            )
+        # Not below the lowest of them, nor below what `at` tells apart from clean.
+        return list((first * sigma).clamp_min(self._unit * min(MIN_B, sigma.min().item())).split(1))

@@ -19,8 +19,10 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
     """The base pipeline with the hotfix applied, float32 on the CPU.
 
     `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `tracking_uri` defaults to the settings', `base` to the
-    source that the hotfix was trained from. Raises InputError where the base is not the kind of pipeline
-    the hotfix is for, NotFoundError, StorageError or UnavailableError where the version cannot be had.
+    source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
+
+    Raises InputError where the base is not the kind of pipeline the hotfix is for, NotFoundError, StorageError or
+    UnavailableError where the version cannot be had.
     """
     if tracking_uri is None:
         from expunge.settings import load_settings
@@ -46,19 +48,21 @@ def apply(pipeline: "DiffusionPipeline", folder: Path, kind: str) -> "DiffusionP
             f"the hotfix is {what}, which {type(pipeline).__name__} has no place for",
             hint="name the pipeline that it was trained from",
         )
-    network = type(pipeline.components[name]).from_pretrained(folder / name, torch_dtype=torch.float32)
+    network = type(pipeline.components[name]).from_pretrained(
+        folder / name, torch_dtype=torch.float32, use_safetensors=True
+    )
     pipeline.register_modules(**{name: network.eval()})
     return pipeline
 
 
 def _base(source: str) -> "DiffusionPipeline":
-    from expunge.families import base, resolve_source
+    from expunge.families import loading
 
+    label = f"the base model {source}"
     try:
-        return base.load_pipeline(resolve_source(source))
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        return loading.load_pipeline(source, label)
+    except InputError as error:
         raise InputError(
-            f"the base model {source} cannot be loaded ({first_line})",
-            hint="name a diffusers pipeline by path or hub id as `base`",
+            f"{label} cannot be loaded ({error.message.removeprefix(f'{label}: ')})",
+            hint="name a diffusers pipeline by path, or by hub id as OWNER/NAME@COMMIT, as `base`",
         ) from error

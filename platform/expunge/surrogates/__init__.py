@@ -3,6 +3,6 @@
 Another editor is one file here, named as the editor and decorated with `register`.
 """
 
-from expunge.surrogates.base import Editor, editor_names, make_editor, read_options, register
+from expunge.surrogates.base import Editor, check_edit, editor_names, make_editor, read_options, register
 
-__all__ = ["Editor", "editor_names", "make_editor", "read_options", "register"]
+__all__ = ["Editor", "check_edit", "editor_names", "make_editor", "read_options", "register"]

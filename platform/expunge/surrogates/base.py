@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from expunge.errors import InputError
+from expunge.settings import ModelSettings
 from expunge.words import EditSpec
 
 
@@ -23,6 +24,9 @@ class Editor(Protocol):
         """
         ...
 
+
+LOADS_A_MODEL = ("inpaint",)
+"""Editors with an option `model`."""
 
 Factory = Callable[[dict[str, str]], Editor]
 _factories: dict[str, Factory] = {}
@@ -49,6 +53,31 @@ def make_editor(spec: EditSpec) -> Editor:
         raise InputError(f"edit.editor: {spec.editor!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
     import_module(f"expunge.surrogates.{spec.editor}")
     return _factories[spec.editor](spec.options)
+
+
+def check_edit(spec: EditSpec, model: ModelSettings) -> EditSpec:
+    """The edit as it will be made: with the model of `editor_models` where there is one alone and none is named.
+
+    A request comes from anyone: it may use the editors of `editors` (and the model's own), and of models those of
+    `editor_models`. Loads nothing. Raises InputError naming what is not allowed and what is, or an option that is
+    wrong.
+    """
+    allowed = tuple(dict.fromkeys((*model.editors, model.editor)))
+    if spec.editor in editor_names() and spec.editor not in allowed:
+        raise InputError(
+            f"edit.editor: {spec.editor!r} is not allowed here", hint=f"use {' or '.join(allowed)}, or give a surrogate"
+        )
+    asked, models = spec.options.get("model"), list(model.editor_models)
+    if asked is not None and asked not in models:
+        hint = f"use {' or '.join(models)}" if models else "the model's editor_models names none"
+        raise InputError(f"edit.options.model: {asked!r} is not allowed here", hint=hint)
+    if spec.editor in LOADS_A_MODEL and asked is None and models:
+        if len(models) > 1:
+            hint = f"use {' or '.join(models)}"
+            raise InputError("edit.options.model: there are several, and none is named", hint=hint)
+        spec = spec.model_copy(update={"options": {**spec.options, "model": models[0]}})
+    make_editor(spec)
+    return spec
 
 
 class Options(BaseModel):

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from diffusers import AutoPipelineForInpainting, DiffusionPipeline
 from PIL import Image
 from pydantic import Field
 
@@ -18,7 +16,7 @@ MULTIPLE = 16
 
 
 class InpaintOptions(Options):
-    model: str = Field(description="an inpainting pipeline: a path or a hub id", min_length=1)
+    model: str = Field(description="an inpainting pipeline: a path, or a hub id as OWNER/NAME@COMMIT", min_length=1)
     prompt: str = Field("", description="what to paint instead")
     steps: int = Field(30, ge=1, le=1000, description="a whole number from 1 to 1000")
     strength: float = Field(1.0, gt=0, le=1, description="above 0 (the target) up to 1 (new)")
@@ -37,24 +35,35 @@ class Inpaint:
     """The pipeline is loaded with the first picture. Pixels outside the mask are never changed; donors are not used."""
 
     options: InpaintOptions
-    _pipeline: Callable[..., Any] | None = field(default=None, init=False)
+    _repaint: Callable[..., Image.Image] | None = field(default=None, init=False)
 
     def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
+        import torch  # not above: who checks an edit has no use for it, and would wait seconds
+
         mask = region(target, mask, self.options.ellipse)
         height, width = target.shape[:2]
         size = self._size(height, width)
-        result = self._load()(
-            prompt=self.options.prompt,
-            image=Image.fromarray(target).resize(size, Image.Resampling.LANCZOS),
-            mask_image=Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST),
-            width=size[0],
-            height=size[1],
-            num_inference_steps=self.options.steps,
-            strength=self.options.strength,
-            guidance_scale=self.options.guidance,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        picture = result.images[0].convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        if self._repaint is None:
+            self._repaint = _load(self.options.model)
+        try:
+            picture = self._repaint(
+                prompt=self.options.prompt,
+                image=Image.fromarray(target).resize(size, Image.Resampling.LANCZOS),
+                mask_image=Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST),
+                width=size[0],
+                height=size[1],
+                num_inference_steps=self.options.steps,
+                strength=self.options.strength,
+                guidance_scale=self.options.guidance,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"edit: {self.options.model} cannot repaint {size[0]}x{size[1]} pixels ({first_line})",
+                hint="change edit.options.size, steps or strength, or give a surrogate",
+            ) from error
+        picture = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
         return np.where(mask[..., None], np.asarray(picture), target)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
@@ -63,22 +72,45 @@ class Inpaint:
         across, down = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (width, height))
         return across, down
 
-    def _load(self) -> Callable[..., Any]:
-        if self._pipeline is not None:
-            return self._pipeline
-        try:
-            # A component saved as absent (the T5 of an SD3) has to be said to be absent.
-            parts = cast(dict[str, Any], DiffusionPipeline.load_config(self.options.model))
-            absent = {name: None for name, part in parts.items() if isinstance(part, list) and part[0] is None}
-            # Safetensors only: a request may name the model, and a pickle runs what it likes.
-            stored = DiffusionPipeline.from_pretrained(self.options.model, use_safetensors=True, **absent)
-            pipeline = AutoPipelineForInpainting.from_pipe(stored)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"edit.options.model: {self.options.model!r} cannot be loaded: {error}",
-                hint="name the folder or hub id of an inpainting pipeline with safetensors weights",
-            ) from None
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        self._pipeline = pipeline
-        return pipeline
+
+def _load(model: str) -> Callable[..., Image.Image]:
+    import torch
+    from diffusers import AutoPipelineForInpainting, StableDiffusion3InpaintPipeline
+
+    from expunge.families.loading import load_pipeline
+
+    label = f"edit.options.model: {model!r} cannot be loaded"
+    stored = load_pipeline(model, label)
+    try:
+        pipeline = AutoPipelineForInpainting.from_pipe(stored)
+    except ValueError as error:
+        raise InputError(
+            f"{label}: {str(error).splitlines()[0]}", hint="name the folder or hub id of an inpainting pipeline"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return _StableDiffusion3(pipeline) if isinstance(pipeline, StableDiffusion3InpaintPipeline) else _Plain(pipeline)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    pipeline: Callable[..., Any]
+
+    def __call__(self, **arguments: object) -> Image.Image:
+        return self.pipeline(**arguments).images[0]
+
+
+@dataclass(frozen=True)
+class _StableDiffusion3:
+    """Decodes by itself: diffusers' pipeline forgets the autoencoder's shift (diffusers#13611, still so in 0.42.1)."""
+
+    pipeline: Any
+
+    def __call__(self, **arguments: object) -> Image.Image:
+        import torch
+
+        latents = self.pipeline(**arguments, output_type="latent").images
+        vae = self.pipeline.vae
+        with torch.no_grad():
+            pictures = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+        return self.pipeline.image_processor.postprocess(pictures, output_type="pil")[0]

@@ -2,8 +2,10 @@
 
 import errno
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import ray
 from pydantic import ValidationError
@@ -44,12 +46,14 @@ def train(task: TrainTask) -> Hotfix:
     (task.folder / FAILED).unlink(missing_ok=True)
     job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
     training = job.training
-    elastic = 0 < training.min_workers < training.workers
+    workers = choose_workers(training)
+    get_logger("unlearning").info("chose workers", job=job.id, workers=workers.most, device=workers.device)
+    elastic = workers.fewest < workers.most
     start_timeout = ELASTIC_START_TIMEOUT_S if elastic else START_TIMEOUT_S
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout)
     # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
-    gpu = _use_gpu(training)
+    gpu = workers.device == "gpu"
     name = "train" if not training.checkpoint_url else job.id
     storage = training.checkpoint_url or str(Path(task.folder).absolute())
     if drop_broken_snapshot(*open_storage(storage, name)):
@@ -57,7 +61,7 @@ def train(task: TrainTask) -> Hotfix:
     trainer = TorchTrainer(
         partial(_work, task),
         scaling_config=ScalingConfig(
-            num_workers=(training.min_workers, training.workers) if elastic else training.workers,
+            num_workers=(workers.fewest, workers.most) if elastic else workers.most,
             elastic_resize_monitor_interval_s=GROW_EVERY_S,
             use_gpu=gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
@@ -104,15 +108,37 @@ def _work(task: TrainTask) -> None:
     train_loop(task)
 
 
-def _use_gpu(training: TrainingSettings) -> bool:
-    """Raises InputError where GPUs are asked for and Ray has too few."""
-    gpus, needed = int(ray.cluster_resources().get("GPU", 0)), training.min_workers or training.workers
-    if training.device == "gpu" and gpus < needed:
+@dataclass(frozen=True)
+class Workers:
+    """Of a job: at most so many, each with a GPU or with a CPU core; it goes on with the fewest."""
+
+    device: Literal["cpu", "gpu"]
+    fewest: int
+    most: int
+
+
+def choose_workers(training: TrainingSettings) -> Workers:
+    """`auto` uses the GPUs there are: where they are fewer than the workers, it has fewer workers, too, which changes
+    nothing but rounding.
+
+    Warns where that is so. Raises InputError where GPUs are asked for and Ray has too few.
+    """
+    gpus, most = int(ray.cluster_resources().get("GPU", 0)), training.workers
+    fewest = training.min_workers or most
+    if training.device == "gpu" and gpus < fewest:
         raise InputError(
-            f"training.device: gpu, but Ray has {gpus} GPUs for {needed} workers",
+            f"training.device: gpu, but Ray has {gpus} GPUs for {fewest} workers",
             hint="lower training.workers, add a node, or set it to cpu",
         )
-    return training.device == "gpu" or (training.device == "auto" and gpus >= needed)
+    if training.device == "cpu" or gpus == 0:
+        return Workers("cpu", fewest, most)
+    if gpus < fewest:
+        get_logger("unlearning").warning(
+            f"training.device: auto, and Ray has {gpus} GPUs for {most} workers: training with {gpus} on GPUs",
+            hint=f"set training.workers = {gpus}, add a node, or set training.device = cpu",
+        )
+        return Workers("gpu", gpus, gpus)
+    return Workers("gpu", fewest, most)
 
 
 def _explained(job: str, error: BaseException) -> ExpungeError:
