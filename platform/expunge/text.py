@@ -26,6 +26,11 @@ def masked(text: str) -> str:
     return _HEADER.sub(rf"\1{_STARS}", _values(_WORD.sub(_userinfo, text)))
 
 
+def masked_quote(text: str) -> str:
+    """`text` of another library, which may quote a URL in parts: also without the word before any @."""
+    return _WORD.sub(lambda word: re.sub(r"^.*@", f"{_STARS}@", word.group()), masked(text))
+
+
 def visible(text: str) -> str:
     """`text` in one line, with what cannot be printed as an escape: control and bidi characters, lone surrogates."""
     if text.isprintable():

@@ -2,7 +2,7 @@
 
 import typer
 
-from expunge.commands.common import AsJson, print_json, print_table
+from expunge.commands.common import AsJson, print_json, print_rows
 from expunge.errors import UnavailableError
 
 
@@ -14,11 +14,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json([check.as_dict() for check in checks])
     else:
-        from rich.table import Table
-
-        table = Table("check", "", "found", "hint", box=None)
-        for check in checks:
-            table.add_row(check.name, check.status, check.found, "" if check.ok else check.hint)
-        print_table(table)
+        rows = [(check.name, check.status, check.found, None if check.ok else check.hint) for check in checks]
+        print_rows(("check", "", "found", "hint"), rows)
     if any(check.required and not check.ok for check in checks):
         raise typer.Exit(UnavailableError.exit_code)
