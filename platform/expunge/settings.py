@@ -316,6 +316,7 @@ class Settings(BaseSettings):
     )
     max_pixels: int = Field(default=32_000_000, ge=64, description="largest image that is decoded")
     max_bytes: int = Field(default=64_000_000, ge=64, description="largest image file that is read")
+    night_limit: int = Field(default=512, ge=1, description="most requests of one night; the others wait for the next")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     models: dict[str, ModelSettings] = Field(default_factory=_testbed_models)
     training: TrainingSettings = TrainingSettings()

@@ -17,7 +17,8 @@ Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\
 
 
 class Word(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Requests hold prompts, reasons and external ids: an error must not quote them.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the content: equal content, equal fingerprint."""

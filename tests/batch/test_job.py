@@ -12,7 +12,7 @@ from expunge.registry.versions import champion as champion_of
 from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
-from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, UnlearnJob
+from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]
@@ -57,3 +57,17 @@ def test_a_night_that_was_overtaken_does_not_undo_the_other(
     assert (now.uri == version.uri) is not overtaken
     if not overtaken:  # after a kill behind the promotion it is asked for again
         assert "champion" in jobs._promote(slow, judge(slow), version, tracker, settings).aliases
+
+
+def test_nothing_is_promoted_over_a_removal_that_it_does_not_hold(
+    store: RequestStore, settings: Settings, tracker: Tracker, ask: Ask, judge: Judge, tmp_path: Path
+) -> None:
+    """A registry that was lost between the plan and the promotion: no champion stands in the way, and all is undone."""
+    store.add(ask("old"))
+    store.drain("night-old")
+    store.transition("req-old", RequestState.REMOVED)
+    store.add(ask("new"))
+    (job,) = plan(store.drain("night-new"), settings, lambda model: (None, [])).jobs
+    version = registered(job, judge(job), tracker, tmp_path / "hotfix")
+    assert "champion" not in jobs._promote(job, judge(job), version, tracker, settings).aliases
+    assert champion_of(tracker, "flags") is None

@@ -75,18 +75,64 @@ def test_the_models_own_gate_counts(store: RequestStore, settings: Settings, ask
 
 
 @pytest.mark.parametrize(
-    ("error", "detail"), [("training failed: worker lost", "worker lost"), (None, "the job left no evidence")]
+    ("error", "platform", "state", "detail"),
+    [
+        ("training failed: worker lost", True, ACCEPTED, "worker lost"),
+        (None, False, ACCEPTED, "the job left no evidence"),
+        ("model: no weights", False, FAILED, "no weights"),
+    ],
 )
-def test_a_failed_job_requeues_its_requests_however_often(
-    store: RequestStore, settings: Settings, ask: Ask, error: str | None, detail: str
+def test_only_what_is_no_fault_of_the_platform_counts_as_an_attempt(
+    store: RequestStore,
+    settings: Settings,
+    ask: Ask,
+    error: str | None,
+    platform: bool,
+    state: RequestState,
+    detail: str,
 ) -> None:
     settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"max_attempts": 1})})
     batch, planned = drained(store, settings, ask("a"), ask("b"))
-    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], error=error)])
-    assert states(store) == {"a": ACCEPTED, "b": ACCEPTED}
+    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], error=error, platform=platform)])
+    assert states(store) == {"a": state, "b": state}
     record = store.get("req-a")
     assert detail in record.history[-1].detail
     assert record.evidence is None
+    assert record.attempts == (state is FAILED)
+
+
+def test_requests_of_a_job_that_has_no_outcome_yet_stay_in_the_batch(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, champion: ModelVersion
+) -> None:
+    batch, planned = drained(store, settings, ask("flag"), ask("face", model="faces"))
+    ended = JobOutcome(job=planned.jobs[0], evidence=judge(planned.jobs[0]), version=champion)
+    settle(store, settings, batch, planned, [ended])
+    assert states(store) == {"flag": REMOVED, "face": RequestState.BATCHED}
+
+
+def test_a_model_that_stays_wrong_is_left_to_a_person(store: RequestStore, settings: Settings, ask: Ask) -> None:
+    store.add(ask("bird", model="birds"))
+    for night in range(1, settings.gate.max_attempts + 1):
+        batch = store.drain(None)
+        settle(store, settings, batch, plan(batch, settings, lambda model: (None, [])), [])
+        store.close_batch(batch.id)
+        assert store.get("req-bird").attempts == night
+    assert states(store) == {"bird": FAILED}
+
+
+def test_what_the_store_lacks_holds_one_model_back(store: RequestStore, settings: Settings, ask: Ask) -> None:
+    def ledger(model: str) -> tuple[None, list[RemovalRequest]]:
+        return None, [store.get("req-older").request] if model == "flags" else []
+
+    for request in (ask("flag"), ask("face", model="faces")):
+        store.add(request)
+    batch = store.drain(None)
+    planned = plan(batch, settings, ledger)
+    assert [job.model for job in planned.jobs] == ["faces"]
+    settle(store, settings, batch, planned, [])
+    record = store.get("req-flag")
+    assert (record.state, record.attempts) == (ACCEPTED, 0)
+    assert "'req-older' does not exist" in record.history[-1].detail
 
 
 @pytest.mark.parametrize(

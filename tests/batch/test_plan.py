@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from expunge.batch.plan import LedgerOf, Plan, plan
+from expunge.errors import UnavailableError
 from expunge.settings import ModelSettings, Settings, TrainingSettings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest
 
@@ -146,3 +147,25 @@ def test_every_difference_is_another_job(ask: Ask, settings: Settings, champion:
 def test_a_batch_that_the_workers_cannot_share_evenly_is_refused() -> None:
     with pytest.raises(ValidationError, match="retain_batch must be a multiple of workers"):
         TrainingSettings(forget_batch=6, retain_batch=8, workers=3)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["", "{", "[]", "{}", "null", '{"_class_name": ["DDPMPipeline"]}', '{"_class_name": {}}', '{"_class_name": 7}'],
+)
+def test_a_model_with_an_odd_config_is_refused_alone(ask: Ask, settings: Settings, tmp_path: Path, index: str) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    models = {**settings.models, "odd": ModelSettings(source=str(tmp_path))}
+    batch = night(ask("a", model="odd"), ask("b"), ask("c", model="odd"))
+    planned = plan(batch, settings.model_copy(update={"models": models}), nothing)
+    assert [job.model for job in planned.jobs] == ["flags"]
+    assert set(planned.refused) == {"req-a", "req-c"}
+    assert not planned.held
+
+
+def test_a_platform_that_fails_while_planning_refuses_nothing(ask: Ask, settings: Settings) -> None:
+    def away(model: str) -> tuple[ModelVersion | None, Sequence[RemovalRequest]]:
+        raise UnavailableError("MLflow does not answer")
+
+    with pytest.raises(UnavailableError, match="MLflow does not answer"):
+        plan(night(ask("a")), settings, away)

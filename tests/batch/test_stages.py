@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from expunge.batch.stages import Progress, once, only_driver, write_atomically
-from expunge.errors import UnavailableError
+from expunge.batch.stages import Progress, once, only_driver, stored
+from expunge.errors import StorageError, UnavailableError
+from expunge.files import write_atomically
 
 
 class Output(BaseModel):
@@ -61,10 +62,28 @@ def test_a_kill_while_writing_leaves_the_old_or_nothing(tmp_path: Path, monkeypa
     assert path.read_text() == "new"
 
 
-def test_an_output_of_another_shape_is_not_taken_for_one(tmp_path: Path) -> None:
-    (tmp_path / "output.json").write_text('{"other": 1}')
-    with pytest.raises(ValidationError, match="value"):
+@pytest.mark.parametrize("text", ['{"other": 1}', "", '{"val', "[]", "\x00" * 12])
+def test_an_output_that_makes_no_sense_is_kept_aside_and_made_again(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "output.json"
+    path.write_text(text)
+    assert once(path, Output, Counter()).value == 1
+    assert stored(path, Output) == Output(value=1)
+    assert (tmp_path / "output.json.unreadable").read_text() == text
+    assert str(path) in capsys.readouterr().err
+
+
+def test_an_output_that_the_disk_does_not_give_is_named(tmp_path: Path) -> None:
+    (tmp_path / "output.json").mkdir()
+    with pytest.raises(StorageError, match=r"output\.json cannot be read \(Is a directory\)"):
         once(tmp_path / "output.json", Output, Counter())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "train"}', "null"])
+def test_progress_that_was_cut_short_is_no_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "progress.json").write_text(text)
+    assert Progress(tmp_path).read() == ("wait", 0, 0)
 
 
 HOLD = """

@@ -13,7 +13,7 @@ import pytest
 from pyarrow.fs import FileSelector
 from safetensors.torch import load_file
 
-from expunge.errors import StorageError
+from expunge.errors import StorageError, UnavailableError
 from expunge.families import load_model
 from expunge.settings import ModelSettings
 from expunge.unlearning.checkpoints import SNAPSHOT, open_storage
@@ -66,7 +66,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     trainings.workers()[-1].kill()
     training.join()
     assert "training failed" in str(training.error)
-    assert "its requests are back in the queue" in str(training.error)
+    assert isinstance(training.error, UnavailableError)
+    assert "run the night again: it goes on where it stopped" in str(training.error)
 
     older, newest = training.checkpoints
     assert "/checkpoint_000009_" in newest

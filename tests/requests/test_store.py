@@ -1,7 +1,9 @@
 """The durable queue: accepted once, drained once, moved only along its lifecycle, and all of it on record."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -141,9 +143,105 @@ def test_drain_of_nothing(store: RequestStore) -> None:
     assert store.drain(None).requests == ()
     assert store.batches() == []
     assert store.drain("named").requests == ()
-    assert [batch.id for batch in store.batches()] == ["named"]
+    assert store.batches() == []
     with pytest.raises(InputError, match="batch id 'a/b' is malformed"):
         store.drain("a/b")
+
+
+def test_a_named_batch_of_nothing_does_not_swallow_what_comes_later(store: RequestStore, ask: Ask) -> None:
+    store.drain("friday")
+    store.add(ask("a"))
+    assert [request.id for request in store.drain(None).requests] == ["req-a"]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("name", ["friday", None])
+def test_an_empty_batch_of_an_earlier_version_holds_nothing_back(
+    store: RequestStore, anywhere: Settings, ask: Ask, name: str | None, closed: bool
+) -> None:
+    with Database(anywhere.database).write() as connection:
+        connection.execute(text("INSERT INTO batches (id, created) VALUES ('friday', '2026-01-01 00:00:00')"))
+    if closed:
+        store.close_batch("friday")
+    assert store.drain(None).requests == ()
+    store.add(ask("a"))
+    batch = store.drain(name)
+    assert [request.id for request in batch.requests] == ["req-a"]
+    assert store.drain(batch.id) == store.drain(None) == batch
+    assert store.batch(batch.id).closed is None
+
+
+def test_no_more_than_the_limit_and_the_rest_the_next_time(store: RequestStore, ask: Ask) -> None:
+    for name in "abc":
+        store.add(ask(name))
+    first = store.drain(None, limit=2)
+    assert [request.id for request in first.requests] == ["req-a", "req-b"]
+    assert store.count(S.ACCEPTED) == 1
+    assert [request.id for request in store.drain(None, limit=2, skip={first.id}).requests] == ["req-c"]
+
+
+def test_more_requests_than_a_statement_takes(store: RequestStore, ask: Ask) -> None:
+    for i in range(_MANY := 1_203):
+        store.add(ask(str(i)))
+    assert len(store.drain("all").requests) == store.count(S.BATCHED) == _MANY
+    store.release_batch("all", "too many")
+    assert store.count(S.ACCEPTED) == _MANY
+
+
+def test_the_drivers_of_a_batch_are_counted_until_it_gets_further(store: RequestStore, ask: Ask) -> None:
+    store.add(ask("a"))
+    batch = store.drain(None).id
+    assert [store.start_batch(batch, outputs) for outputs in (0, 0, 2, 2, 2, 3, 1)] == [1, 2, 1, 2, 3, 1, 2]
+    assert store.batch(batch).starts == 2
+    with pytest.raises(NotFoundError, match="batch 'never' does not exist"):
+        store.start_batch("never", 0)
+
+
+def test_a_batch_that_is_given_up_gives_its_requests_back(store: RequestStore, ask: Ask) -> None:
+    for name in ("done", "left"):
+        store.add(ask(name))
+    bad = store.drain(None)
+    store.transition("req-done", S.REMOVED, batch=bad.id)
+    store.add(ask("new"))
+    for _ in range(2):
+        store.release_batch(bad.id, "it ends with an error")
+    fresh = store.drain(None)
+    assert sorted(request.id for request in fresh.requests) == ["req-left", "req-new"]
+    assert store.batch(bad.id).closed
+    left = store.get("req-left")
+    assert left.attempts == 0
+    assert left.history[-2].detail == "it ends with an error"
+    assert store.get("req-done").state is S.REMOVED
+
+
+def test_other_open_batches_can_be_skipped(store: RequestStore, ask: Ask) -> None:
+    store.add(ask("a"))
+    first = store.drain(None)
+    assert store.drain(None, skip={first.id}).requests == ()
+    store.add(ask("b"))
+    assert [request.id for request in store.drain(None, skip={first.id}).requests] == ["req-b"]
+
+
+def test_what_no_model_holds_any_more_is_removed_again(store: RequestStore, ask: Ask) -> None:
+    bring(store, ask("lost"), S.REMOVED)
+    store.add(ask("new"))
+    batch = store.drain(None)
+    store.resurface(batch.id, ["req-lost"], "no champion holds it")
+    assert [request.id for request in store.drain(batch.id).requests] == ["req-new", "req-lost"]
+    record = store.get("req-lost")
+    assert (record.state, record.batch, record.attempts) == (S.BATCHED, batch.id, 0)
+    assert [event.state for event in record.history[-2:]] == [S.ACCEPTED, S.BATCHED]
+    assert record.history[-2].detail == "no champion holds it"
+    with pytest.raises(TransitionError, match="request req-new is batched, not removed"):
+        store.resurface(batch.id, ["req-new", "req-lost"], "twice")
+
+
+@pytest.mark.parametrize("attempt", [True, False])
+def test_a_night_that_failed_for_a_reason_of_its_own_is_no_attempt(
+    store: RequestStore, ask: Ask, attempt: bool
+) -> None:
+    bring(store, ask("a"), S.BATCHED)
+    assert store.transition("req-a", S.ACCEPTED, attempt=attempt).attempts == attempt
 
 
 def test_a_request_goes_through_several_batches(store: RequestStore, ask: Ask) -> None:
@@ -241,13 +339,37 @@ for i in range(10):
 
 def test_locked(settings: Settings, ask: Ask) -> None:
     open_store(settings)
-    impatient = RequestStore(Database(settings.database, busy_seconds=0.05))
+    impatient = RequestStore(Database(settings.database, patience=0.05))
     with (
         Database(settings.database).write(),
-        pytest.raises(UnavailableError, match="is locked by another process: wait"),
+        pytest.raises(UnavailableError, match=rf"is locked by \S+ \(pid {os.getpid()}\): wait for it"),
     ):
         impatient.add(ask("a"))
     assert impatient.add(ask("a"))[1]
+
+
+def test_a_patient_store_waits_for_the_lock(settings: Settings, ask: Ask) -> None:
+    store = open_store(settings, patience=60)
+    with ThreadPoolExecutor(1) as pool:
+        with Database(settings.database).write():
+            accepted = pool.submit(store.add, ask("a"))
+            time.sleep(0.5)
+            assert not accepted.done()
+        assert accepted.result(timeout=30)[1]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_nobody_else_can_read_the_database(settings: Settings, ask: Ask, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        store = open_store(settings)
+        store.add(ask("a"))
+        with Database(settings.database).write():  # the log and its index are there meanwhile
+            modes = {path.name: path.stat().st_mode & 0o777 for path in (settings.home, *settings.home.iterdir())}
+    finally:
+        os.umask(before)
+    assert {"expunge.db", "expunge.db-wal", "home.json"} <= set(modes)
+    assert not [name for name, mode in modes.items() if mode & 0o077], modes
 
 
 def test_read_only(settings: Settings, ask: Ask) -> None:

@@ -1,102 +1,132 @@
 """One job through its stages, as Ray tasks. What passes through Ray is the job's folder: requests stay in the home."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 
 import ray
 
+from expunge.batch.faults import cause_of, is_platforms, reason
 from expunge.batch.metrics import TrainingRate, timed
 from expunge.batch.outcome import JobOutcome
-from expunge.batch.stages import Output, Progress, once
+from expunge.batch.stages import EVIDENCE, OUTCOME, VERSION, Output, Progress, once, stored
+from expunge.errors import ExpungeError, StorageError
 from expunge.files import lock
 from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, download, promote, register
 from expunge.requests.blobs import open_blobs
+from expunge.requests.home import check_home
+from expunge.requests.store import open_store
 from expunge.settings import Settings, load_settings
-from expunge.unlearning.folder import JOB, PREPARED
-from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, PreparedJob, UnlearnJob
+from expunge.unlearning.folder import HOTFIX, JOB, PREPARED
+from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, PreparedJob, RequestState, UnlearnJob
+
+PATIENCE_S = 600.0
+"""How long a night waits for a database that another process holds, or that is away."""
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
 
 
 @ray.remote(num_cpus=0, max_retries=2)
-def run_job(folder: Path) -> str:
-    """Walk the job of `folder` through what it has not done yet; returns a JobOutcome. A failure ends its run, too."""
-    settings, job = load_settings(), _job_of(folder)
+def run_job(folder: Path, home: str) -> None:
+    """Walk the job of `folder` through what it has not done yet, and leave its JobOutcome there.
+
+    What is wrong with the job becomes its outcome. Raises only what the platform has to answer for; the job can then be
+    continued. `home` is the id of the home that the night was submitted from.
+    """
+    settings = load_settings()
     configure(settings.log_level)
+    check_home(settings, home)
+    job = _job_of(folder)
     # A task whose driver was killed may live on for a moment beside the one that takes its place.
     with lock(folder / ".lock", wait=True):
-        if (folder / "outcome.json").exists():
-            return (folder / "outcome.json").read_text()
-        tracker = Tracker(settings.tracking)
-        run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
-        try:
-            return _run(job, folder, settings, tracker, run_id).model_dump_json()
-        except Exception:
+        once(folder / OUTCOME, JobOutcome, lambda: _outcome(job, folder, settings, home))
+    Progress(folder)("done")
+
+
+def _outcome(job: UnlearnJob, folder: Path, settings: Settings, home: str) -> JobOutcome:
+    tracker = Tracker(settings.tracking)
+    run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
+    try:
+        outcome = _run(job, folder, settings, tracker, run_id, home)
+        tracker.finish(run_id, "FINISHED")
+    except Exception as error:  # a model's files and a library's complaints about them are of any kind
+        with suppress(ExpungeError):
             tracker.finish(run_id, "FAILED")
+        if is_platforms(error):
             raise
+        get_logger("batch").warning("the job failed", job=job.id, kind=type(cause_of(error)).__name__)
+        return JobOutcome(job=job, error=reason(error))
+    return outcome
 
 
-def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, run_id: str) -> JobOutcome:
+def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, run_id: str, home: str) -> JobOutcome:
     progress = Progress(folder)
     progress("prepare")
     with timed(job.model, "prepare"):
-        once(folder / PREPARED, PreparedJob, lambda: _read(PreparedJob, _prepare.remote(folder)))
+        _in_task(lambda: _prepare.remote(folder, home), folder / PREPARED, PreparedJob)
     progress("train")
     with timed(job.model, "train"):
         hotfix = _train(job, folder, settings, run_id, tracker)
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
-        evidence = once(folder / "evidence.json", Evidence, lambda: _read(Evidence, _evaluate.remote(folder)))
+        evidence = _in_task(lambda: _evaluate.remote(folder, home), folder / EVIDENCE, Evidence)
     progress("register")
     with timed(job.model, "register"):
         version = once(
-            folder / "version.json",
+            folder / VERSION,
             ModelVersion,
             lambda: _register(job, hotfix, evidence, run_id, tracker, settings),
         )
         version = _promote(job, evidence, version, tracker, settings)
-    tracker.finish(run_id, "FINISHED")
-    outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id, steps=hotfix.steps)
-    outcome = once(folder / "outcome.json", JobOutcome, lambda: outcome)
-    progress("done")
-    return outcome
+    return JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id, steps=hotfix.steps)
+
+
+def _in_task(start: "Callable[[], ray.ObjectRef[None]]", path: Path, kind: type[Output]) -> Output:
+    """The output that a Ray task leaves at `path`, where it has not done so yet. Ray carries the folder and no more."""
+    if stored(path, kind) is None:
+        ray.get(start())
+    found = stored(path, kind)
+    if found is None:
+        raise StorageError(f"{path} was written and is not there", hint="check the disk, then run the night again")
+    return found
 
 
 @ray.remote(num_cpus=1)
-def _prepare(folder: Path) -> str:
+def _prepare(folder: Path, home: str) -> None:
     from expunge.batch.prepare import prepare
 
     settings = load_settings()
-    return prepare(_job_of(folder), settings, open_blobs(settings)).model_dump_json()
+    check_home(settings, home)
+    once(folder / PREPARED, PreparedJob, lambda: prepare(_job_of(folder), settings, open_blobs(settings)))
 
 
 @ray.remote(num_cpus=1)
-def _evaluate(folder: Path) -> str:
+def _evaluate(folder: Path, home: str) -> None:
     from expunge.evaluation.measure import measure
 
     settings, progress = load_settings(), Progress(folder)
-    prepared = PreparedJob.model_validate_json((folder / PREPARED).read_text())
-    hotfix = Hotfix.model_validate_json((folder / "hotfix.json").read_text())
-    evidence = measure(
-        _job_of(folder),
-        prepared,
-        hotfix,
-        settings,
-        open_blobs(settings),
-        lambda done, total: progress("evaluate", done, total),
-    )
-    return evidence.model_dump_json()
+    check_home(settings, home)
+    prepared = PreparedJob.model_validate_json((folder / PREPARED).read_bytes())
+    hotfix = Hotfix.model_validate_json((folder / HOTFIX).read_bytes())
 
+    def evaluate() -> Evidence:
+        return measure(
+            _job_of(folder),
+            prepared,
+            hotfix,
+            settings,
+            open_blobs(settings),
+            lambda done, total: progress("evaluate", done, total),
+        )
 
-def _read(kind: type[Output], reference: "ray.ObjectRef[str]") -> Output:
-    return kind.model_validate_json(ray.get(reference))
+    once(folder / EVIDENCE, Evidence, evaluate)
 
 
 def _job_of(folder: Path) -> UnlearnJob:
-    return UnlearnJob.model_validate_json((folder / JOB).read_text())
+    return UnlearnJob.model_validate_json((folder / JOB).read_bytes())
 
 
 def _params(job: UnlearnJob) -> dict[str, object]:
@@ -143,7 +173,7 @@ def _warm_start(job: UnlearnJob, folder: Path, tracker: Tracker) -> Path | None:
     if job.warm_start is None:
         return None
     weights = download(tracker, job.warm_start, folder / "warm_start")
-    about = json.loads((weights / "expunge.json").read_text())
+    about = json.loads((weights / "expunge.json").read_bytes())
     now = job.training.model_dump(mode="json")
     same_shape = all(about["training"].get(name) == now[name] for name in ("adapter", "lora_rank"))
     if not same_shape or about["source"] != job.source:
@@ -193,17 +223,21 @@ def _promote(
 ) -> ModelVersion:
     """Make it the champion, unless the champion is no longer the one that the job was planned to build on.
 
-    Then another night has promoted a removal that this version does not hold: promoting would undo it.
+    Then another night has promoted a removal that this version does not hold: promoting would undo it. So would
+    promoting over anything that the store calls removed and this version does not remove.
     """
-    with lock(settings.runs / f".{job.model}.lock", wait=True):
+    store = open_store(settings, patience=PATIENCE_S)
+    with closing(store), lock(settings.runs / f".{job.model}.lock", wait=True):
         now = champion(tracker, job.model)
         current = now.uri if now else None
-        if _promotable(job, evidence) and current in (job.warm_start, version.uri):
+        removed = store.ids(RequestState.REMOVED, [job.model]).get(job.model, [])
+        if _promotable(job, evidence, removed) and current in (job.warm_start, version.uri):
             return promote(tracker, version)
     return version
 
 
-def _promotable(job: UnlearnJob, evidence: Evidence) -> bool:
+def _promotable(job: UnlearnJob, evidence: Evidence, removed: Collection[str]) -> bool:
     """Unrelated outputs stayed, nothing removed earlier resurfaced, and the version removes something new."""
-    earlier, tonight = ({request.id for request in part} for part in (job.ledger, job.requests))
+    earlier = {*removed, *(request.id for request in job.ledger)}
+    tonight = {request.id for request in job.requests}
     return evidence.integrity.passed and earlier <= evidence.passed and bool(tonight & evidence.passed)

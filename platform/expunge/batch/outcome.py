@@ -1,6 +1,7 @@
 """How a night ends for each request: removed, back to the queue, or left to a person."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from expunge.batch.plan import Plan
 from expunge.requests.store import RequestStore
@@ -9,7 +10,10 @@ from expunge.words import Evidence, ModelVersion, RemovalBatch, RequestState, Un
 
 
 class JobOutcome(Word):
-    """A job that went through (evidence, version, run_id, steps) or did not (error)."""
+    """A job that went through (evidence, version, run_id, steps) or did not (error).
+
+    `platform` says that a service, a node or a disk failed it, not the requests or their model.
+    """
 
     job: UnlearnJob
     evidence: Evidence | None = None
@@ -17,6 +21,7 @@ class JobOutcome(Word):
     run_id: str | None = None
     steps: int | None = None
     error: str | None = None
+    platform: bool = False
 
     @property
     def promoted(self) -> bool:
@@ -36,55 +41,78 @@ class NightOutcome(Plan):
     def all_passed(self) -> bool:
         """Every request of the night is removed by a promoted version."""
         removed = {r.id for o in self.outcomes if o.promoted for r in o.job.requests if r.id in o.passed}
-        return not self.refused and all(r.id in removed for o in self.outcomes for r in o.job.requests)
+        decided = not self.refused and not self.held
+        return decided and all(r.id in removed for o in self.outcomes for r in o.job.requests)
 
 
 def settle(
     store: RequestStore, settings: Settings, batch: RemovalBatch, planned: Plan, outcomes: Sequence[JobOutcome]
 ) -> None:
-    """Write every request's fate to the store; those that an earlier, killed attempt has settled are left alone."""
-    fates: dict[str, tuple[RequestState, str, dict | None]] = {}
-    for request, why in planned.refused.items():
-        fates[request] = (RequestState.ACCEPTED, why, None)  # the operator's to fix, not the requester's
+    """Write the fate of every request that is decided; what an earlier, killed attempt has settled is left alone.
+
+    Requests of a job without an outcome stay in the batch.
+    """
+    fates = {request: _again(store, settings, request, why) for request, why in planned.refused.items()}
+    fates |= {request: Fate(RequestState.ACCEPTED, why, attempt=False) for request, why in planned.held.items()}
     for outcome in outcomes:
         for request in outcome.job.requests:
-            fates[request.id] = _fate(request.id, outcome, store.get(request.id).attempts, settings)
+            fates[request.id] = _fate(request.id, outcome, store, settings)
     for request in batch.requests:
-        record = store.get(request.id)
-        if record.state is not RequestState.BATCHED or record.batch != batch.id:
+        record, fate = store.get(request.id), fates.get(request.id)
+        if fate is None or record.state is not RequestState.BATCHED or record.batch != batch.id:
             continue
-        state, detail, evidence = fates[request.id]
-        store.transition(request.id, state, detail=detail, evidence=evidence, batch=batch.id)
+        store.transition(
+            request.id,
+            fate.state,
+            detail=fate.detail,
+            evidence=fate.evidence,
+            batch=batch.id,
+            attempt=fate.attempt,
+        )
 
 
-def _fate(
-    request: str, outcome: JobOutcome, attempts: int, settings: Settings
-) -> tuple[RequestState, str, dict | None]:
-    again = RequestState.ACCEPTED
-    if attempts + 1 >= settings.gate_for(outcome.job.model).max_attempts:
-        again = RequestState.FAILED
-    if outcome.evidence is None:  # the night failed, not the request: it waits as long as it takes
-        return RequestState.ACCEPTED, outcome.error or "the job left no evidence", None
+@dataclass(frozen=True)
+class Fate:
+    """Where a request goes, and why. `attempt`: whether the night counts against gate.max_attempts."""
+
+    state: RequestState
+    detail: str
+    evidence: dict | None = None
+    attempt: bool = True
+
+
+def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Settings) -> Fate:
+    if outcome.evidence is None:
+        why = outcome.error or "the job left no evidence"
+        if outcome.platform or outcome.error is None:
+            return Fate(RequestState.ACCEPTED, why, attempt=False)
+        return _again(store, settings, request, why)
     mine = next((r for r in outcome.evidence.requests if r.request == request), None)
     if mine is None:
-        return again, "the evaluation left no evidence for it", None
+        return _again(store, settings, request, "the evaluation left no evidence for it")
     evidence = {"integrity": outcome.evidence.integrity.model_dump(), **mine.model_dump()}
     if outcome.version:
         evidence["version"] = outcome.version.uri
     if mine.verdict == "skipped":
-        return RequestState.FAILED, mine.why, evidence
+        return Fate(RequestState.FAILED, mine.why, evidence)
     if mine.verdict == "failed":
-        return again, mine.why, evidence
+        return _again(store, settings, request, mine.why, evidence)
     if not outcome.evidence.integrity.passed:
-        return again, outcome.evidence.integrity.why, evidence
-    if not outcome.promoted:
-        return again, _held_back(outcome), evidence
-    return RequestState.REMOVED, mine.why, evidence
-
-
-def _held_back(outcome: JobOutcome) -> str:
-    """Why a version whose integrity holds, and which removes the request, was not promoted."""
+        return _again(store, settings, request, outcome.evidence.integrity.why, evidence)
+    if outcome.promoted:
+        return Fate(RequestState.REMOVED, mine.why, evidence)
     lost = sorted({request.id for request in outcome.job.ledger} - outcome.passed)
     if lost:
-        return f"not promoted: earlier removals were not proven again: {', '.join(lost)}"
-    return "not promoted: another night changed the champion meanwhile"
+        why = f"not promoted: earlier removals were not proven again: {', '.join(lost)}"
+        return _again(store, settings, request, why, evidence)
+    why = "not promoted: another night changed the champion meanwhile"
+    return Fate(RequestState.ACCEPTED, why, evidence, attempt=False)
+
+
+def _again(store: RequestStore, settings: Settings, request: str, why: str, evidence: dict | None = None) -> Fate:
+    """Back to the queue, or to a person where it was tried often enough."""
+    record = store.get(request)
+    model = record.request.model
+    gate = settings.gate_for(model) if model in settings.models else settings.gate
+    tried_enough = record.attempts + 1 >= gate.max_attempts
+    return Fate(RequestState.FAILED if tried_enough else RequestState.ACCEPTED, why, evidence)

@@ -1,8 +1,11 @@
-"""From a night's requests to one job a model."""
+"""From a night's requests to one job per model."""
 
 from collections.abc import Callable, Sequence
 
-from expunge.errors import ExpungeError, UnavailableError
+from pydantic import Field
+
+from expunge.batch.faults import is_platforms, reason
+from expunge.errors import NotFoundError
 from expunge.families import native_resolution
 from expunge.settings import Settings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob, Word
@@ -14,7 +17,9 @@ class Plan(Word):
     batch: str
     jobs: tuple[UnlearnJob, ...]
     refused: dict[str, str]
-    """Request id: why no job can take it."""
+    """Request id: why no job can take it. It counts as an attempt: after some nights a person has to look."""
+    held: dict[str, str] = Field(default_factory=dict)
+    """Request id: why it waits, through no fault of its own or of its model."""
 
 
 LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
@@ -22,31 +27,47 @@ LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
 
 
 def plan(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Plan:
-    """One job a model: it removes tonight's requests and all of the model's ledger."""
+    """One job per model: it removes tonight's requests and all of the model's ledger.
+
+    Whatever is wrong with one model refuses that model's requests and no others'. Raises UnavailableError and
+    StorageError: the whole night waits for the platform.
+    """
     jobs: list[UnlearnJob] = []
     refused: dict[str, str] = {}
+    held: dict[str, str] = {}
     for name in dict.fromkeys(request.model for request in batch.requests):
         requests = tuple(request for request in batch.requests if request.model == name)
         try:
-            model = settings.model(name)
-            resolution = model.resolution or native_resolution(model)
             champion, removed = ledger(name)
-        except UnavailableError:  # of no model's making: the whole night waits for the registry
-            raise
-        except ExpungeError as error:
-            refused |= {request.id: str(error) for request in requests}
+        except NotFoundError as error:  # the store is older than the registry: no fault of the model
+            held |= {request.id: str(error) for request in requests}
             continue
-        tonight = {request.id for request in requests}
-        jobs.append(
-            UnlearnJob(
-                batch=batch.id,
-                model=name,
-                source=model.source,
-                resolution=resolution,
-                requests=requests,
-                ledger=tuple(request for request in removed if request.id not in tonight),
-                warm_start=champion.uri if champion else None,
-                training=settings.training_for(name),
-            )
-        )
-    return Plan(batch=batch.id, jobs=tuple(jobs), refused=refused)
+        try:
+            jobs.append(_job(name, batch, requests, settings, champion, removed))
+        except Exception as error:  # of any kind: configs are other people's files
+            if is_platforms(error):
+                raise
+            refused |= {request.id: reason(error) for request in requests}
+    return Plan(batch=batch.id, jobs=tuple(jobs), refused=refused, held=held)
+
+
+def _job(
+    name: str,
+    batch: RemovalBatch,
+    requests: tuple[RemovalRequest, ...],
+    settings: Settings,
+    champion: ModelVersion | None,
+    removed: Sequence[RemovalRequest],
+) -> UnlearnJob:
+    model = settings.model(name)
+    tonight = {request.id for request in requests}
+    return UnlearnJob(
+        batch=batch.id,
+        model=name,
+        source=model.source,
+        resolution=model.resolution or native_resolution(model),
+        requests=requests,
+        ledger=tuple(request for request in removed if request.id not in tonight),
+        warm_start=champion.uri if champion else None,
+        training=settings.training_for(name),
+    )

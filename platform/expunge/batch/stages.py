@@ -1,4 +1,4 @@
-"""Stage outputs on disk: a stage whose output is there is not run again."""
+"""Stage outputs on disk: a stage whose output is there, and can be read, is not run again."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,27 +6,48 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from expunge.errors import UnavailableError
+from expunge.errors import StorageError, UnavailableError
 from expunge.files import lock, write_atomically
+from expunge.logs import get_logger
 
-PLAN = "plan.json"
-"""The name of a batch's plan in the batch's folder."""
+PLAN, NIGHT = "plan.json", "night.json"
+"""Names in a batch's folder: what was planned, and what the finished night leaves."""
+EVIDENCE, VERSION, OUTCOME = "evidence.json", "version.json", "outcome.json"
+"""Names in a job's folder, beside those of its training."""
 
 Output = TypeVar("Output", bound=BaseModel)
 
 
 def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Output:
-    """The output at `path`, computed and written first where it is not there yet.
+    """The output at `path`, computed and written first where it is not there yet, or cannot be read.
 
     The folder is named by the content of what goes in: equal input finds its output, changed input does not.
     """
-    if path.exists():
-        return kind.model_validate_json(path.read_text())
-    output = compute()
-    write_atomically(path, output.model_dump_json())
-    return output
+    found = stored(path, kind)
+    if found is None:
+        found = compute()
+        write_atomically(path, found.model_dump_json())
+    return found
+
+
+def stored(path: Path, kind: type[Output]) -> Output | None:
+    """The output at `path`; None where there is none. One that makes no sense is moved aside and named in the log.
+
+    Raises StorageError where the disk does not give it.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
+        get_logger("batch").warning("this file cannot be read: it is made again", file=str(path), kept=str(aside))
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror})", hint="check the disk, then repeat") from None
 
 
 @contextmanager
@@ -49,12 +70,12 @@ class Progress:
         self._path = folder / "progress.json"
 
     def read(self) -> tuple[str, int, int]:
-        """(stage, done, total); ("wait", 0, 0) before the job has started."""
+        """(stage, done, total); ("wait", 0, 0) before the job has started, or where the file cannot be understood."""
         try:
-            at = json.loads(self._path.read_text())
-        except FileNotFoundError:
+            at = json.loads(self._path.read_bytes())
+            return str(at["stage"]), int(at["done"]), int(at["total"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return "wait", 0, 0
-        return at["stage"], at["done"], at["total"]
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
         write_atomically(self._path, json.dumps({"stage": stage, "done": done, "total": total}))

@@ -1,6 +1,8 @@
 """The connection: SQLite or PostgreSQL, migrated at open, its failures in one line."""
 
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,8 +13,10 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchM
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError
+from expunge.files import make_private
+from expunge.requests.locks import writers
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. Known without importing Alembic, so that opening a current database stays fast."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -24,31 +28,42 @@ _DAMAGED = ("not a database", "malformed")
 class Database:
     """Transactions on one URL. Every failure of the driver leaves `read` and `write` as an ExpungeError.
 
-    Raises InputError for a URL that is malformed, in memory, or whose driver is not installed.
+    `patience` is how many seconds a transaction waits for a lock that another process holds, and for a server that
+    does not answer. Raises InputError for a URL that is malformed, in memory, or whose driver is not installed.
     """
 
-    def __init__(self, url: str, *, busy_seconds: float = 15.0) -> None:
-        self._engine = _engine(url, busy_seconds)
+    def __init__(self, url: str, *, patience: float = 15.0) -> None:
+        self._engine = _engine(url, patience)
+        self._patience = patience
         self.name = self._engine.url.render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _translated(self.name), self._engine.connect() as connection, connection.begin():
+        with self._translated(), self._connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction; IntegrityError passes through, because it tells of a race that the caller can settle."""
-        with _translated(self.name), self._engine.connect() as connection:
+        with self._translated(), self._connect() as connection:
             connection = connection.execution_options(expunge_write=True)
             with connection.begin():
                 yield connection
 
-    def migrate(self) -> None:
-        """Brings the schema to HEAD; costs one query if it is there. Safe if several processes open at once."""
+    def migrate(self, *, exists: bool = False) -> None:
+        """Brings the schema to HEAD; costs one query if it is there. Safe if several processes open at once.
+
+        exists: the database is known to have been made. Raises StorageError where it is missing or empty all the same.
+        """
+        file = self._engine.url.database
+        if self._engine.dialect.name == "sqlite" and file and not file.startswith("file:"):
+            _make_file(Path(file), exists=exists)
         with self.read() as connection:
-            if _version(connection) == HEAD:
+            version = _version(connection)
+            if version == HEAD:
                 return
+            if version is None and exists:
+                raise _gone(self.name, "is empty")
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -58,15 +73,38 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
+    def _connect(self) -> Connection:
+        """SQLite waits for its locks itself. A server that is away is asked again until `patience` is over."""
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return self._engine.connect()
+            except OperationalError:
+                if self._engine.dialect.name == "sqlite" or time.monotonic() > until:
+                    raise
+            time.sleep(min(1.0, self._patience))
 
-def _engine(url: str, busy_seconds: float) -> Engine:
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except DatabaseError as error:
+            known = _known(error, self.name, self._engine.url)
+            if known is None:
+                raise
+            raise known from None
+
+
+def _engine(url: str, patience: float) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
             return create_engine(parsed, pool_pre_ping=True)
         _check_sqlite(parsed)
         # No pool: a file opens in a millisecond, and no handle is carried across a fork.
-        engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": busy_seconds})
+        engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": patience})
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
             f"database_url: {error}", hint="install the database driver, e.g. pip install 'psycopg[binary]'"
@@ -80,7 +118,7 @@ def _engine(url: str, busy_seconds: float) -> Engine:
     def pragmas(connection: object, entry: ConnectionPoolEntry) -> None:
         # The driver would begin late and deferred; `begin` below says when, and how.
         connection.isolation_level = None  # pyright: ignore[reportAttributeAccessIssue]
-        for pragma in (f"busy_timeout = {int(busy_seconds * 1000)}", "foreign_keys = ON"):
+        for pragma in (f"busy_timeout = {int(patience * 1000)}", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()  # pyright: ignore[reportAttributeAccessIssue]
         # The mode stays with the file. While another connection changes it, this fails at once, without waiting.
         with suppress(sqlite3.OperationalError):
@@ -105,27 +143,29 @@ def _check_sqlite(url: URL) -> None:
     if path.startswith("file:"):
         return
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(Path(path).parent)
     except OSError as error:
         raise StorageError(
             f"{Path(path).parent} cannot be made ({error.strerror})", hint="check EXPUNGE_HOME"
         ) from None
 
 
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except DatabaseError as error:
-        known = _known(error, name)
-        if known is None:
-            raise
-        raise known from None
+def _make_file(path: Path, *, exists: bool) -> None:
+    """Make a new database's file before SQLite does: it would let others read it. Its companions take over the mode."""
+    if exists and not (path.exists() and path.stat().st_size):
+        raise _gone(str(path), "is empty" if path.exists() else "does not exist")
+    with suppress(OSError):  # that there is none, or that there can be none, is for SQLite to say
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _known(error: DatabaseError, name: str) -> ExpungeError | None:
+def _gone(name: str, what: str) -> StorageError:
+    return StorageError(
+        f"database {name} {what}, but this home has accepted requests into it",
+        hint="restore it from a backup, or correct EXPUNGE_DATABASE_URL; to start over, use a new EXPUNGE_HOME",
+    )
+
+
+def _known(error: DatabaseError, name: str, url: URL) -> ExpungeError | None:
     """What the operator can fix; None for what is a mistake in this program."""
     reason = " ".join(str(error.orig).split())
     if any(word in reason.lower() for word in _DISK):
@@ -135,7 +175,10 @@ def _known(error: DatabaseError, name: str) -> ExpungeError | None:
     if any(word in reason.lower() for word in _DAMAGED):
         return StorageError(f"database {name} is damaged ({reason})", hint="restore it from a backup")
     if "locked" in reason:
-        return UnavailableError(f"database {name} is locked by another process", hint="wait for it, then repeat")
+        by = writers(Path(url.database)) if url.database else []
+        return UnavailableError(
+            f"database {name} is locked by {', '.join(by) or 'another process'}", hint="wait for it, then repeat"
+        )
     if isinstance(error, OperationalError):
         return UnavailableError(
             f"database {name} does not answer ({reason})", hint="check EXPUNGE_DATABASE_URL and that it runs"

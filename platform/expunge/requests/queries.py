@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, Select, exists, select
 
@@ -50,12 +50,18 @@ def batch_record(connection: Connection, batch_id: str) -> BatchRecord:
     """Raises NotFoundError."""
     row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"batch {batch_id!r} does not exist", hint="`expunge list` shows the batch of each request")
+        raise no_batch(batch_id)
     mine = (
         select(batch_requests.c.request).where(batch_requests.c.batch == batch_id).order_by(batch_requests.c.position)
     )
     ids = connection.execute(mine).scalars().all()
-    return BatchRecord(id=row.id, created=row.created, closed=row.closed, report=row.report, requests=tuple(ids))
+    return BatchRecord(
+        id=row.id, created=row.created, closed=row.closed, starts=row.starts, report=row.report, requests=tuple(ids)
+    )
+
+
+def no_batch(batch_id: str) -> NotFoundError:
+    return NotFoundError(f"batch {batch_id!r} does not exist", hint="`expunge list` shows the batch of each request")
 
 
 def has_batch(connection: Connection, batch_id: str) -> bool:
@@ -69,16 +75,28 @@ def bodies(connection: Connection, batch_id: str) -> tuple[RemovalRequest, ...]:
     return tuple(RemovalRequest.model_validate_json(body) for body in connection.execute(mine).scalars())
 
 
-def oldest_open(connection: Connection, models: Sequence[str] | None) -> str | None:
-    """The oldest batch that is not closed; with `models`, the oldest that holds no other model's request."""
-    query = select(batches.c.id).where(batches.c.closed.is_(None)).order_by(batches.c.created, batches.c.id).limit(1)
+def oldest_open(connection: Connection, models: Sequence[str] | None, skip: Collection[str]) -> str | None:
+    """The oldest batch that is not closed and holds requests; with `models`, one that holds no other model's."""
+    mine = batch_requests.c.batch == batches.c.id
+    query = (
+        select(batches.c.id)
+        .where(batches.c.closed.is_(None), batches.c.id.not_in(skip), exists().where(mine))
+        .order_by(batches.c.created, batches.c.id)
+        .limit(1)
+    )
     if models is not None:
-        other = (batch_requests.c.batch == batches.c.id) & requests.c.model.not_in(models)
+        other = mine & requests.c.model.not_in(models)
         foreign = (
             select(batch_requests.c.request).join(requests, requests.c.id == batch_requests.c.request).where(other)
         )
         query = query.where(~exists(foreign))
     return connection.execute(query).scalar()
+
+
+def undecided(connection: Connection, batch_id: str) -> list[str]:
+    """The ids of a batch's requests that it has not decided yet."""
+    mine = (requests.c.batch == batch_id) & (requests.c.state == RequestState.BATCHED)
+    return list(connection.execute(select(requests.c.id).where(mine).order_by(requests.c.id)).scalars())
 
 
 def queue(connection: Connection, models: Sequence[str] | None, limit: int | None) -> list[RemovalRequest]:

@@ -49,11 +49,15 @@ class RequestRecord(Word):
 
 
 class BatchRecord(Word):
-    """One night: open until `closed`; `report` names the sealed report once there is one."""
+    """One night: open until `closed`; `report` names the sealed report once there is one.
+
+    `starts` counts the drivers that have begun on it since it last got any further.
+    """
 
     id: Identifier
     created: datetime
     closed: datetime | None
+    starts: int
     report: BlobId | None
     requests: tuple[Identifier, ...]
 
@@ -93,6 +97,13 @@ metadata = MetaData(
     }
 )
 
+identity = Table(
+    "identity",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(64), nullable=False),
+)
+
 batches = Table(
     "batches",
     metadata,
@@ -100,6 +111,8 @@ batches = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("closed", UtcDateTime),
     Column("report", String(64)),
+    Column("starts", Integer, nullable=False, server_default="0"),
+    Column("outputs", Integer, nullable=False, server_default="0"),
 )
 
 requests = Table(

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -12,12 +12,19 @@ from sqlalchemy.exc import IntegrityError
 from expunge.errors import InputError, StorageError, TransitionError
 from expunge.requests import lifecycle, queries
 from expunge.requests.database import Database
-from expunge.requests.schema import BatchRecord, RequestRecord, batch_requests, batches, events, requests
+from expunge.requests.home import recall, remember
+from expunge.requests.schema import BatchRecord, RequestRecord, batch_requests, batches, events, identity, requests
 from expunge.settings import Settings
 from expunge.words import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
 Records = list[RequestRecord]
 Batches = list[BatchRecord]
+Ids = list[str]
+
+MAX_STARTS = 3
+"""Drivers that may begin on a batch without getting any further, before it is given up."""
+
+_IDS_A_STATEMENT = 500  # SQLite takes 32,766 variables, PostgreSQL's driver 65,535
 
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 _BLOB_ID: TypeAdapter[str] = TypeAdapter(BlobId)
@@ -89,38 +96,109 @@ class RequestStore:
         with self._database.read() as connection:
             return queries.records(connection, query)
 
-    def drain(
-        self, batch_id: str | None, models: Sequence[str] | None = None, limit: int | None = None
-    ) -> RemovalBatch:
-        """Moves accepted requests into a batch, by priority, due date and arrival; all of them, or none.
+    def identity(self) -> str:
+        """The database's own id, made with it."""
+        with self._database.read() as connection:
+            return connection.execute(select(identity.c.value).where(identity.c.name == "database")).scalar_one()
 
-        A `batch_id` that exists gives its requests again and drains nothing. Without one, the oldest open batch (with
-        `models`: of those models only) is continued, else `night-YYYYMMDD-xxxxxx` is made. If nothing waits, an empty
-        batch is returned, and kept only if the caller named it. Raises InputError for an id that is no identifier.
+    def count(self, state: RequestState, models: Sequence[str] | None = None) -> int:
+        """How many requests are in `state`, of these models only where some are named."""
+        query = select(func.count()).select_from(requests).where(requests.c.state == state)
+        if models is not None:
+            query = query.where(requests.c.model.in_(models))
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def ids(self, state: RequestState, models: Sequence[str] | None = None) -> dict[str, Ids]:
+        """By model, the ids of the requests in `state`, oldest first."""
+        query = select(requests.c.model, requests.c.id).where(requests.c.state == state)
+        if models is not None:
+            query = query.where(requests.c.model.in_(models))
+        found: dict[str, Ids] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
+                found.setdefault(row.model, []).append(row.id)
+        return found
+
+    def drain(
+        self,
+        batch_id: str | None,
+        models: Sequence[str] | None = None,
+        limit: int | None = None,
+        skip: Collection[str] = (),
+    ) -> RemovalBatch:
+        """Moves accepted requests into a batch, by priority, due date and arrival: all of them, or the first `limit`.
+
+        A `batch_id` that holds requests gives them again and drains nothing. Without one, the oldest open batch is
+        continued (with `models`: of those models only; never one of `skip`), else `night-YYYYMMDD-xxxxxx` is made. If
+        nothing waits, the batch returned is empty and not kept. Raises InputError for an id that is no identifier.
         """
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", "use letters, digits, dot, dash and underscore, at most 63")
         try:
-            return self._drain(batch_id, models, limit)
+            return self._drain(batch_id, models, limit, skip)
         except IntegrityError:  # another process made the same batch in between: read it
-            return self._drain(batch_id, models, limit)
+            return self._drain(batch_id, models, limit, skip)
 
-    def _drain(self, batch_id: str | None, models: Sequence[str] | None, limit: int | None) -> RemovalBatch:
+    def _drain(
+        self, batch_id: str | None, models: Sequence[str] | None, limit: int | None, skip: Collection[str]
+    ) -> RemovalBatch:
         with self._database.write() as connection:
-            name = batch_id if batch_id is not None else queries.oldest_open(connection, models)
-            if name is not None and queries.has_batch(connection, name):
+            name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip)
+            exists = name is not None and queries.has_batch(connection, name)
+            if name is not None and exists:
                 known = queries.batch_record(connection, name)
-                return RemovalBatch(id=known.id, created=known.created, requests=queries.bodies(connection, known.id))
+                if known.requests:
+                    bodies = queries.bodies(connection, known.id)
+                    return RemovalBatch(id=known.id, created=known.created, requests=bodies)
             batch = RemovalBatch(
                 id=name or f"night-{_now():%Y%m%d}-{secrets.token_hex(3)}",
                 created=_now(),
                 requests=tuple(queries.queue(connection, models, limit)),
             )
-            if batch.requests or batch_id is not None:
+            if not batch.requests:
+                return batch
+            if exists:  # an earlier version kept empty batches
+                again = {"created": batch.created, "closed": None}
+                connection.execute(update(batches).where(batches.c.id == name).values(again))
+            else:
                 connection.execute(insert(batches), {"id": batch.id, "created": batch.created})
-            if batch.requests:
-                _fill(connection, batch)
+            _append(connection, batch.id, [request.id for request in batch.requests], at=batch.created)
             return batch
+
+    def start_batch(self, batch_id: str, outputs: int) -> int:
+        """Counts one more driver that begins on a batch; returns how many there were since it last got any further.
+
+        outputs: how many stage outputs the batch has by now. Raises NotFoundError.
+        """
+        with self._database.write() as connection:
+            here = batches.c.id == batch_id
+            row = connection.execute(select(batches.c.starts, batches.c.outputs).where(here)).one_or_none()
+            if row is None:
+                raise queries.no_batch(batch_id)
+            starts = 1 if outputs > row.outputs else row.starts + 1
+            connection.execute(update(batches).where(here).values(starts=starts, outputs=outputs))
+            return starts
+
+    def release_batch(self, batch_id: str, why: str) -> None:
+        """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""
+        with self._database.write() as connection:
+            _release(connection, batch_id, why)
+
+    def resurface(self, batch_id: str, request_ids: Sequence[str], why: str) -> None:
+        """Takes removed requests that no model holds any more into a batch, to be removed again; all or none.
+
+        Raises NotFoundError, and TransitionError where one is not removed.
+        """
+        with self._database.write() as connection:
+            for request_id in request_ids:
+                here = queries.record(connection, request_id).state
+                if here is not RequestState.REMOVED:
+                    raise TransitionError(f"request {request_id} is {here}, not removed", hint="leave it where it is")
+            _move(connection, request_ids, RequestState.REMOVED, RequestState.ACCEPTED, detail=why)
+            if not queries.has_batch(connection, batch_id):
+                connection.execute(insert(batches), {"id": batch_id, "created": _now()})
+            _append(connection, batch_id, request_ids, at=_now())
 
     def transition(
         self,
@@ -130,10 +208,13 @@ class RequestStore:
         detail: str = "",
         evidence: dict[str, JsonValue] | None = None,
         batch: str | None = None,
+        attempt: bool = True,
     ) -> RequestRecord:
         """Moves a request along its lifecycle; to be where it is already is no step and changes nothing.
 
-        With `batch`, the request must still be that batch's. Raises NotFoundError, TransitionError naming both states.
+        With `batch`, the request must still be that batch's. A night that ends without a removal counts as an attempt
+        unless `attempt` is false: the night failed, not the request. Raises NotFoundError, TransitionError naming both
+        states.
         """
         with self._database.write() as connection:
             row = connection.execute(
@@ -149,7 +230,8 @@ class RequestStore:
             here: RequestState = row.state
             if here is not to:
                 lifecycle.check(request_id, here, to)
-                values: dict[str, object] = {"state": to, "attempts": row.attempts + lifecycle.is_attempt(here, to)}
+                counts = attempt and lifecycle.is_attempt(here, to)
+                values: dict[str, object] = {"state": to, "attempts": row.attempts + counts}
                 if evidence is not None:
                     values["evidence"] = json.dumps(evidence)
                 connection.execute(update(requests).where(requests.c.id == request_id).values(values))
@@ -179,8 +261,7 @@ class RequestStore:
         with self._database.write() as connection:
             if queries.batch_record(connection, batch_id).closed is not None:
                 return
-            undecided = (requests.c.batch == batch_id) & (requests.c.state == RequestState.BATCHED)
-            count = connection.execute(select(func.count()).select_from(requests).where(undecided)).scalar_one()
+            count = len(queries.undecided(connection, batch_id))
             if count:
                 raise TransitionError(
                     f"batch {batch_id} holds {count} undecided requests", hint="decide or requeue each, then close it"
@@ -188,11 +269,22 @@ class RequestStore:
             connection.execute(update(batches).where(batches.c.id == batch_id).values(closed=_now()))
 
 
-def open_store(settings: Settings) -> RequestStore:
-    """Connects and brings the schema up to date. Raises InputError, UnavailableError, StorageError."""
-    database = Database(settings.database)
-    database.migrate()
-    return RequestStore(database)
+def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
+    """Connects and brings the schema up to date; waits `patience` seconds for a lock or a server that is away.
+
+    Raises InputError, UnavailableError, StorageError: also where the home remembers a database, and this one is new or
+    another.
+    """
+    known = recall(settings)
+    database = Database(settings.database, patience=patience)
+    try:
+        database.migrate(exists=known is not None and known.database is not None)
+        store = RequestStore(database)
+        remember(settings, database=store.identity())
+    except BaseException:
+        database.close()
+        raise
+    return store
 
 
 def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
@@ -209,14 +301,38 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _fill(connection: Connection, batch: RemovalBatch) -> None:
-    ids = [request.id for request in batch.requests]
-    connection.execute(
-        insert(batch_requests), [{"batch": batch.id, "position": i, "request": id} for i, id in enumerate(ids)]
-    )
-    mine = requests.c.id.in_(select(batch_requests.c.request).where(batch_requests.c.batch == batch.id))
-    connection.execute(update(requests).where(mine).values(state=RequestState.BATCHED, batch=batch.id))
-    _record(connection, ids, RequestState.ACCEPTED, RequestState.BATCHED, batch.created, batch=batch.id)
+def _append(connection: Connection, batch: str, ids: Sequence[str], *, at: datetime) -> None:
+    """Puts accepted requests at the end of a batch."""
+    mine = batch_requests.c.batch == batch
+    first = connection.execute(select(func.count()).select_from(batch_requests).where(mine)).scalar_one()
+    rows = [{"batch": batch, "position": first + i, "request": id} for i, id in enumerate(ids)]
+    connection.execute(insert(batch_requests), rows)
+    _move(connection, ids, RequestState.ACCEPTED, RequestState.BATCHED, batch=batch, at=at)
+
+
+def _release(connection: Connection, batch: str, why: str) -> None:
+    waiting = queries.undecided(connection, batch)
+    if waiting:
+        _move(connection, waiting, RequestState.BATCHED, RequestState.ACCEPTED, batch=batch, detail=why)
+    connection.execute(update(batches).where(batches.c.id == batch).values(closed=_now()))
+
+
+def _move(
+    connection: Connection,
+    ids: Sequence[str],
+    previous: RequestState,
+    state: RequestState,
+    *,
+    batch: str | None = None,
+    at: datetime | None = None,
+    detail: str = "",
+) -> None:
+    """One step of many requests, each with its line in the audit trail."""
+    values: dict[str, object] = {"state": state} if batch is None else {"state": state, "batch": batch}
+    for start in range(0, len(ids), _IDS_A_STATEMENT):
+        some = ids[start : start + _IDS_A_STATEMENT]
+        connection.execute(update(requests).where(requests.c.id.in_(some)).values(values))
+    _record(connection, ids, previous, state, at or _now(), batch=batch, detail=detail)
 
 
 def _check(adapter: TypeAdapter[str], value: str, what: str, hint: str) -> None:

@@ -45,6 +45,9 @@ def failure(folder: Path) -> ExpungeError | None:
     path = folder / FAILED
     if not path.exists():
         return None
-    said = json.loads(path.read_text())
-    [kind] = [kind for kind in FINAL if kind.__name__ == said["kind"]]
-    return kind(said["message"], hint=said["hint"])
+    try:
+        said = json.loads(path.read_bytes())
+        [kind] = [kind for kind in FINAL if kind.__name__ == said["kind"]]
+        return kind(said["message"], hint=said["hint"])
+    except (ValueError, KeyError, TypeError):
+        return StorageError(f"{path} cannot be read", hint="run the night again: it goes on where it stopped")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,8 +122,8 @@ def _mode(folder: Path, job: UnlearnJob, settings: Settings, requests: int, worl
     change its samples. The same on every rank.
     """
     kept, training = folder / MODE, job.training
-    if kept.exists():
-        return json.loads(kept.read_text())["tasks"]
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        return json.loads(kept.read_bytes())["tasks"]
     largest = math.ceil(max(training.forget_batch, training.retain_batch) / training.workers)
     counted = footprint(job.model, settings.models, training, training.micro_batch or largest)
     apart = min(requests, training.tasks_per_step)

@@ -6,10 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import ray
+from pydantic import ValidationError
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError  # of those that it raises itself only some are public
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from expunge.errors import ExpungeError, InputError, last_line
+from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
 from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
@@ -23,6 +27,8 @@ START_TIMEOUT_S = 24 * 3600
 ELASTIC_START_TIMEOUT_S = 10
 # How often an elastic job looks whether it can have more workers. It starts again from its newest checkpoint for them.
 GROW_EVERY_S = 300.0
+# What gloo and NCCL say of a peer that died.
+LOST_PEER = ("closed by peer", "reset by peer", "NCCL", "Broken pipe", "Timed out waiting")
 
 
 def train(task: TrainTask) -> Hotfix:
@@ -32,8 +38,9 @@ def train(task: TrainTask) -> Hotfix:
     not fix.
     """
     done = task.folder / HOTFIX
-    if done.exists():
-        return Hotfix.model_validate_json(done.read_text())
+    made = _made(done)
+    if made is not None:
+        return made
     (task.folder / FAILED).unlink(missing_ok=True)
     job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
     training = job.training
@@ -69,16 +76,25 @@ def train(task: TrainTask) -> Hotfix:
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
         cause = _innermost(error)
         if not done.exists():
-            what = "free some space, or set training.checkpoint_url" if _no_space(cause) else "see the job's Ray logs"
-            raise ExpungeError(
-                f"job {job.id}: training failed: {last_line(cause)}", hint=f"{what}; its requests are back in the queue"
-            ) from error
+            raise _explained(job.id, error) from error
         # What Ray still had to write about a training that had ended, as on a full disk.
         get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=last_line(cause))
     gave_up = failure(task.folder)
     if gave_up is not None:
         raise gave_up
     return Hotfix.model_validate_json(done.read_text())
+
+
+def _made(done: Path) -> Hotfix | None:
+    """The hotfix of an earlier call; None where there is none, or its description was cut short: checkpoints remain."""
+    try:
+        return Hotfix.model_validate_json(done.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        get_logger("unlearning").warning("this file cannot be read: training goes on for it", file=str(done))
+        done.unlink()
+        return None
 
 
 def _work(task: TrainTask) -> None:
@@ -97,6 +113,29 @@ def _use_gpu(training: TrainingSettings) -> bool:
             hint="lower training.workers, add a node, or set it to cpu",
         )
     return training.device == "gpu" or (training.device == "auto" and gpus >= needed)
+
+
+def _explained(job: str, error: BaseException) -> ExpungeError:
+    """StorageError for a full disk, UnavailableError for a lost worker or node, else an error of the job itself."""
+    cause = _innermost(error)
+    failed = f"job {job}: training failed: {last_line(cause)}"
+    if _no_space(cause):
+        hint = "free some space, or set training.checkpoint_url, then run the night again"
+        return StorageError(failed, hint=hint)
+    if isinstance(error, ControllerError) or any(map(_lost, _failures(error) or [cause])):
+        return UnavailableError(failed, hint="see Ray's logs, then run the night again: it goes on where it stopped")
+    return ExpungeError(failed, hint="see the job's Ray logs; its requests are back in the queue")
+
+
+def _failures(error: BaseException) -> list[Exception]:
+    """What each worker raised, where Ray says so."""
+    return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+
+
+def _lost(failure: BaseException) -> bool:
+    """Whether a worker is gone, or lost another: the survivors only see that a peer does not answer."""
+    said = str(failure)
+    return isinstance(failure, RayError | RayTrainError) or any(words in said for words in LOST_PEER)
 
 
 def _no_space(cause: BaseException) -> bool:

@@ -1,0 +1,29 @@
+"""Whose fault a failure is: the platform's, and then it is tried again and no request is to blame, or the job's own."""
+
+from ray.exceptions import RayError, RayTaskError
+
+from expunge.errors import ExpungeError, StorageError, UnavailableError, last_line
+
+
+def is_platforms(error: BaseException) -> bool:
+    """Whether a service, a disk, a node or its memory failed: a job that is tried again may well go through.
+
+    A library's own OSError without a number tells of a file that it did not like, which is the model's.
+    """
+    cause = cause_of(error)
+    return (
+        isinstance(cause, UnavailableError | StorageError | MemoryError)
+        or (isinstance(cause, OSError) and cause.errno is not None)
+        or isinstance(cause, RayError)
+    )
+
+
+def reason(error: BaseException) -> str:
+    """One line for people: an error of ours speaks for itself, another one is named by its type."""
+    cause = cause_of(error)
+    return str(cause) if isinstance(cause, ExpungeError) else f"{type(cause).__name__}: {last_line(cause)}"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What a task raised, where Ray has wrapped it."""
+    return error.cause if isinstance(error, RayTaskError) else error

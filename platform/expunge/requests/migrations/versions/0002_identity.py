@@ -1,0 +1,27 @@
+"""An id of the database itself, and how often each batch was started without getting any further."""
+
+import secrets
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    identity = op.create_table(
+        "identity",
+        sa.Column("name", sa.String(32), nullable=False),
+        sa.Column("value", sa.String(64), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_identity"),
+    )
+    op.bulk_insert(identity, [{"name": "database", "value": secrets.token_hex(16)}])
+    for name in ("starts", "outputs"):
+        op.add_column("batches", sa.Column(name, sa.Integer, nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    for name in ("starts", "outputs"):
+        op.drop_column("batches", name)
+    op.drop_table("identity")

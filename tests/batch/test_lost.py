@@ -1,0 +1,132 @@
+"""Removals that the store calls done and that no champion holds, on a real store and a real registry."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.batch.driver import _with_lost
+from expunge.batch.lost import WHY, lost_removals
+from expunge.registry.tracking import Tracker
+from expunge.registry.versions import promote, register
+from expunge.requests.store import RequestStore
+from expunge.settings import Settings
+from expunge.words import (
+    Evidence,
+    Hotfix,
+    Ledger,
+    ModelVersion,
+    RemovalRequest,
+    RequestState,
+    TrainingSettings,
+    UnlearnJob,
+)
+
+Ask = Callable[..., RemovalRequest]
+Judge = Callable[..., Evidence]
+
+
+@pytest.fixture
+def tracker(settings: Settings) -> Tracker:
+    return Tracker(settings.tracking)
+
+
+@pytest.fixture
+def removed(
+    store: RequestStore, tracker: Tracker, ask: Ask, judge: Judge, tmp_path: Path
+) -> tuple[RemovalRequest, ModelVersion]:
+    """One request that was removed by a champion."""
+    request = ask("old")
+    store.add(request)
+    batch = store.drain(None)
+    store.transition(request.id, RequestState.REMOVED, batch=batch.id)
+    store.close_batch(batch.id)
+    job = UnlearnJob(
+        batch=batch.id,
+        model="flags",
+        source="testbed:flags",
+        resolution=(32, 48),
+        requests=(request,),
+        training=TrainingSettings(),
+    )
+    folder = tmp_path / "hotfix"
+    folder.mkdir()
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    version = register(
+        tracker,
+        job=job,
+        hotfix=Hotfix(job=job.id, kind="full", path=folder, steps=1, digest="0"),
+        evidence=judge(job),
+        run_id=tracker.ensure_run("flags", job.id, params={}, tags={}),
+        batch_id=batch.id,
+        ledger=Ledger(model="flags", version=None, requests=(request.id,)),
+    )
+    return request, promote(tracker, version)
+
+
+Harm = Callable[[Tracker, Settings], None]
+
+
+def _deleted(tracker: Tracker, settings: Settings) -> None:
+    tracker.client.delete_model_version("flags", "1")
+
+
+def _without_alias(tracker: Tracker, settings: Settings) -> None:
+    tracker.client.delete_registered_model_alias("flags", "champion")
+
+
+def test_what_the_champion_holds_is_not_lost(
+    store: RequestStore, tracker: Tracker, removed: tuple[RemovalRequest, ModelVersion]
+) -> None:
+    assert lost_removals(store, tracker) == {}
+
+
+@pytest.mark.parametrize("harm", [_deleted, _without_alias])
+def test_a_champion_that_is_gone_takes_its_removals_along(
+    store: RequestStore,
+    tracker: Tracker,
+    settings: Settings,
+    removed: tuple[RemovalRequest, ModelVersion],
+    harm: Harm,
+    tmp_path: Path,
+    ask: Ask,
+) -> None:
+    request, _ = removed
+    harm(tracker, settings)
+    assert lost_removals(store, tracker) == {"flags": [request.id]}
+    assert lost_removals(store, tracker, ["faces"]) == {}
+    store.add(ask("new", model="faces"))
+    batch = store.drain(None)
+    joined = _with_lost(store, tracker, batch, tmp_path, None)
+    assert [r.id for r in joined.requests] == ["req-new", request.id]
+    record = store.get(request.id)
+    assert (record.state, record.attempts) == (RequestState.BATCHED, 0)
+    assert WHY in [event.detail for event in record.history]
+    assert _with_lost(store, tracker, joined, tmp_path, None) == joined, "a second start finds nothing lost"
+
+
+def test_another_registry_holds_nothing(
+    store: RequestStore, settings: Settings, removed: tuple[RemovalRequest, ModelVersion], tmp_path: Path
+) -> None:
+    """As where MLflow's store was lost and made anew."""
+    request, _ = removed
+    empty = Tracker(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
+    batch = store.drain("made-for-them")
+    assert batch.requests == ()
+    joined = _with_lost(store, empty, batch, tmp_path, None)
+    assert [r.id for r in joined.requests] == [request.id]
+
+
+def test_a_plan_that_was_made_is_not_changed(
+    store: RequestStore,
+    tracker: Tracker,
+    settings: Settings,
+    removed: tuple[RemovalRequest, ModelVersion],
+    tmp_path: Path,
+    ask: Ask,
+) -> None:
+    _deleted(tracker, settings)
+    store.add(ask("new"))
+    batch = store.drain(None)
+    (tmp_path / "plan.json").write_text("{}")
+    assert _with_lost(store, tracker, batch, tmp_path, None) == batch
