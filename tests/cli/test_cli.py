@@ -29,7 +29,7 @@ FLAGS = {
         "--batch",
         "--json",
     },
-    "list": {"--model", "--state", "--batch", "--limit", "--json"},
+    "list": {"--model", "--state", "--batch", "--limit", "--after", "--json"},
     "show": {"--json"},
     "withdraw": {"--json"},
     "report": {"--open", "--output", "--json"},

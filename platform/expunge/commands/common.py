@@ -98,22 +98,26 @@ def _finite(value: object) -> object:
             return value
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """A table of what may come from outside; None is an empty cell. With a `title`, it has a frame."""
-    from rich.box import HEAVY_HEAD
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: bool = True) -> None:
+    """A table without a frame; None is an empty cell."""
     from rich.table import Table
 
-    table = Table(*columns, title=title, box=HEAVY_HEAD if title else None)
+    table = Table(*columns, box=None, show_header=header)
     for row in rows:
-        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
     print_table(table)
 
 
 def print_table(table: "Table") -> None:
-    """As wide as its content: a terminal may wrap a line, but no id or value is cut: they are copied."""
+    """As wide as its content: a terminal may wrap a line, but no id or value is cut: they are copied.
+
+    Whatever its cells hold, each stays in its place.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
+    for column in table.columns:
+        column._cells = [visible(cell) if isinstance(cell, str) else cell for cell in column._cells]
     console = Console(markup=False, highlight=False, emoji=False)
     unbounded = console.options.update(width=10_000)
     console.width = Measurement.get(console, unbounded, table).maximum
