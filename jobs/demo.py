@@ -3,6 +3,8 @@
 import json
 import os
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,15 +20,19 @@ import platformdirs
 import psutil
 from PIL import Image
 
+from expunge.files import make_private
+
 BIN = Path(sys.executable).parent
 JOBS = Path(__file__).parent
 START_TIMEOUT_S = 300
+PREFIX = "expunge-ray-"
 
 
 def main() -> int:
     home = Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge"))
     home = home / "demo" / datetime.now().strftime("%Y%m%d-%H%M%S")
-    home.mkdir(parents=True)
+    make_private(home)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that Ray and its folders are cleared away, too
     environment = environment_for(home)
     started = time.monotonic()
     with local_ray(environment) as address:
@@ -48,6 +54,8 @@ def environment_for(home: Path) -> dict[str, str]:
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # Ray starts jobs with the `python` it finds there
         "EXPUNGE_HOME": str(home),
+        # Ray's servers listen where the node's address is: without a cluster, on the loopback interface alone.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
@@ -95,24 +103,49 @@ def expunge(environment: dict[str, str], *arguments: str) -> int:
 
 @contextmanager
 def local_ray(environment: dict[str, str]) -> Iterator[str]:
-    """A head node on free ports, with token authentication; stopped, with all its processes, at the end."""
-    port, dashboard, client, agent = free_ports(4)
+    """A head node on free ports of the loopback interface, with token authentication; at the end nothing of it is left.
+
+    Ray makes its folders writable for everybody, and runs the working directory that it unpacks there with our key and
+    token: hence a folder around them that only we can enter.
+    """
+    port, dashboard, client, agent, metrics = free_ports(5)
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--metrics-export-port={metrics}"]
     command += [f"--ray-client-server-port={client}", "--disable-usage-stats", "--num-gpus=0"]
     # A second Ray on this host would find the default port in use, and then take no job.
     command += [f"--dashboard-agent-listen-port={agent}"]
     # Two jobs of two workers side by side: while one waits for its imports, the other computes.
     command += [f"--num-cpus={max(4, os.cpu_count() or 1)}", "--min-worker-port=20000", "--max-worker-port=29999"]
+    sweep()
     # Ray starts a job on the cluster that its temporary folder names: of two in one folder, on the newer.
-    private = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+    private = tempfile.TemporaryDirectory(prefix=PREFIX, dir="/tmp", ignore_cleanup_errors=True)
     with private as folder, tempfile.TemporaryFile() as log:
-        command += [f"--temp-dir={folder}"]
+        command += [f"--temp-dir={folder}/ray"]
         ray = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        (Path(folder) / "pids").write_text(f"{os.getpid()} {ray.pid}")
         try:
             wait_for(dashboard, ray)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
             stop(psutil.Process(ray.pid))
+
+
+def sweep() -> None:
+    """End the Rays of demos that were killed, and delete what they have left."""
+    for folder in Path("/tmp").glob(f"{PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            demo, ray = (int(word) for word in (folder / "pids").read_text().split())
+        except (OSError, ValueError):
+            continue  # not ours to judge: it may be starting
+        if psutil.pid_exists(demo):
+            continue
+        with suppress(psutil.NoSuchProcess):
+            head = psutil.Process(ray)
+            if f"--temp-dir={folder}/ray" in head.cmdline():
+                stop(head)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stop(head: psutil.Process) -> None:

@@ -11,6 +11,7 @@ import ray
 from expunge.batch.driver import run_night
 from expunge.errors import ExpungeError
 from expunge.logs import configure
+from expunge.requests.store import nothing_to_do, open_store
 from expunge.settings import load_settings
 
 
@@ -18,17 +19,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", help="the batch to run or continue (default: the open one, else a new one)")
     parser.add_argument("--model", action="append", help="only requests of this model; may be repeated")
+    parser.add_argument("--home", help="the id of the home that the night is of; another one here is refused")
     args = parser.parse_args()
     try:
         settings = load_settings()
         configure(settings.log_level)
         ray.init(log_to_driver=False)
-        night = run_night(settings, args.batch, args.model)
+        night = run_night(settings, args.batch, args.model, args.home)
     except ExpungeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if night is None:
-        print("nothing to do: no request waits")
+        print(nothing_to_do(open_store(settings), args.model))
         return 0
     for outcome in night.outcomes:
         version = outcome.version.uri if outcome.version else "no version"

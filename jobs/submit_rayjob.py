@@ -20,6 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -27,10 +28,12 @@ from typing import Any
 
 from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.logs import configure, get_logger
-from expunge.settings import load_settings
+from expunge.requests.home import remember
+from expunge.requests.store import RequestStore, nothing_to_do, open_store
+from expunge.settings import Settings, load_settings
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-BATCH = "BATCH-ID"  # stands in the template's entrypoint
+BATCH, HOME = "BATCH-ID", "HOME-ID"  # stand in the template's entrypoint
 BATCH_KEY, NIGHT_KEY = "expunge/batch", "expunge/night"  # annotations: an id may end in what no label may
 NAME_LENGTH = 47  # KubeRay derives names of clusters and services from it, and refuses more
 ATTEMPTS = 9
@@ -110,28 +113,49 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings()
         configure(settings.log_level)
         template = _read(args.template)
-        batch = args.batch or _drain(args.model)
-        if batch is None:
-            print("nothing to do: no request waits")
-            return 0
         api = Api(args.server, args.namespace, args.patience, args.poll)
-        name = submit(api, template, prefix=args.prefix, batch=batch, night=args.night)
-        wait(api, name, deadline=args.deadline)
+        return run(api, template, args, settings)
     except ExpungeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{name}: SUCCEEDED")
-    return 0
 
 
-def submit(api: Api, template: Json, *, prefix: str, batch: str, night: str) -> str:
+def run(api: Api, template: Json, args: argparse.Namespace, settings: Settings) -> int:
+    """Continue a batch that an earlier night left open; then run what waits, however that ended."""
+    store, home = open_store(settings), remember(settings).id
+    done: list[str] = []
+    code = 0
+    with closing(store):
+        while True:
+            batch = args.batch or _drain(store, settings, args.model, done)
+            if batch is None:
+                break
+            continued = store.started(batch)
+            name = submit(api, template, prefix=args.prefix, batch=batch, night=args.night, home=home)
+            done.append(batch)
+            try:
+                wait(api, name, deadline=args.deadline)
+                print(f"{name}: SUCCEEDED")
+            except UnavailableError:
+                raise
+            except ExpungeError as error:
+                print(f"error: {error}", file=sys.stderr)
+                code = code or error.exit_code
+            if args.batch or not continued:
+                break
+        if not done:
+            print(nothing_to_do(store, args.model))
+    return code
+
+
+def submit(api: Api, template: Json, *, prefix: str, batch: str, night: str, home: str) -> str:
     """Create the batch's RayJob, or find it; returns its name. Only one that failed in an earlier night is followed
     by another attempt, under another name.
     """
     log = get_logger("trigger")
     for attempt in range(1, ATTEMPTS + 1):
         name = rayjob_name(prefix, batch, attempt)
-        if api.create(manifest_of(template, name, batch, night)):
+        if api.create(manifest_of(template, name, batch, night, home)):
             log.info("created", rayjob=name, batch=batch)
             return name
         known = api.get(name)
@@ -188,11 +212,11 @@ def rayjob_name(prefix: str, batch: str, attempt: int = 1) -> str:
     return name + suffix
 
 
-def manifest_of(template: Json, name: str, batch: str, night: str) -> Json:
-    """The template, with the name, the batch and the night: nothing else is filled in."""
+def manifest_of(template: Json, name: str, batch: str, night: str, home: str) -> Json:
+    """The template, with the name, the batch, the night and the home's id: nothing else is filled in."""
     metadata, spec = template["metadata"], template["spec"]
     notes = {**metadata.get("annotations", {}), BATCH_KEY: batch, NIGHT_KEY: night}
-    entrypoint = spec["entrypoint"].replace(BATCH, batch)
+    entrypoint = spec["entrypoint"].replace(BATCH, batch).replace(HOME, home)
     return {
         **template,
         "metadata": {**metadata, "name": name, "annotations": notes},
@@ -200,15 +224,9 @@ def manifest_of(template: Json, name: str, batch: str, night: str) -> Json:
     }
 
 
-def _drain(models: list[str] | None) -> str | None:
+def _drain(store: RequestStore, settings: Settings, models: list[str] | None, done: list[str]) -> str | None:
     """The batch of what waits, as `expunge night` would drain it; no cluster is started for an empty one."""
-    from expunge.requests.store import open_store
-
-    store = open_store(load_settings())
-    try:
-        batch = store.drain(None, models)
-    finally:
-        store.close()
+    batch = store.drain(None, models, settings.night_limit, skip=done)
     return batch.id if batch.requests else None
 
 

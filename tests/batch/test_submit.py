@@ -1,14 +1,51 @@
-"""Handing a night to Ray: what is refused before anything is sent, and how light the driver is that it starts."""
+"""Handing a night to Ray: what is refused before anything is sent, what is tried again, and what is said of its end."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from expunge.batch.submit import check_reachable, submit_night
+from expunge.batch import submit
+from expunge.batch.submit import address_of, check_reachable, job_server, submit_night
 from expunge.errors import InputError, UnavailableError
+from expunge.requests.home import recall
+from expunge.requests.store import open_store
 from expunge.settings import Settings
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    (folder / "nightly.py").touch()
+    return folder
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """Something that answers as a job server does when it is asked whether it is there."""
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_folder_without_the_job_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -16,18 +53,154 @@ def test_a_folder_without_the_job_is_refused(settings: Settings, tmp_path: Path)
         submit_night("night-1", settings, tmp_path)
 
 
-def test_a_home_that_ray_would_upload_is_refused(settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "nightly.py").touch()
-    inside = settings.model_copy(update={"home": tmp_path / "home"})
+def test_a_home_that_ray_would_upload_is_refused(settings: Settings, jobs: Path) -> None:
+    inside = settings.model_copy(update={"home": jobs / "home"})
     with pytest.raises(InputError, match="which Ray uploads: move it"):
-        submit_night("night-1", inside, tmp_path)
+        submit_night("night-1", inside, jobs)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense", "http://"])
+def test_a_folder_that_is_large_is_refused_with_its_size(settings: Settings, jobs: Path) -> None:
+    (jobs / "models").mkdir()
+    with (jobs / "models" / "sd3.safetensors").open("wb") as file:
+        file.truncate(300_000_000)
+    with pytest.raises(InputError, match=r"holds 300 MB, .* upload; .* models/sd3\.safetensors \(300 MB\)"):
+        submit_night("night-1", settings, jobs)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("http://127.0.0.1:8265", "http://127.0.0.1:8265"),
+        ("http://127.0.0.1:8265/", "http://127.0.0.1:8265"),
+        ("https://ray.example.org", "https://ray.example.org"),
+        ("ray-head:8265", "http://ray-head:8265"),
+        ("ray-head", "http://ray-head:8265"),
+        ("10.0.0.7:9000", "http://10.0.0.7:9000"),
+        ("[::1]:8265", "http://[::1]:8265"),
+    ],
+)
+def test_a_job_server_may_be_named_by_its_host(given: str, expected: str) -> None:
+    assert job_server(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("auto", "'auto' does not say where the job server is: leave it empty"),
+        ("ray://head:10001", r"ray:// is Ray's client server: write http://head:8265"),
+        ("ray://me:hunter2@head:10001", r"ray:// is Ray's client server: write http://HOST|write http://"),
+        ("grpc://head", "grpc:// is no job server of Ray: write http://head:8265"),
+        ("http://", "it names no host: write http://HOST:8265"),
+        ("http://head:port", "ray_address: .*: write http://HOST:8265"),
+    ],
+)
+def test_what_names_no_job_server_is_told_what_to_write(settings: Settings, given: str, said: str) -> None:
+    with pytest.raises(InputError, match=rf"^ray_address: .*{said}|{said}") as refused:
+        address_of(settings.model_copy(update={"ray_address": given}))
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://nonsense.invalid:8265"])
 def test_an_address_where_nothing_answers_is_one_line(address: str) -> None:
     with pytest.raises(UnavailableError, match="does not answer") as caught:
         check_reachable(address)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spared", ["", "example.org", "example.org,127.0.0.1"])
+def test_a_proxy_does_not_hide_a_ray_on_this_host(head: str, monkeypatch: pytest.MonkeyPatch, spared: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, nowhere)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, spared)
+    check_reachable(head)
+    # Ray's own client and its command read these.
+    assert "127.0.0.1" in os.environ["no_proxy"].split(",")
+    assert set(spared.split(",")) - {""} <= set(os.environ["NO_PROXY"].split(","))
+
+
+Says = Callable[..., None]
+
+
+@pytest.fixture
+def ray_says(monkeypatch: pytest.MonkeyPatch) -> tuple[Says, list[list[str]]]:
+    """`ray job submit` as it answers: one text per call, the last for good; an empty one is success."""
+    calls: list[list[str]] = []
+    answers: list[str] = []
+
+    def run(command: list[str], **options: object) -> "subprocess.CompletedProcess[str]":
+        calls.append(command)
+        said = answers[min(len(calls), len(answers)) - 1].replace("ID", command[command.index("--submission-id") + 1])
+        return subprocess.CompletedProcess(command, int(bool(said)), "", said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(submit, "SUBMIT_PAUSE_S", 0.0)
+    return answers.extend, calls
+
+
+AGENT = "RuntimeError: Request failed with status code 500: No available agent to submit job, please try again later.\n"
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [""],
+        [AGENT, ""],
+        [AGENT, "requests.exceptions.ConnectionError: Connection reset by peer", ""],
+        ["Request failed with status code 503: Service Unavailable", ""],
+        [AGENT, "Job with submission_id ID already exists. Please use a different submission_id."],
+    ],
+)
+def test_what_passes_is_tried_again(
+    settings: Settings, jobs: Path, head: str, ray_says: tuple[Says, list[list[str]]], answers: list[str]
+) -> None:
+    say, calls = ray_says
+    say(answers)
+    open_store(settings)
+    settings = settings.model_copy(update={"ray_address": head})
+    submission = submit_night("night-1", settings, jobs)
+    assert len(calls) == len(answers)
+    assert {command[command.index("--submission-id") + 1] for command in calls} == {submission}
+    known = recall(settings)
+    assert known is not None
+    assert calls[-1][-4:] == ["--batch", "night-1", "--home", known.id]
+
+
+@pytest.mark.parametrize(
+    ("answer", "times"), [("AuthenticationError: Forbidden", 1), ("ValueError: no such runtime_env", 1), (AGENT, 3)]
+)
+def test_what_does_not_pass_ends_in_one_line(
+    settings: Settings,
+    jobs: Path,
+    head: str,
+    ray_says: tuple[Says, list[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    times: int,
+) -> None:
+    say, calls = ray_says
+    say([f"Traceback\n  many lines\n{answer}"])
+    clock = iter(range(0, 1000, 50))
+    monkeypatch.setattr(submit.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(UnavailableError, match=r"refused the job: .*: check .*--batch night-1") as refused:
+        submit_night("night-1", settings.model_copy(update={"ray_address": head}), jobs)
+    assert "\n" not in str(refused.value)
+    assert len(calls) == times
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-signal.SIGKILL, "killed by SIGKILL, as when memory runs out"),
+        (128 + signal.SIGTERM, "killed by SIGTERM"),
+        (3, "ended with code 3 and named no error"),
+        (None, "ended without a word"),
+    ],
+)
+def test_a_driver_that_says_nothing_is_said_to_be_dead(code: int | None, said: str) -> None:
+    assert said in submit._how_it_ended(code)
 
 
 def test_a_driver_waits_for_no_import_of_its_workers() -> None:

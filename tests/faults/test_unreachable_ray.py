@@ -24,7 +24,7 @@ def test_a_night_without_ray_drains_nothing(nights: Nights) -> None:
     assert BATCH not in [batch.id for batch in nights.store.batches()]
 
 
-def test_a_ray_that_was_started_anew_does_not_tell_of_the_night(nights: Nights) -> None:
+def test_a_ray_that_was_started_anew_does_not_know_the_night(nights: Nights) -> None:
     """As where the head node comes back while the command still asks."""
     ask = """
 from expunge.batch.submit import night_status
@@ -39,6 +39,6 @@ except UnavailableError as error:
     assert asked.returncode == 0, asked.stderr
     [line] = asked.stdout.splitlines()
     assert line.startswith(
-        f"Ray at {nights.environment['EXPUNGE_RAY_ADDRESS']} does not tell of the night's job night-x-0000 ("
+        f"Ray at {nights.environment['EXPUNGE_RAY_ADDRESS']} does not know the night's job night-x-0000 ("
     )
     assert line.endswith("does not exist.): see that it runs, then run `expunge night --batch night-x` to continue")

@@ -63,7 +63,7 @@ def test_it_drains_its_own_request_and_ends_as_the_verdict(hook) -> None:
     (record,) = open_store(load_settings()).list()
     assert (record.request.model, record.request.external_id) == ("helm-test", "helm-test-0b5c")
     (job,) = api.jobs.values()
-    assert job["spec"]["entrypoint"].endswith(f"nightly.py --batch {record.batch}")
+    assert f"nightly.py --batch {record.batch} " in job["spec"]["entrypoint"]
 
 
 def test_a_night_that_fails_fails_the_test(hook) -> None:

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from expunge.requests.home import recall
 from expunge.requests.store import open_store
 from expunge.settings import load_settings
 from expunge.words import RemovalRequest
@@ -26,7 +27,7 @@ TEMPLATE = {
     "apiVersion": "ray.io/v1",
     "kind": "RayJob",
     "metadata": {"labels": {"app.kubernetes.io/instance": "r"}},
-    "spec": {"entrypoint": "python nightly.py --batch BATCH-ID", "shutdownAfterJobFinishes": True},
+    "spec": {"entrypoint": "python nightly.py --batch BATCH-ID --home HOME-ID", "shutdownAfterJobFinishes": True},
 }
 
 
@@ -72,6 +73,13 @@ def request(name: str, model: str = "faces") -> str:
     return fields["id"]
 
 
+def home() -> str:
+    """The id of the test's home, which the driver compares with its own."""
+    known = recall(load_settings())
+    assert known is not None
+    return known.id
+
+
 def existing(name: str, batch: str, night: str, **fields: Json) -> Json:
     notes = {"expunge/batch": batch, "expunge/night": night}
     return {"metadata": {"name": name, "annotations": notes}, **fields}
@@ -86,7 +94,7 @@ def test_what_waits_becomes_one_rayjob_named_after_its_batch(api: KubeApi, templ
     assert batch.requests == (id,)
     (job,) = api.jobs.values()
     assert job["metadata"]["name"] == f"r-{batch.id}"
-    assert job["spec"]["entrypoint"] == f"python nightly.py --batch {batch.id}"
+    assert job["spec"]["entrypoint"] == f"python nightly.py --batch {batch.id} --home {home()}"
     assert done.out == f"r-{batch.id}: SUCCEEDED\n"
 
 
@@ -97,7 +105,7 @@ def test_it_fills_in_nothing_else(api: KubeApi, template: Path) -> None:
     name, notes = job["metadata"].pop("name"), job["metadata"].pop("annotations")
     batch = name.removeprefix("r-")
     assert notes == {"expunge/batch": batch, "expunge/night": NIGHT}
-    job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace(batch, "BATCH-ID")
+    job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace(batch, "BATCH-ID").replace(home(), "HOME-ID")
     assert job == TEMPLATE
 
 
@@ -113,6 +121,36 @@ def test_an_empty_queue_starts_no_cluster(api: KubeApi, template: Path) -> None:
     done = trigger(api, template)
     assert (done.code, done.out) == (0, "nothing to do: no request waits\n")
     assert api.calls == []
+
+
+def test_nothing_to_do_never_hides_what_waits(api: KubeApi, template: Path) -> None:
+    request("a", "faces")
+    done = trigger(api, template, "--model", "flags")
+    assert (done.code, done.out) == (0, "nothing to do: no request of flags waits; 1 others do\n")
+    assert api.calls == []
+
+
+def test_an_empty_batch_of_that_name_does_not_keep_requests_waiting(api: KubeApi, template: Path) -> None:
+    open_store(load_settings()).drain("friday")
+    request("a")
+    assert trigger(api, template).code == 0
+    assert len(api.jobs) == 1
+
+
+def test_a_batch_that_fails_again_does_not_hold_up_what_waits(api: KubeApi, template: Path) -> None:
+    """An earlier night has left one open; tonight it fails once more, and the new request is run all the same."""
+    request("old")
+    store = open_store(load_settings())
+    old = store.drain(None).id
+    store.start_batch(old, 0)
+    request("new")
+    api.statuses = [status("FAILED", "Failed", message="no memory")]
+    done = trigger(api, template)
+    assert done.code == 1
+    assert f"RayJob r-{old} is FAILED: no memory" in done.err
+    assert len(api.jobs) == 2
+    [new] = [batch for batch in store.batches() if batch.id != old]
+    assert new.requests == ("req-new",)
 
 
 def test_only_the_named_models_are_drained(api: KubeApi, template: Path) -> None:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from expunge.errors import InputError, NotFoundError, UnavailableError
 from expunge.registry.tracking import Tracker
@@ -144,3 +146,21 @@ def test_a_first_use_is_silent(tmp_path: Path) -> None:
         [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, env=environment
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(("own", "during"), [(None, "3600"), ("7", "7")])
+def test_weights_get_more_time_than_figures(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, own: str | None, during: str
+) -> None:
+    """A server may say nothing for minutes while it hands gigabytes on; an operator's own limit stays."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    before = tracker.client and os.environ[name]
+    with tracker.transferring():
+        assert os.environ[name] == during
+    assert os.environ[name] == before == (own or "60")
+    with pytest.raises(NotFoundError, match="nothing there"), tracker.transferring():
+        raise MlflowException("nothing there", error_code=RESOURCE_DOES_NOT_EXIST)
+    assert os.environ[name] == before

@@ -1,30 +1,75 @@
 """Hand a night to Ray: the real `ray job submit`, with nothing but ids in what Ray shows in clear."""
 
+import ipaddress
 import os
+import re
 import secrets
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from expunge.errors import InputError, UnavailableError, last_line
+from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
+from expunge.requests.home import remember
 from expunge.settings import Settings
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DEFAULT_PORT = 8265
 REACH_TIMEOUT_S = 5
 STATUS_TRIES, STATUS_PAUSE_S = 5, 2.0
+SUBMIT_PATIENCE_S, SUBMIT_PAUSE_S = 120.0, 3.0
+"""A head that was just started has no agent yet, for half a minute on a busy machine."""
+MOST_BYTES = 20_000_000
+"""Of a folder that Ray uploads. The entry points are a few kB: more is a checkout, a home or a model by mistake."""
+
+_PASSING = re.compile(
+    r"try again later|no available agent|temporarily unavailable|timed? ?out|connection (reset|refused|aborted)"
+    r"|remote end closed|status code:? 50[0234]|\b50[0234] (internal|bad|service|gateway)",
+    re.IGNORECASE,
+)
+_KINDS: dict[int, type[ExpungeError]] = {2: InputError, 5: UnavailableError, 6: StorageError}
 
 
 def address_of(settings: Settings) -> str:
-    return settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    """The URL of Ray's job server. Raises InputError where the setting is the address of something else."""
+    given = settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    return job_server(given)
+
+
+def job_server(given: str) -> str:
+    """`given` as a URL: a host, with or without its port, will do. Raises InputError for what names no job server."""
+    scheme, separator, rest = given.partition("://")
+    if separator and scheme not in ("http", "https"):
+        host = rest.partition(":")[0].rpartition("@")[2] or "HOST"
+        what = "Ray's client server" if scheme == "ray" else "no job server of Ray"
+        raise InputError(f"ray_address: {scheme}:// is {what}", hint=f"write http://{host}:{DEFAULT_PORT}")
+    if given in ("auto", "local"):
+        raise InputError(
+            f"ray_address: {given!r} does not say where the job server is",
+            hint=f"leave it empty for {DEFAULT_ADDRESS}, or write http://HOST:{DEFAULT_PORT}",
+        )
+    url = given if separator else f"http://{given}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"ray_address: {error}", hint=f"write http://HOST:{DEFAULT_PORT}") from None
+    if not parts.hostname:
+        raise InputError("ray_address: it names no host", hint=f"write http://HOST:{DEFAULT_PORT}")
+    if not separator and port is None:
+        url = f"{url.rstrip('/')}:{DEFAULT_PORT}"
+    return url.rstrip("/")
 
 
 def check_reachable(address: str) -> None:
     """Raises UnavailableError where nothing answers: Ray's own command ends in pages of traceback there."""
+    _past_the_proxy(address)
     try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=REACH_TIMEOUT_S).close()
+        urllib.request.urlopen(f"{address}/api/version", timeout=REACH_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return  # it answers; whether it lets us in is for the submission to say
     except (OSError, ValueError) as error:
@@ -37,45 +82,67 @@ def check_reachable(address: str) -> None:
 def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
     """Submit `nightly.py` in the folder `jobs` for `batch`; returns the submission id.
 
-    Raises InputError where the folder has no nightly.py, UnavailableError where Ray does not take the job.
+    Raises InputError where the folder has no nightly.py or holds too much, UnavailableError where Ray does not take the
+    job.
     """
-    if not (jobs / "nightly.py").is_file():
-        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", hint="name the checkout's folder with --jobs")
-    if settings.home.resolve().is_relative_to(jobs.resolve()):
-        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", hint="move it: set EXPUNGE_HOME")
+    check_upload(jobs, settings)
     address = address_of(settings)
     check_reachable(address)
     # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
     submission = f"{batch}-{secrets.token_hex(2)}"
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "job",
-        "submit",
-        "--address",
-        address,
-        "--submission-id",
-        submission,
-    ]
-    command += ["--no-wait", "--working-dir", str(jobs), "--", "python", "nightly.py", "--batch", batch]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
+    command += ["--submission-id", submission, "--no-wait", "--working-dir", str(jobs)]
+    command += ["--", "python", "nightly.py", "--batch", batch, "--home", remember(settings).id]
+    until = time.monotonic() + SUBMIT_PATIENCE_S
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        # The second is an earlier try of ours whose answer was lost.
+        if not done.returncode or any(f"{submission} already exists" in line for line in said):
+            return submission
         reason = said[-1].rstrip(".") if said else f"exit code {done.returncode}"
-        raise UnavailableError(
-            f"Ray at {address} refused the job: {reason}", hint="check RAY_AUTH_TOKEN and the cluster's state"
+        if not _PASSING.search(reason) or time.monotonic() > until:
+            break
+        time.sleep(SUBMIT_PAUSE_S)
+    raise UnavailableError(
+        f"Ray at {address} refused the job: {reason}",
+        hint=f"check RAY_AUTH_TOKEN and the cluster's state, then run `expunge night --batch {batch}`",
+    )
+
+
+def check_upload(jobs: Path, settings: Settings) -> None:
+    """Raises InputError where `jobs` is not the folder of the entry points: Ray would upload all that is in it."""
+    if not (jobs / "nightly.py").is_file():
+        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", hint="name the checkout's folder with --jobs")
+    if settings.home.resolve().is_relative_to(jobs.resolve()):
+        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", hint="move it: set EXPUNGE_HOME")
+    sizes = {path: path.stat().st_size for path in jobs.rglob("*") if path.is_file()}
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise InputError(
+            f"jobs: {jobs} holds {total / 1e6:.0f} MB, which Ray would upload; the largest file is "
+            f"{largest.relative_to(jobs)} ({sizes[largest] / 1e6:.0f} MB)",
+            hint="name a folder that holds only the entry points with --jobs",
         )
-    return submission
 
 
-def last_words(submission: str, settings: Settings) -> str:
-    """The last line that the driver wrote: its error, where it ended with one."""
+def failure_of(batch: str, submission: str, status: str, settings: Settings) -> ExpungeError:
+    """What became of a night whose Ray job did not succeed, as an error with the exit code of its driver."""
     from ray.job_submission import JobSubmissionClient
 
     try:
-        lines = JobSubmissionClient(address_of(settings)).get_job_logs(submission).splitlines()
+        client = JobSubmissionClient(address_of(settings))
+        lines = client.get_job_logs(submission).splitlines()
+        code = client.get_job_info(submission).driver_exit_code
     except (RuntimeError, OSError):
-        return "its log cannot be read"
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "it wrote nothing")
+        lines, code = [], None
+    said = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
+    why = said or _how_it_ended(code)
+    hint = f"run `expunge night --batch {batch}` to continue"
+    # A shell gives the number of a signal back as 128 and it; what a driver itself ends with is small.
+    kind = _KINDS.get(code or 0, ExpungeError)
+    return kind(f"the night's Ray job {submission} is {status}: {why}", hint=None if "expunge night" in why else hint)
 
 
 def night_status(batch: str, submission: str, settings: Settings) -> str:
@@ -95,5 +162,30 @@ def night_status(batch: str, submission: str, settings: Settings) -> str:
         except UnavailableError as error:
             why = error.message
         except (RuntimeError, OSError) as error:  # of its server, or of the connection
-            why = f"Ray at {address} does not tell of the night's job {submission} ({last_line(error)})"
+            why = f"Ray at {address} does not know the night's job {submission} ({last_line(error)})"
     raise UnavailableError(why, hint=f"see that it runs, then run `expunge night --batch {batch}` to continue")
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "its driver ended without a word, as where its node was lost"
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    if number in set(signal.Signals):
+        hint = ", as when memory runs out" if number == signal.SIGKILL else ""
+        return f"its driver was killed by {signal.Signals(number).name}{hint}"
+    return f"its driver ended with code {code} and named no error"
+
+
+def _past_the_proxy(address: str) -> None:
+    """A proxy for the outside world knows no loopback address of ours: say so to Ray's client, too."""
+    host = urlsplit(address).hostname or ""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        return
+    for name in ("no_proxy", "NO_PROXY"):
+        spared = [entry for entry in os.environ.get(name, "").split(",") if entry]
+        if host not in spared and "*" not in spared:
+            os.environ[name] = ",".join([*spared, host])

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, open_settings, print_json, print_table
-from expunge.errors import ExpungeError, GateError, NotFoundError
+from expunge.commands.common import AsJson, open_settings, print_error, print_json, print_table
+from expunge.errors import ExpungeError, GateError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from expunge.batch.outcome import NightOutcome
+    from expunge.requests.store import RequestStore
     from expunge.settings import Settings
 
 POLL_S = 1.0
@@ -36,23 +37,57 @@ BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 def night(
     batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False
 ) -> None:
-    """Run what waits as one batch, with `ray job submit`. Exits with 3 if a verdict is not `passed`."""
-    from expunge.batch.submit import address_of, check_reachable, submit_night
-    from expunge.requests.store import open_store
+    """Run what waits as one batch, with `ray job submit`. Exits with 3 if a verdict is not `passed`.
+
+    A batch that an earlier night left open is continued first; then what waits is run, however that ended.
+    """
+    from expunge.batch.submit import address_of, check_reachable, check_upload, submit_night
+    from expunge.requests.store import nothing_to_do, open_store
 
     settings = open_settings()
-    check_reachable(address_of(settings))  # before anything is drained
-    drained = open_store(settings).drain(batch, model)
-    if not drained.requests:
-        print_json({"batch": None}) if as_json else typer.echo("nothing to do: no request waits")
-        return
-    submission = submit_night(drained.id, settings, jobs)
-    typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
-    if not wait:
-        print_json({"batch": drained.id, "submission": submission}) if as_json else typer.echo(drained.id)
-        return
-    _watch(drained.id, submission, settings)
-    _show(drained.id, settings, as_json)
+    check_upload(jobs, settings)  # all that can be refused is, before anything is drained
+    check_reachable(address_of(settings))
+    store = open_store(settings)
+    done: list[str] = []
+    failure: ExpungeError | None = None
+    while True:
+        drained = store.drain(batch, model, settings.night_limit, skip=done)
+        if not drained.requests and (done or not _lost(store, settings, model)):
+            break
+        continued = store.started(drained.id)
+        submission = submit_night(drained.id, settings, jobs)
+        typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
+        done.append(drained.id)
+        if not wait:
+            print_json({"batch": drained.id, "submission": submission}) if as_json else typer.echo(drained.id)
+            return
+        try:
+            _watch(drained.id, submission, settings)
+            _show(drained.id, settings, as_json)
+        except UnavailableError:  # the next batch would meet the same
+            raise
+        except ExpungeError as error:
+            failure = failure or error
+            if continued and batch is None:
+                print_error(error, as_json=False)
+        if batch is not None or not continued:
+            break
+    if not done:
+        print_json({"batch": None}) if as_json else typer.echo(nothing_to_do(store, model))
+    if failure is not None:
+        raise failure
+
+
+def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None) -> bool:
+    """Whether something is `removed` that no model holds any more: then an empty queue is no reason to do nothing."""
+    from expunge.words import RequestState
+
+    if not store.ids(RequestState.REMOVED, models):
+        return False
+    from expunge.batch.lost import lost_removals  # imports MLflow: seconds
+    from expunge.registry.tracking import Tracker
+
+    return bool(lost_removals(store, Tracker(settings.tracking), models))
 
 
 def verdicts(batch: BatchId, as_json: AsJson = False) -> None:
@@ -66,9 +101,9 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from expunge.batch.plan import Plan
-    from expunge.batch.stages import PLAN
+    from expunge.batch.stages import NIGHT, PLAN, stored
     from expunge.batch.stages import Progress as JobProgress
-    from expunge.batch.submit import last_words, night_status
+    from expunge.batch.submit import failure_of, night_status
 
     folder = settings.runs / batch
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
@@ -77,9 +112,10 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
         bars = {"": progress.add_task("plan", total=100, stage="starting the driver")}
         said: dict[str, str] = {}
         while (status := night_status(batch, submission, settings)) in ("PENDING", "RUNNING"):
-            if (folder / PLAN).exists() and "" in bars:
+            planned = stored(folder / PLAN, Plan) if "" in bars else None
+            if planned is not None:
                 progress.remove_task(bars.pop(""))
-                for job in Plan.model_validate_json((folder / PLAN).read_text()).jobs:
+                for job in planned.jobs:
                     bars[job.id] = progress.add_task(job.model, total=100, stage="wait")
             for name in filter(None, bars):
                 stage, done, total = JobProgress(folder / name).read()
@@ -95,20 +131,17 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
             time.sleep(POLL_S)
         for name in filter(None, bars):
             progress.update(bars[name], stage=JobProgress(folder / name).read()[0])
-    if status != "SUCCEEDED" and not (folder / "night.json").exists():
-        raise ExpungeError(
-            f"the night's Ray job {submission} is {status}: {last_words(submission, settings)}",
-            hint=f"run `expunge night --batch {batch}` to continue",
-        )
+    if status != "SUCCEEDED" and not (folder / NIGHT).exists():
+        raise failure_of(batch, submission, status, settings)
 
 
 def _show(batch: str, settings: "Settings", as_json: bool) -> None:
     from expunge.batch.outcome import NightOutcome
+    from expunge.batch.stages import NIGHT, stored
 
-    path = settings.runs / batch / "night.json"
-    if not path.exists():
+    outcome = stored(settings.runs / batch / NIGHT, NightOutcome)
+    if outcome is None:
         raise NotFoundError(f"batch {batch} has no verdicts yet", hint=f"run `expunge night --batch {batch}`")
-    outcome = NightOutcome.model_validate_json(path.read_text())
     if as_json:
         print_json(outcome.model_dump(mode="json"))
     else:
@@ -147,8 +180,9 @@ def _print(batch: str, night: "NightOutcome") -> None:
             for figure in (request.shift, request.target):
                 row.append(f"{figure.base:.2f} -> {figure.after:.2f} (noise {figure.floor:.2f})" if figure else "")
             table.add_row(*row, kept)
-    for request, why in night.refused.items():
-        table.add_row(request, "", "refused", why, "", "")
+    for verdict, requests in (("refused", night.refused), ("waits", night.held)):
+        for request, why in requests.items():
+            table.add_row(request, "", verdict, why, "", "")
     print_table(table)
     for outcome in night.outcomes:
         if outcome.version:

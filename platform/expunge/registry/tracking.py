@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 JOB_TAG = "expunge.job"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-# MLflow waits for an absent server for minutes by default (7 retries of 120 s). An operator's own value stays.
-HTTP_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+# MLflow waits for an absent server for minutes by default (7 retries of 120 s): too long for a figure, and a bad guess
+# for weights, whose server may say nothing while it hands gigabytes on to its store. An operator's own value stays.
+RECORDS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+TRANSFERS = {
+    **RECORDS,
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3600",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "3600",
 }
 PARAMS_PER_CALL = 100  # MLflow's own limit
 
@@ -56,7 +63,7 @@ class Tracker:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        for name, value in HTTP_DEFAULTS.items():
+        for name, value in RECORDS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
@@ -64,6 +71,21 @@ class Tracker:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         with self.reaching():
             return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @contextmanager
+    def transferring(self) -> Iterator[None]:
+        """As `reaching`, around what uploads or downloads files: with the patience that weights need."""
+        client = self.client  # first: it sets the others' defaults
+        assert client is not None
+        before = dict(os.environ)
+        os.environ.update({name: value for name, value in TRANSFERS.items() if before.get(name) == RECORDS.get(name)})
+        try:
+            with self.reaching():
+                yield
+        finally:
+            for name in TRANSFERS:
+                os.environ.pop(name, None)
+            os.environ.update({name: before[name] for name in TRANSFERS if name in before})
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
@@ -127,7 +149,7 @@ class Tracker:
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise ValueError(f"an artifact's name is a relative path, not {name!r}")
         client = self.client
-        with tempfile.TemporaryDirectory() as folder, self.reaching():
+        with tempfile.TemporaryDirectory() as folder, self.transferring():
             file = Path(folder) / path.name
             file.write_bytes(data)
             parent = str(path.parent)
@@ -136,7 +158,7 @@ class Tracker:
     def log_folder(self, run_id: str, name: str, folder: Path) -> str:
         """Store the files of `folder` under the run's artifact folder `name`; returns that folder's URI."""
         client = self.client
-        with self.reaching():
+        with self.transferring():
             client.log_artifacts(run_id, str(folder), name)
             return f"{client.get_run(run_id).info.artifact_uri}/{name}"
 
@@ -144,7 +166,7 @@ class Tracker:
         """A local copy of the artifacts at `uri`; the stored files themselves where they are local and `to` is None."""
         from mlflow.artifacts import download_artifacts
 
-        with self.reaching():
+        with self.transferring():
             return Path(
                 download_artifacts(artifact_uri=uri, dst_path=None if to is None else str(to), tracking_uri=self.uri)
             )

@@ -225,6 +225,11 @@ class RequestStore:
             connection.execute(update(batches).where(here).values(starts=starts, outputs=outputs))
             return starts
 
+    def started(self, batch_id: str) -> bool:
+        """Whether a driver has begun on the batch before; one that does not exist has not been started."""
+        with self._database.read() as connection:
+            return bool(connection.execute(select(batches.c.starts).where(batches.c.id == batch_id)).scalar())
+
     def release_batch(self, batch_id: str, why: str) -> None:
         """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""
         with self._database.write() as connection:
@@ -330,6 +335,15 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
         database.close()
         raise
     return store
+
+
+def nothing_to_do(store: RequestStore, models: Sequence[str] | None) -> str:
+    """Why a night has nothing to do, in one line that never hides what waits."""
+    waiting = store.count(RequestState.ACCEPTED)
+    if not waiting:
+        return "nothing to do: no request waits"
+    which = f" of {', '.join(models)}" if models else ""
+    return f"nothing to do: no request{which} waits; {waiting} others do"
 
 
 def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
