@@ -156,11 +156,12 @@ def test_damaged_database(command: Command) -> None:
     assert command("list").code == 6
 
 
-def test_unreachable_database(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_database_that_is_a_folder(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXPUNGE_DATABASE_URL", f"sqlite:///{tmp_path}")
     ended = command("list")
-    assert ended.code == 5
+    assert ended.code == 6
     assert ended.err.startswith("error: database sqlite:///")
+    assert "cannot be opened" in ended.err
 
 
 def test_a_failed_request_is_requeued(command: Command, picture: Path) -> None:

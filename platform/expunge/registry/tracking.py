@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, UnavailableError
+from expunge.files import make_private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -246,7 +247,7 @@ class Tracker:
 def _embedded_folder(database: Path) -> Path:
     folder = database.absolute().parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         raise UnavailableError(
             f"tracking_uri: cannot create {folder} ({error.strerror})",
