@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
 from expunge.requests.home import remember
 from expunge.settings import Settings
+from expunge.sources import check_url
 from expunge.web import is_loopback, status_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -52,15 +53,12 @@ def job_server(given: str) -> str:
         )
     url = given if separator else f"http://{given}"
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise InputError(
-            "ray_address: its host or port is malformed", hint=f"write http://HOST:{DEFAULT_PORT}"
-        ) from None
+        parts = urlsplit(check_url(url))
+    except ValueError as error:
+        raise InputError(f"ray_address: {error}", hint=f"write http://HOST:{DEFAULT_PORT}") from None
     if not parts.hostname:
         raise InputError("ray_address: it names no host", hint=f"write http://HOST:{DEFAULT_PORT}")
-    if not separator and port is None:
+    if not separator and parts.port is None:
         url = f"{url.rstrip('/')}:{DEFAULT_PORT}"
     return url.rstrip("/")
 
