@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -68,6 +69,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The entry point of the package."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name is no failure
     try:
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:

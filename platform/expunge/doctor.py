@@ -1,16 +1,20 @@
-"""What a night needs, looked at one by one. Nothing is changed: one blob is sealed, opened and deleted,
-and a new folder beside checkpoints that lie elsewhere is made and deleted."""
+"""What a night needs, looked at one by one.
+
+Nothing is changed: a home that does not exist is not made, and what is made to try a store is deleted again: one sealed
+blob, and a new folder beside checkpoints that lie elsewhere.
+"""
 
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
@@ -18,8 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.settings import Settings, load_settings
+from expunge.sources import config_file
+from expunge.text import masked, masked_quote
+from expunge.web import status_of
 
 if TYPE_CHECKING:
     from expunge.requests.inventory import Inventory
@@ -27,11 +34,13 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "mlflow", "opencv-python-headless")
 _FREE = 5 * 10**9
 _TIMEOUT = 3.0
+_NOT_YET = "made with the first request"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row. `found` says what is there, `hint` what to do if it is not ok."""
+    """One row. `found` says what is there, `hint` what to do if it is not ok; a night can do without what is not
+    `required`."""
 
     name: str
     ok: bool
@@ -41,20 +50,29 @@ class Check:
 
     @property
     def status(self) -> str:
-        return "ok" if self.ok else "missing" if self.required else "absent"
+        return "ok" if self.ok else "failed" if self.required else "warning"
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "status": self.status}
 
 
 def examine() -> list[Check]:
-    """Every check, in the order in which one would fix them. Nothing raises: a failure is a row."""
-    checks = [_python(), *map(_package, _PACKAGES), *_kernels(), _devices(), _encoder()]
+    """Every check, in the order in which one would fix them. Nothing raises: a failure is a row, without passwords."""
+    return [replace(check, found=masked(check.found), hint=masked(check.hint)) for check in _checks()]
+
+
+def _checks() -> Iterator[Check]:
+    yield _python()
+    yield from map(_package, _PACKAGES)
+    yield from _guarded("kernels", _kernels)
+    yield from _guarded("devices", lambda: [_devices()])
+    yield from _guarded("encoder weights", lambda: [_encoder()])
     try:
         settings = load_settings()
     except ExpungeError as error:
-        return [*checks, _failed("settings", error)]
-    parts: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+        yield _failed("settings", error)
+        return
+    looks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
         ("home", _home),
         ("models", _models),
         ("store", _store),
@@ -63,7 +81,9 @@ def examine() -> list[Check]:
         ("tracking", _tracking),
         ("ray job server", _ray),
     )
-    return [*checks, *(_attempt(name, part, settings) for name, part in parts)]
+    for name, look in looks:
+        yield from _guarded(name, partial(_looked, name, look, settings))
+    yield from _guarded("privacy", lambda: [_privacy(settings)])
 
 
 def examine_deeply() -> list[Check]:
@@ -117,15 +137,22 @@ def _some(ids: Iterable[str]) -> str:
     return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
 
 
-def _attempt(name: str, part: Callable[[Settings], str], settings: Settings) -> Check:
+def _looked(name: str, look: Callable[[Settings], str], settings: Settings) -> list[Check]:
+    return [Check(name, True, look(settings))]
+
+
+def _guarded(name: str, rows: Callable[[], list[Check]]) -> list[Check]:
     try:
-        return Check(name, True, part(settings))
+        return rows()
     except ExpungeError as error:
-        return _failed(name, error)
+        return [_failed(name, error)]
     except ImportError as error:
-        return Check(name, False, str(error), "install what is missing above")
+        return [Check(name, False, str(error), "install what is missing above")]
     except OSError as error:
-        return Check(name, False, str(error), "check the path, its permissions and the free space")
+        return [Check(name, False, masked_quote(str(error)), "check the path, its permissions and the free space")]
+    except Exception as error:  # the last line of defence: one row must not take the others along
+        found = f"{type(error).__name__}: {masked_quote(str(error))}"
+        return [Check(name, False, found, "check the settings of this row with `expunge config show`")]
 
 
 def _failed(name: str, error: ExpungeError) -> Check:
@@ -169,11 +196,11 @@ def _gpus() -> list[str]:
 
 
 def _devices() -> Check:
-    """A machine without a GPU is well, only slow."""
+    """A machine without a GPU works, only slowly."""
     try:
         names = _gpus()
     except ImportError as error:
-        return Check("devices", False, f"torch does not import ({error})", "pip install torch")
+        return Check("devices", False, f"torch cannot be imported ({error})", "pip install torch")
     return Check("devices", True, ", ".join(names) or "cpu", required=False)
 
 
@@ -185,14 +212,21 @@ def _encoder() -> Check:
 
 
 def _home(settings: Settings) -> str:
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryFile(dir=settings.home) as file:
-        file.write(b"x")
-    free = shutil.disk_usage(settings.home).free
+    home = settings.home
+    where = _try_to_write(home)
+    free = shutil.disk_usage(where).free
     if free < _FREE:
-        message = f"{settings.home} has {free / 1e9:.1f} GB free"
+        message = f"{home} has {free / 1e9:.1f} GB free"
         raise ExpungeError(message, hint=f"a night writes checkpoints: free {_FREE / 1e9:.0f} GB or move EXPUNGE_HOME")
-    return f"{settings.home}, {free / 1e9:.0f} GB free"
+    return f"{home}, {free / 1e9:.0f} GB free{'' if home.exists() else f'; {_NOT_YET}'}"
+
+
+def _try_to_write(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists. Raises OSError where nothing can be made in it."""
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"x")
+    return there
 
 
 def _models(settings: Settings) -> str:
@@ -201,19 +235,27 @@ def _models(settings: Settings) -> str:
     from expunge.families import deep_preflight
 
     refused: list[ExpungeError] = []
-    for name, model in settings.models.items():
-        try:
-            deep_preflight(name, model, settings.home / "cache" / "models", fetch=False)
-        except ExpungeError as error:
-            refused.append(error)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = settings.home / "cache" / "models" if settings.home.exists() else Path(scratch)
+        for name, model in settings.models.items():
+            try:
+                deep_preflight(name, model, cache, fetch=False)
+            except ExpungeError as error:
+                refused.append(error)
     if refused:
         raise ExpungeError("; ".join(error.message for error in refused), hint=refused[0].hint)
     return f"{', '.join(settings.models)} can be used"
 
 
 def _store(settings: Settings) -> str:
+    from expunge.requests.database import Database
     from expunge.requests.store import open_store
 
+    if not settings.home.exists():
+        if settings.database_url:
+            with Database(settings.database).read():
+                return f"answers; its tables: {_NOT_YET}"
+        return _NOT_YET
     store = open_store(settings)
     try:
         return f"{len(store.batches())} batches so far"
@@ -224,6 +266,8 @@ def _store(settings: Settings) -> str:
 def _blobs(settings: Settings) -> str:
     from expunge.requests.blobs import open_blobs
 
+    if not settings.home.exists():
+        return _NOT_YET
     blobs = open_blobs(settings)
     data = secrets.token_bytes(32)
     blob = blobs.put(data)
@@ -251,28 +295,60 @@ def _checkpoints(settings: Settings) -> str:
 def _tracking(settings: Settings) -> str:
     uri = settings.tracking
     if uri.startswith(("http://", "https://")):
-        return _answers(f"{uri.rstrip('/')}/health", "check EXPUNGE_TRACKING_URI and that the server runs")
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")
+        return _answers(f"{uri.rstrip('/')}/health", "EXPUNGE_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", token)
     if uri.startswith("sqlite:///"):
         folder = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            return f"SQLite in {folder}"
-    return "neither http nor SQLite: not looked at"
+        _try_to_write(folder)
+        return f"SQLite in {folder}{'' if folder.exists() else f'; {_NOT_YET}'}"
+    raise InputError(
+        "the tracking server is neither http(s) nor SQLite", hint="set EXPUNGE_TRACKING_URI to http://HOST:PORT"
+    )
 
 
 def _ray(settings: Settings) -> str:
-    address = settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
-    if not address:
-        return "not configured: `expunge night` tries http://127.0.0.1:8265"
-    if not address.startswith(("http://", "https://")):
-        raise ExpungeError("the job server's address is no http URL", hint="write e.g. http://127.0.0.1:8265")
-    return _answers(f"{address.rstrip('/')}/api/version", "check EXPUNGE_RAY_ADDRESS and that Ray runs")
+    from expunge.batch.submit import DEFAULT_ADDRESS, address_of
+
+    if not settings.ray_address and not os.environ.get("RAY_API_SERVER_ADDRESS"):
+        return f"not configured: `expunge night` tries {DEFAULT_ADDRESS}"
+    url = f"{address_of(settings)}/api/version"
+    return _answers(url, "EXPUNGE_RAY_ADDRESS", "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", ""))
 
 
-def _answers(url: str, hint: str) -> str:
+def _answers(url: str, setting: str, variable: str, token: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # http(s) only, checked by the callers
-            return f"answers with {response.status}"
-    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ExpungeError(f"the server does not answer ({reason})", hint=hint) from None
+        status = status_of(url, timeout=_TIMEOUT, token=token)
+    except OSError as error:
+        message = f"the server does not answer ({masked_quote(str(error))})"
+        raise UnavailableError(message, hint=f"check {setting} and that the server runs") from None
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        if token:
+            raise UnavailableError(
+                f"the server answers, but refuses the token in {variable} ({status})",
+                hint=f"set {variable} to the token that the server was started with",
+            )
+        raise UnavailableError(
+            f"the server answers, but wants a token ({status}), and {variable} is not set", hint=f"set {variable}"
+        )
+    if status >= HTTPStatus.BAD_REQUEST:
+        raise UnavailableError(f"the server answers with {status}", hint=f"check {setting}: is it the right server?")
+    return f"answers with {status}"
+
+
+def _privacy(settings: Settings) -> Check:
+    """Prompts, reasons and pictures of people are in these, and in the config file perhaps passwords."""
+    home = settings.home.absolute()
+    paths = [home, settings.runs, home / "mlflow", home / "blob.key", config_file()]
+    for url in (settings.database, settings.tracking):
+        if url.startswith("sqlite:///"):
+            paths.append(Path(url.removeprefix("sqlite:///").partition("?")[0]))
+    shared = [path for path in dict.fromkeys(path.absolute() for path in paths) if _is_shared(path, home)]
+    hint = "; ".join(f"chmod {'700' if path.is_dir() else '600'} {shlex.quote(str(path))}" for path in shared)
+    found = f"others may read {', '.join(map(str, shared))}" if shared else "only you can read what is there"
+    return Check("privacy", not shared, found, hint, required=False)
+
+
+def _is_shared(path: Path, home: Path) -> bool:
+    """Whether the group or others may read it: a folder of the home that is closed to them closes what is in it."""
+    inside = [folder for folder in path.parents if folder.is_relative_to(home)]
+    return path.exists() and all(each.stat().st_mode & 0o077 for each in (path, *inside))

@@ -1,8 +1,12 @@
 """The one error hierarchy. A message says what was wrong and where; `hint` says what to do about it.
 
-Exit codes of every command: 0 all well, 1 unexpected failure, 2 bad input, 3 a verdict or gate did not pass,
+No password in a URL outlives it: see expunge.text.
+
+Exit codes of every command: 0 success, 1 unexpected failure, 2 bad input, 3 a verdict or gate did not pass,
 4 not found, 5 a service is unreachable, 6 storage failed.
 """
+
+from expunge.text import masked
 
 
 class ExpungeError(Exception):
@@ -11,9 +15,9 @@ class ExpungeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = message
-        self.hint = hint
-        super().__init__(message if hint is None else f"{message}: {hint}")
+        self.message = masked(message)
+        self.hint = None if hint is None else masked(hint)
+        super().__init__(self.message if self.hint is None else f"{self.message}: {self.hint}")
 
 
 class InputError(ExpungeError):

@@ -5,6 +5,8 @@ import sys
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
+from expunge.text import masked
+
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 # What a request says about people. Ids lead to it for those who hold the key.
@@ -22,8 +24,8 @@ def configure(level: str = "info") -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            redact,
             structlog.processors.format_exc_info,
+            redact,
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -41,5 +43,17 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """The last line of defence: a private key that slipped into a log call is blanked."""
-    return {key: "[private]" if key in PRIVATE else value for key, value in event.items()}
+    """The last line of defence: a private key that slipped into a log call is blanked, and passwords in URLs are."""
+    return {key: "[private]" if key in PRIVATE else _masked(value) for key, value in event.items()}
+
+
+def _masked(value: object) -> object:
+    match value:
+        case dict():
+            return {key: "[private]" if key in PRIVATE else _masked(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_masked(inner) for inner in value]
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return masked(str(value))

@@ -5,16 +5,43 @@ Precedence: `EXPUNGE_*` variables (nested by `__`, e.g. `EXPUNGE_GATE__MIN_PSNR=
 beside them are guesses.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from expunge.errors import InputError
+from expunge.sources import (
+    NESTED,
+    PREFIX,
+    as_written,
+    check_url,
+    check_variables,
+    expanded,
+    is_optional,
+    read_config,
+    refused,
+    setting_names,
+)
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Resolution = tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]]
@@ -28,7 +55,13 @@ optimizer a gradient in the backward pass, before surgery has changed it."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _from_text(cls, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+        """A variable is text, whatever its field is."""
+        return as_written(value, handler, optional=is_optional(cls, info.field_name))
 
 
 class TrainingSettings(Section):
@@ -126,9 +159,10 @@ class TrainingSettings(Section):
             return url
         if "@" in url:
             raise ValueError("it holds a key: leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        unknown = sorted({name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)} - URL_OPTIONS)
+        given = parse_qsl(urlsplit(check_url(url)).query, keep_blank_values=True)
+        unknown = [name if value else "an option without a value" for name, value in given if name not in URL_OPTIONS]
         if unknown:
-            raise ValueError(f"{unknown[0]} is not among {', '.join(sorted(URL_OPTIONS))}: leave it out")
+            raise ValueError(f"{min(unknown)} is not among {', '.join(sorted(URL_OPTIONS))}: leave it out")
         return url
 
     @model_validator(mode="after")
@@ -231,6 +265,8 @@ class ModelSettings(Section):
     training: dict[str, Any] = Field(default_factory=dict, description="overrides of [training]")
     gate: dict[str, Any] = Field(default_factory=dict, description="overrides of [gate]")
 
+    _readable = field_validator("source")(check_url)
+
 
 def _testbed_models() -> dict[str, ModelSettings]:
     return {
@@ -261,9 +297,19 @@ def _testbed_models() -> dict[str, ModelSettings]:
     }
 
 
+class _Environment(EnvSettingsSource):
+    """What is not JSON is left to the field, which refuses it by its name."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="EXPUNGE_", env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
     home: Path = Field(
@@ -293,7 +339,19 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         """It is the same folder from wherever it is looked at."""
-        return _expanded(home).absolute()
+        return expanded(home).absolute()
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _from_text(cls, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+        return as_written(value, handler, optional=is_optional(cls, info.field_name))
+
+    @field_validator("database_url", "blob_url", "tracking_uri", "ray_address")
+    @classmethod
+    def _readable(cls, url: str, info: ValidationInfo) -> str:
+        if "@" in url and "://" not in url and info.field_name != "blob_url":  # that may be a folder
+            raise ValueError("it is not a URL: write scheme://user:password@host")
+        return check_url(url, database=info.field_name == "database_url")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -310,7 +368,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_file())
+        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, read_config())
 
     @property
     def database(self) -> str:
@@ -351,38 +409,18 @@ def _sqlite(file: Path) -> str:
     return f"sqlite:///{quote(str(file))}"
 
 
-def _expanded(home: Path) -> Path:
-    try:
-        return home.expanduser()
-    except RuntimeError:
-        raise InputError(f"home: {home} names no user of this machine", hint="write the whole path") from None
-
-
-def config_file() -> Path:
-    """The config file that would be read; it need not exist."""
-    home = _expanded(Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge")))
-    return Path(os.environ.get("EXPUNGE_CONFIG") or home / "config.toml")
-
-
 def load_settings() -> Settings:
-    """Raises InputError naming the setting, and a hint."""
+    """Raises InputError naming the setting or the file, and a hint. No value is in it: it may be a password."""
+    check_variables(Settings)
+    known = [*setting_names(Settings), *setting_names(ModelSettings)]
     try:
         settings = Settings()  # pyright: ignore[reportCallIssue]  # the fields come from the sources
     except ValidationError as error:
-        raise _refused(error) from None
+        raise refused(error, (), known) from None
     for model in settings.models:
         for part, overridden in (("training", settings.training_for), ("gate", settings.gate_for)):
             try:
                 overridden(model)
             except ValidationError as error:
-                raise _refused(error, "models", model, part) from None
+                raise refused(error, ("models", model, part), known) from None
     return settings
-
-
-def _refused(error: ValidationError, *where: str) -> InputError:
-    first = error.errors(include_input=False)[0]
-    name = ".".join(map(str, (*where, *first["loc"])))
-    return InputError(
-        f"setting {name}: {first['msg'].removeprefix('Value error, ')}",
-        hint=f"see EXPUNGE_{name.replace('.', '__').upper()} and {config_file()}",
-    )

@@ -70,6 +70,7 @@ class UnlearnJob(Word):
     batch: Identifier
     model: Identifier
     source: str
+    base: str | None = Field(default=None, description="digest of the base model's files when the job was planned")
     resolution: Resolution
     requests: tuple[RemovalRequest, ...] = Field(description="new ones, to be decided tonight")
     ledger: tuple[RemovalRequest, ...] = Field(

@@ -1,6 +1,7 @@
 """doctor: each row is ok or says how to fix it."""
 
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,6 +13,7 @@ import pytest
 from expunge import doctor
 from expunge.families import deep_preflight, preflight, resolve_source
 from expunge.requests.blobs import open_blobs
+from expunge.requests.store import open_store
 from expunge.settings import load_settings
 
 Command = Callable[..., Any]
@@ -76,7 +78,7 @@ def test_missing_parts_are_rows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> 
     (home / "expunge.db").write_bytes(b"no database" * 200)
     found = rows()
     assert found["no-such-package"].hint == "pip install no-such-package"
-    assert (found["blobs"].status, found["store"].status) == ("missing", "missing")
+    assert (found["blobs"].status, found["store"].status) == ("failed", "failed")
     assert "restore it from a backup" in found["store"].hint
 
 
@@ -140,7 +142,7 @@ def test_exit_code(command: Command, monkeypatch: pytest.MonkeyPatch, ok: bool, 
     assert ("free space" in ended.out) is not ok
     told = command("doctor", "--json")
     assert told.code == code
-    assert told.json[0]["status"] == ("ok" if ok else "missing" if required else "absent")
+    assert told.json[0]["status"] == ("ok" if ok else "failed" if required else "warning")
 
 
 def test_kernels_that_were_not_built_are_no_failure_but_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +151,7 @@ def test_kernels_that_were_not_built_are_no_failure_but_said(monkeypatch: pytest
     reason = "libunlearn_kernels.so was not built"
     monkeypatch.setattr(backends, "why_absent", lambda name: reason if name == "native" else None)
     (row,) = doctor._kernels()
-    assert (row.name, row.status, row.found) == ("CPU kernels", "absent", f"plain torch runs: {reason}")
+    assert (row.name, row.status, row.found) == ("CPU kernels", "warning", f"plain torch runs: {reason}")
     assert "C compiler" in row.hint
 
 
@@ -198,3 +200,135 @@ def test_a_foreign_key_is_found_without_looking_deep(rows: Rows, monkeypatch: py
     found = rows()["blobs"]
     assert not found.ok
     assert "set EXPUNGE_BLOB_KEY to the key whose fingerprint is" in found.hint
+
+
+@pytest.fixture
+def guarded(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """A server that wants the token `right`, and the headers that it was sent."""
+    sent: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = self.headers.get("Authorization", "")
+            sent.append(given)
+            known = ("Bearer right", "Basic dXNlcjpwQHc=")  # user:p@w
+            self.send_response(200 if given in known else 401 if not given else 403)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    listening = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{listening.server_port}", sent
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+@pytest.mark.parametrize(
+    ("row", "setting", "variable"),
+    [
+        ("ray job server", "EXPUNGE_RAY_ADDRESS", "RAY_AUTH_TOKEN"),
+        ("tracking", "EXPUNGE_TRACKING_URI", "MLFLOW_TRACKING_TOKEN"),
+    ],
+)
+def test_a_server_that_wants_a_token_answers(
+    rows: Rows,
+    guarded: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    row: str,
+    setting: str,
+    variable: str,
+) -> None:
+    host, sent = guarded
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # not for what is on this host
+    monkeypatch.setenv(setting, f"http://{host}")
+    found = rows()[row]
+    assert not found.ok
+    assert found.found == f"the server answers, but wants a token (401), and {variable} is not set"
+    assert found.hint == f"set {variable}"
+    monkeypatch.setenv(variable, "wrong-hunter2")
+    found = rows()[row]
+    assert found.found == f"the server answers, but refuses the token in {variable} (403)"
+    assert "hunter2" not in str(found)
+    monkeypatch.setenv(variable, "right")
+    assert rows()[row].ok
+    monkeypatch.setenv(setting, f"http://user:p%40w@{host}")
+    monkeypatch.delenv(variable)
+    assert rows()[row].ok
+    assert sent[-1].startswith("Basic ")
+
+
+def test_a_row_that_fails_as_nobody_foresaw_takes_no_other_along(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise RuntimeError("nonnumeric port: 'hunter2@host'")
+
+    for name in ("_home", "_store", "_blobs", "_tracking", "_ray", "_privacy", "_encoder"):
+        monkeypatch.setattr(doctor, name, broken)
+    found = rows()
+    for name in ("home", "store", "blobs", "tracking", "ray job server", "privacy", "encoder weights"):
+        assert found[name].status == "failed"
+        assert found[name].found == "RuntimeError: nonnumeric port: ***@host'"
+        assert found[name].hint
+    assert found["checkpoints"].ok
+
+
+def test_every_row_that_is_not_ok_says_what_to_do(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_settings().home.write_text("a file")
+    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setenv("EXPUNGE_RAY_ADDRESS", "ray://127.0.0.1:10001")
+    monkeypatch.setenv("EXPUNGE_TRACKING_URI", "postgresql://127.0.0.1:9/mlflow")
+    failed = [check for check in rows().values() if not check.ok]
+    assert {"no-such-package", "home", "store", "tracking", "ray job server"} <= {check.name for check in failed}
+    assert [check for check in failed if not check.hint] == []
+
+
+def test_a_home_that_is_not_there_is_not_made(rows: Rows) -> None:
+    found = rows()
+    assert "made with the first request" in found["home"].found
+    assert found["store"].found == found["blobs"].found == "made with the first request"
+    assert all(found[name].ok for name in ("home", "store", "blobs", "tracking", "privacy"))
+    assert not load_settings().home.exists()
+
+
+def test_a_home_that_cannot_be_made_is_a_row(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_HOME", "/proc/expunge/home")
+    found = rows()["home"]
+    assert not found.ok
+    assert "permissions" in found.hint
+
+
+def test_what_others_may_read_is_named_with_the_command_that_ends_it(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = load_settings()
+    shared = [settings.home, settings.runs, settings.home / "mlflow", tmp_path / "a b"]
+    for folder in shared:
+        folder.mkdir()
+        folder.chmod(0o755)
+    files = [settings.home / "blob.key", settings.home / "expunge.db", tmp_path / "a b" / "own.toml"]
+    open_store(settings).close()
+    open_blobs(settings)
+    files[-1].touch()
+    for file in files:
+        file.chmod(0o644)
+    monkeypatch.setenv("EXPUNGE_CONFIG", str(files[-1]))
+    found = rows()["privacy"]
+    assert (found.status, found.required) == ("warning", False)
+    for path in (*shared[:3], *files):
+        assert str(path) in found.found
+    assert f"chmod 700 {settings.home};" in found.hint
+    assert f"chmod 600 '{files[-1]}'" in found.hint
+    subprocess.run(found.hint, shell=True, check=True)
+    assert rows()["privacy"].ok
+
+
+def test_what_lies_in_a_closed_folder_is_closed(rows: Rows) -> None:
+    settings = load_settings()
+    open_store(settings).close()
+    settings.home.chmod(0o700)
+    (settings.home / "expunge.db").chmod(0o644)
+    assert rows()["privacy"].ok

@@ -75,7 +75,7 @@ def test_surrogate_and_edit(command: Command, picture: Path) -> None:
         (["submit", "a.png", "--model", "flags", "--due", "soon"], 2, "error: due: Input should be a valid date"),
         (["submit", "a.png", "--batch", "x.jsonl"], 2, "error: --batch excludes images"),
         (["submit", "--batch", "none.jsonl"], 2, "error: batch: none.jsonl cannot be read"),
-        (["list", "--state", "gone"], 2, "error: state: 'gone' is none: use one of accepted, batched"),
+        (["list", "--state", "gone"], 2, "error: state: 'gone' is not a state: use one of accepted, batched"),
         (["show", "nobody"], 4, "error: request 'nobody' does not exist: `expunge list` shows those that do"),
         (["withdraw", "nobody"], 4, "error: request 'nobody' does not exist"),
         (["report", "never"], 4, "error: batch 'never' does not exist"),
@@ -159,11 +159,12 @@ def test_damaged_database(command: Command) -> None:
     assert command("list").code == 6
 
 
-def test_unreachable_database(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_database_that_is_a_folder(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXPUNGE_DATABASE_URL", f"sqlite:///{tmp_path}")
     ended = command("list")
-    assert ended.code == 5
+    assert ended.code == 6
     assert ended.err.startswith("error: database sqlite:///")
+    assert "cannot be opened" in ended.err
 
 
 def test_a_failed_request_is_requeued(command: Command, picture: Path) -> None:

@@ -207,3 +207,14 @@ def test_the_levels_chart_is_ordered_and_bounded() -> None:
     assert [mark.level for mark in marks] == ["0.4", "0.6"]
     assert marks[0].base == 0
     assert marks[1].after == 100
+
+
+def test_nothing_that_was_sent_turns_the_text_around() -> None:
+    hostile = request("r-5", "abc\u202edevomer\u2066\u200b")
+    why = "lost\u202e its\x1b[31m\nworkers"
+    whole = reported()
+    batch = whole.batch.model_copy(update={"requests": (*whole.batch.requests, hostile)})
+    html = render_report(ReportBatch(batch, whole.jobs, {**whole.failures, "r-5": why})).decode()
+    assert [c for c in html if not c.isprintable() and c != "\n"] == []
+    assert "abc\\u202edevomer\\u2066\\u200b" in html
+    assert "lost\\u202e its\\x1b[31m workers" in html

@@ -250,18 +250,16 @@ def environment_of(home: Path) -> dict[str, str]:
 
 
 def _config(home: Path) -> str:
-    """The settings, a copy of the faces model under a name for each test, and two models: without weights, and odd."""
+    """The settings, a copy of the faces model under a name for each test, and two models without weights."""
     from expunge.families import resolve_source
 
-    weightless = home / WEIGHTLESS
-    for config in Path(resolve_source("testbed:faces")).rglob("*.json"):
-        copy = weightless / config.relative_to(resolve_source("testbed:faces"))
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(config.read_bytes())
-    odd = home / ODD
-    odd.mkdir()
-    (odd / "model_index.json").write_text('{"_class_name": ["DDPMPipeline"]}')
-    sources = {**dict.fromkeys(MODELS, "testbed:faces"), WEIGHTLESS: str(weightless), ODD: str(odd)}
+    folders = {WEIGHTLESS: home / WEIGHTLESS, ODD: home / ODD}
+    for folder in folders.values():
+        for config in Path(resolve_source("testbed:faces")).rglob("*.json"):
+            copy = folder / config.relative_to(resolve_source("testbed:faces"))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(config.read_bytes())
+    sources = {**dict.fromkeys(MODELS, "testbed:faces"), **folders}
     tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
     return CONFIG.format(learning_rate=LEARNING_RATE) + tables
 

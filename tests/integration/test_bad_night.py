@@ -1,9 +1,11 @@
 """A night on which a request cannot be prepared, one model cannot be loaded, another's config makes no sense, and the
 plan of an earlier start was cut short: none of it holds the others up."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
+from PIL import Image
 
 from expunge.batch.outcome import NightOutcome
 from expunge.words import RequestState
@@ -29,9 +31,10 @@ def bad(ray_of_session: Nights) -> Bad:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_HOME", str(nights.home))
         good = nights.submit(MODEL, 3)
-        unprepared = nights.submit(MODEL, 10, "--edit", "blend:colour=red")
+        unprepared = _nearly_the_same(nights)
         unloadable = nights.submit(WEIGHTLESS, 10)
         odd = nights.submit(ODD, 10)
+        (nights.home / ODD / "model_index.json").write_text('{"_class_name": ["DDPMPipeline"]}')
         folder = nights.settings.runs / BATCH
         folder.mkdir(parents=True)
         (folder / "plan.json").write_text(CUT)
@@ -39,14 +42,26 @@ def bad(ray_of_session: Nights) -> Bad:
         return Bad(end, nights.outcome(BATCH), good, unprepared, unloadable, odd)
 
 
+def _nearly_the_same(nights: Nights) -> str:
+    """A request whose surrogate is another picture, and the same one in the model's eyes."""
+    large = Image.open(nights.face(10)).convert("RGB").resize((192, 192))
+    target, surrogate = nights.home.parent / "large.png", nights.home.parent / "nearly.png"
+    large.save(target)
+    large.putpixel((0, 0), (255, 0, 255))  # no pixel of a grey picture
+    large.save(surrogate)
+    done = nights.expunge("submit", str(target), "--model", MODEL, "--surrogate", str(surrogate), "--json")
+    assert done.code == 0, done.out + done.err
+    return json.loads(done.out)["id"]
+
+
 def test_a_plan_that_was_cut_short_is_kept_aside_and_made_again(nights: Nights, bad: Bad) -> None:
     folder = nights.settings.runs / BATCH
     assert (folder / "plan.json.unreadable").read_text() == CUT
-    assert {job.model for job in bad.outcome.jobs} == {MODEL, WEIGHTLESS}
+    assert {job.model for job in bad.outcome.jobs} == {MODEL}
 
 
 def test_a_model_whose_config_is_odd_is_refused_alone(nights: Nights, bad: Bad) -> None:
-    assert set(bad.outcome.refused) == {bad.odd}
+    assert set(bad.outcome.refused) == {bad.odd, bad.unloadable}
     record = nights.store.get(bad.odd)
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 1)
 
@@ -57,18 +72,15 @@ def test_a_request_that_cannot_be_prepared_fails_alone(nights: Nights, bad: Bad)
     assert record.state is RequestState.FAILED
     assert record.evidence is not None
     assert record.evidence["verdict"] == "skipped"
-    assert "colour" in str(record.evidence["why"])
+    assert "the same picture as its target at the model's resolution" in str(record.evidence["why"])
     assert nights.versions(MODEL) == ["1"]
 
 
-def test_a_model_without_weights_errs_in_one_line_and_its_request_waits_again(nights: Nights, bad: Bad) -> None:
-    errors = {outcome.job.model: outcome.error for outcome in bad.outcome.outcomes}
-    assert errors[MODEL] is None
-    error = errors[WEIGHTLESS]
-    assert error is not None
-    assert error.startswith(f"model {nights.home / WEIGHTLESS}: ")
+def test_a_model_without_weights_is_refused_in_one_line_and_its_request_waits_again(nights: Nights, bad: Bad) -> None:
+    error = bad.outcome.refused[bad.unloadable]
+    assert error.startswith(f"model {WEIGHTLESS} ({nights.home / WEIGHTLESS}): ")
     assert "\n" not in error
-    assert "every component's weights" in error
+    assert "weights" in error
     record = nights.store.get(bad.unloadable)
     assert record.state is RequestState.ACCEPTED
     assert record.attempts == 1
@@ -82,7 +94,7 @@ def test_the_night_ends_with_the_exit_code_of_a_verdict_and_says_why(nights: Nig
     rows = {request: next(line for line in bad.end.out.splitlines() if request in line) for request in _all(bad)}
     assert "passed" in rows[bad.good]
     assert "skipped" in rows[bad.unprepared]
-    assert "error" in rows[bad.unloadable]
+    assert "refused" in rows[bad.unloadable]
     assert "refused" in rows[bad.odd]
     assert f"version  models:/{MODEL}/1 (candidate, champion)" in bad.end.out
     assert nights.store.batch(BATCH).closed

@@ -176,7 +176,8 @@ def _warm_start(job: UnlearnJob, folder: Path, tracker: Tracker) -> Path | None:
     about = json.loads((weights / "expunge.json").read_bytes())
     now = job.training.model_dump(mode="json")
     same_shape = all(about["training"].get(name) == now[name] for name in ("adapter", "lora_rank"))
-    if not same_shape or about["source"] != job.source:
+    same_base = about["source"] == job.source and about.get("base") in (None, job.base)
+    if not same_shape or not same_base:
         get_logger("batch").warning("cold start: the champion has another base or adapter", job=job.id)
         return None
     return weights

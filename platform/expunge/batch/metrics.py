@@ -13,7 +13,6 @@ from functools import cache
 from ray.util.metrics import Gauge
 
 from expunge.batch.outcome import JobOutcome
-from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
 from expunge.words import RequestState
@@ -39,19 +38,21 @@ NOTHING_DUE = 36500.0
 
 OPEN = (RequestState.ACCEPTED, RequestState.BATCHED)
 
+DUE = (*OPEN, RequestState.FAILED)
+"""A request that needs a person is still due."""
+
 
 def report_queue(store: RequestStore, settings: Settings, now: datetime | None = None) -> None:
     """What waits, for every model that has a queue or might have one: a queue that is empty now says so."""
     now = now or datetime.now(UTC)
-    waiting = [record for state in OPEN for record in store.list(state=state)]
-    # A request that needs a person is still due.
-    due = [*waiting, *store.list(state=RequestState.FAILED)]
-    for model in sorted({*settings.models, *(record.request.model for record in due)}):
-        mine = _of(waiting, model)
-        age = max((now - record.accepted_at).total_seconds() for record in mine) if mine else 0.0
-        days = [_days_left(record.request.due, now) for record in _of(due, model) if record.request.due]
-        put("expunge_queue_depth", len(mine), model=model)
-        put("expunge_queue_oldest_seconds", age, model=model)
+    backlog = store.backlog(DUE)
+    for model in sorted({*settings.models, *(model for model, _ in backlog)}):
+        waiting = [backlog[model, state] for state in OPEN if (model, state) in backlog]
+        due = [backlog[model, state].due for state in DUE if (model, state) in backlog]
+        ages = [(now - each.oldest).total_seconds() for each in waiting]
+        days = [_days_left(date, now) for date in due if date is not None]
+        put("expunge_queue_depth", sum(each.requests for each in waiting), model=model)
+        put("expunge_queue_oldest_seconds", max(ages, default=0.0), model=model)
         put("expunge_queue_due_days", min(days, default=NOTHING_DUE), model=model)
 
 
@@ -102,10 +103,6 @@ def put(name: str, value: float, **labels: str) -> None:
 def gauge(name: str) -> Gauge:
     about, labels = METRICS[name]
     return Gauge(name, description=about, tag_keys=labels)
-
-
-def _of(records: Sequence[RequestRecord], model: str) -> list[RequestRecord]:
-    return [record for record in records if record.request.model == model]
 
 
 def _days_left(due: date, now: datetime) -> float:

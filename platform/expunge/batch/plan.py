@@ -6,7 +6,7 @@ from pydantic import Field
 
 from expunge.batch.faults import is_platforms, reason
 from expunge.errors import NotFoundError
-from expunge.families import native_resolution
+from expunge.families import deep_preflight, pinned_source, source_digest
 from expunge.settings import Settings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob, Word
 
@@ -64,8 +64,10 @@ def _job(
     return UnlearnJob(
         batch=batch.id,
         model=name,
-        source=model.source,
-        resolution=model.resolution or native_resolution(model),
+        source=pinned_source(model),
+        base=source_digest(model),
+        # The weights of a hub id are for the nodes that use them: they are not fetched to the driver's.
+        resolution=deep_preflight(name, model, settings.home / "cache" / "models", fetch=False),
         requests=requests,
         ledger=tuple(request for request in removed if request.id not in tonight),
         warm_start=champion.uri if champion else None,

@@ -33,7 +33,7 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
     Raises InputError where the model cannot be loaded or no request is left.
     """
     options = settings.model(job.model)
-    model = load_model(options, job.resolution)
+    model = load_model(options, job.resolution, job.base)
     own = [request.prompt for request in job.everything if request.prompt]
     kept = tuple(dict.fromkeys(options.retain_prompts))
     prompts = list(dict.fromkeys([*kept, *options.forget_prompts, *own]))

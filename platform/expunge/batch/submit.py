@@ -1,6 +1,5 @@
 """Hand a night to Ray: the real `ray job submit`, with nothing but ids in what Ray shows in clear."""
 
-import ipaddress
 import os
 import re
 import secrets
@@ -8,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
 from expunge.requests.home import remember
 from expunge.settings import Settings
+from expunge.sources import check_url
+from expunge.web import is_loopback, status_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DEFAULT_PORT = 8265
@@ -54,13 +53,12 @@ def job_server(given: str) -> str:
         )
     url = given if separator else f"http://{given}"
     try:
-        parts = urlsplit(url)
-        port = parts.port
+        parts = urlsplit(check_url(url))
     except ValueError as error:
         raise InputError(f"ray_address: {error}", hint=f"write http://HOST:{DEFAULT_PORT}") from None
     if not parts.hostname:
         raise InputError("ray_address: it names no host", hint=f"write http://HOST:{DEFAULT_PORT}")
-    if not separator and port is None:
+    if not separator and parts.port is None:
         url = f"{url.rstrip('/')}:{DEFAULT_PORT}"
     return url.rstrip("/")
 
@@ -68,14 +66,11 @@ def job_server(given: str) -> str:
 def check_reachable(address: str) -> None:
     """Raises UnavailableError where nothing answers: Ray's own command ends in pages of traceback there."""
     _past_the_proxy(address)
-    try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=REACH_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is for the submission to say
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+    try:  # whatever it answers: whether it lets us in is for the submission to say
+        status_of(f"{address}/api/version", timeout=REACH_TIMEOUT_S)
+    except OSError as error:
         raise UnavailableError(
-            f"Ray at {address} does not answer ({reason})", hint="start it, or set EXPUNGE_RAY_ADDRESS"
+            f"Ray at {address} does not answer ({error})", hint="start it, or set EXPUNGE_RAY_ADDRESS"
         ) from None
 
 
@@ -179,11 +174,7 @@ def _how_it_ended(code: int | None) -> str:
 def _past_the_proxy(address: str) -> None:
     """A proxy for the outside world knows no loopback address of ours: say so to Ray's client, too."""
     host = urlsplit(address).hostname or ""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_loopback(host):
         return
     for name in ("no_proxy", "NO_PROXY"):
         spared = [entry for entry in os.environ.get(name, "").split(",") if entry]

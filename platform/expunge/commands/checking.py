@@ -12,20 +12,22 @@ MOST_LOST = 0.05
 
 
 class SubmitCheck:
-    """Refuses edits that cannot work; collects a note for each picture of which the model will see too little."""
+    """Refuses what would only fail at night: a model or an edit that cannot work.
+
+    Collects a note for each picture of which the model will see too little.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._resolutions: dict[str, Resolution | None] = {}
+        self._resolutions: dict[str, Resolution | InputError | None] = {}
         self._edits: dict[str, InputError | None] = {}
         self._notes: list[str] = []
 
     def __call__(self, request: RemovalRequest, sizes: tuple[Size, ...]) -> None:
-        if request.edit is not None:
-            self._check_edit(request.edit)
-        if request.model not in self._resolutions:
-            self._resolutions[request.model] = _resolution(self._settings.model(request.model))
-        resolution = self._resolutions[request.model]
+        resolution = self._resolution(request.model)
+        if not request.surrogates:
+            editor = self._settings.model(request.model).editor
+            self._check_edit(request.model, request.edit or EditSpec(editor=editor))
         if resolution is not None:
             self._notes += _notes(sizes, resolution)
 
@@ -34,21 +36,30 @@ class SubmitCheck:
         notes, self._notes = self._notes, []
         return notes
 
-    def _check_edit(self, edit: EditSpec) -> None:
+    def _resolution(self, name: str) -> Resolution | None:
+        """None where it is not at hand: a submission must not wait for a download."""
+        if name not in self._resolutions:
+            self._resolutions[name] = _looked_at(name, self._settings.model(name))
+        found = self._resolutions[name]
+        if isinstance(found, InputError):
+            raise InputError(found.message, hint=found.hint)
+        return found
+
+    def _check_edit(self, model: str, edit: EditSpec) -> None:
         """Each editor with the same options is made once: its packages may take seconds to import."""
         spec = edit.model_copy(update={"mask": None})
-        name = spec.fingerprint()
+        name = f"{model} {spec.fingerprint()}"
         if name not in self._edits:
-            self._edits[name] = _refusal(spec)
+            self._edits[name] = _refusal(spec, self._settings.model(model))
         if (refusal := self._edits[name]) is not None:
             raise InputError(refusal.message, hint=refusal.hint)
 
 
-def _refusal(edit: EditSpec) -> InputError | None:
-    from expunge.surrogates import make_editor
+def _refusal(edit: EditSpec, model: ModelSettings) -> InputError | None:
+    from expunge.surrogates import check_edit
 
     try:
-        make_editor(edit)
+        check_edit(edit, model)
     except InputError as error:
         return error
     except ImportError as error:
@@ -56,18 +67,16 @@ def _refusal(edit: EditSpec) -> InputError | None:
     return None
 
 
-def _resolution(model: ModelSettings) -> Resolution | None:
-    """None where it is not at hand: what a note needs must neither be downloaded nor make a submission fail."""
-    if model.resolution is not None:
-        return model.resolution
+def _looked_at(name: str, model: ModelSettings) -> Resolution | InputError | None:
+    """The model's resolution, or why it cannot be used; its configured resolution where its files are elsewhere."""
     if not model.source.startswith("testbed:") and not Path(model.source).expanduser().is_dir():
-        return None
-    from expunge.families import native_resolution
+        return model.resolution
+    from expunge.families import preflight
 
     try:
-        return native_resolution(model)
-    except Exception:  # `doctor` says what is wrong with a model
-        return None
+        return preflight(name, model)
+    except InputError as error:
+        return error
 
 
 def _notes(sizes: tuple[Size, ...], resolution: Resolution) -> list[str]:

@@ -1,15 +1,20 @@
 """What every command shares: how it opens the platform, how it prints, how it fails."""
 
 import json
+import math
 import os
+import re
 import sys
+import textwrap
 import traceback
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from expunge.errors import ExpungeError
+from expunge.text import masked_quote, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,15 +58,66 @@ def open_platform() -> Opened:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout; dates and enums as their text."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on stdout; dates and enums as their text, what cannot be printed as escapes."""
+    typer.echo(_json(value))
+
+
+def print_json_list(values: Iterable[object]) -> None:
+    """One JSON array, an item at a time: it may be longer than the memory."""
+    written = False
+    for value in values:
+        typer.echo(("," if written else "[") + "\n" + textwrap.indent(_json(value), "  "), nl=False)
+        written = True
+    typer.echo("\n]" if written else "[]")
+
+
+def _json(value: object) -> str:
+    ascii_only = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, default=str)
+    return text if text.isascii() else _UNPRINTABLE.sub(_escape, text)
+
+
+_UNPRINTABLE = re.compile(r"[^\x00-\x7e]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    """Between quotes alone: the rest of a document is ASCII."""
+    return found.group() if found.group().isprintable() else json.dumps(found.group())[1:-1]
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+        case _:
+            return value
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: bool = True) -> None:
+    """A table without a frame; None is an empty cell."""
+    from rich.table import Table
+
+    table = Table(*columns, box=None, show_header=header)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    print_table(table)
 
 
 def print_table(table: "Table") -> None:
-    """As wide as its content: a terminal may wrap a line, but no id or value is cut: they are copied."""
+    """As wide as its content: a terminal may wrap a line, but no id or value is cut: they are copied.
+
+    Whatever its cells hold, each stays in its place.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
+    for column in table.columns:
+        column._cells = [visible(cell) if isinstance(cell, str) else cell for cell in column._cells]
     console = Console(markup=False, highlight=False, emoji=False)
     unbounded = console.options.update(width=10_000)
     console.width = Measurement.get(console, unbounded, table).maximum
@@ -78,11 +134,11 @@ def print_error(error: ExpungeError, *, as_json: bool) -> None:
 def unexpected(error: Exception) -> ExpungeError:
     """A failure that nobody foresaw, as one line; the traceback is for those who ask."""
     if os.environ.get("EXPUNGE_LOG_LEVEL", "").lower() == "debug":
-        traceback.print_exception(error, file=sys.stderr)
-    detail = one_line(str(error)) or "no message"
+        typer.echo(masked_quote("".join(traceback.format_exception(error))), err=True, nl=False)
+    detail = one_line(masked_quote(str(error))) or "no message"
     return ExpungeError(f"{type(error).__name__}: {detail}", hint="set EXPUNGE_LOG_LEVEL=debug for the traceback")
 
 
-def one_line(text: str) -> str:
-    """Paths and messages come from outside: nothing in them may break the line or steer the terminal."""
-    return "".join(c if c.isprintable() else " " if c in "\n\r\t" else f"\\x{ord(c):02x}" for c in text).strip()
+def one_line(text: object) -> str:
+    """What comes from outside, for a person: nothing in it may break the line or steer the terminal."""
+    return visible(str(text)).strip()

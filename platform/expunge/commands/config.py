@@ -1,18 +1,16 @@
 """`expunge config show` and `expunge version`."""
 
 import os
-import re
-import tomllib
 from collections.abc import Iterator
 
 import typer
 
-from expunge.commands.common import AsJson, open_settings, print_json, print_table
+from expunge.commands.common import AsJson, one_line, open_settings, print_json, print_rows
+from expunge.text import masked
 
 app = typer.Typer(help="The settings in force.", rich_markup_mode=None, no_args_is_help=True)
 
 _SECRETS = frozenset({"blob_key"})
-_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^@\s]*(?=@)")
 
 
 @app.callback()
@@ -23,27 +21,21 @@ def config() -> None:
 @app.command("show")
 def show(as_json: AsJson = False) -> None:
     """Print every setting, its value and where it came from. Secrets are masked."""
-    from expunge.settings import config_file
+    from expunge.sources import config_file, read_config
 
     settings = open_settings()
-    file = config_file()
-    written = tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
+    file, written = config_file(), read_config()
     rows = [
-        {"name": ".".join(path), "value": masked(path, value), "source": source(path, written)}
+        {"name": ".".join(path), "value": without_secrets(path, value), "source": source(path, written)}
         for path, value in leaves(settings.model_dump(mode="json"))
     ]
     derived = {"database": settings.database, "blobs": settings.blobs, "tracking": settings.tracking}
-    rows += [{"name": f"({k})", "value": masked((k,), v), "source": "in force"} for k, v in derived.items()]
+    rows += [{"name": f"({k})", "value": without_secrets((k,), v), "source": "in force"} for k, v in derived.items()]
     if as_json:
         print_json({"config_file": str(file), "exists": file.is_file(), "settings": rows})
         return
-    from rich.table import Table
-
-    table = Table("setting", "value", "source", box=None)
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
-    print_table(table)
-    typer.echo(f"config file: {file}{'' if file.is_file() else ' (none)'}")
+    print_rows(("setting", "value", "source"), [tuple(row.values()) for row in rows])
+    typer.echo(f"config file: {one_line(file)}{'' if file.exists() else ' (none)'}")
 
 
 def version(as_json: AsJson = False) -> None:
@@ -72,10 +64,12 @@ def leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         yield path, value
 
 
-def masked(path: tuple[str, ...], value: object) -> object:
+def without_secrets(path: tuple[str, ...], value: object) -> object:
     if path[-1] in _SECRETS and value:
         return "***"
-    return _PASSWORD.sub(r"\1:***", value) if isinstance(value, str) else value
+    if isinstance(value, list):
+        return [without_secrets(path, item) for item in value]
+    return masked(value) if isinstance(value, str) else value
 
 
 def source(path: tuple[str, ...], written: dict[str, object]) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, print_json, print_table
+from expunge.commands.common import AsJson, print_json, print_rows
 from expunge.errors import StorageError, UnavailableError
 
 Deep = Annotated[bool, typer.Option("--deep", help="Open every sealed blob too; exit 6 if a request lacks a picture.")]
@@ -19,12 +19,9 @@ def doctor(deep: Deep = False, as_json: AsJson = False) -> None:
     if as_json:
         print_json([check.as_dict() for check in [*checks, *at_rest]])
     else:
-        from rich.table import Table
-
-        table = Table("check", "", "found", "hint", box=None)
-        for check in [*checks, *at_rest]:
-            table.add_row(check.name, check.status, check.found, "" if check.ok else check.hint)
-        print_table(table)
+        every = [*checks, *at_rest]
+        rows = [(check.name, check.status, check.found, None if check.ok else check.hint) for check in every]
+        print_rows(("check", "", "found", "hint"), rows)
     if any(check.required and not check.ok for check in checks):
         raise typer.Exit(UnavailableError.exit_code)
     if any(check.required and not check.ok for check in at_rest):

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, open_platform, print_json
+from expunge.commands.common import AsJson, one_line, open_platform, print_json
 from expunge.errors import NotFoundError, StorageError
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE", help="Where to; default: a new private folder.")
+    Path | None, typer.Option("--output", metavar="FILE", help="The file to write (default: in a new private folder).")
 ]
 
 
@@ -23,13 +23,14 @@ def report(batch: BatchId, show: Open = False, output: Output = None, as_json: A
     blob = opened.store.batch(batch).report
     if blob is None:
         raise NotFoundError(
-            f"batch {batch} has no report yet", hint="the night has not got that far, see `expunge list --batch`"
+            f"batch {batch} has no report yet",
+            hint=f"the night has not got that far: see `expunge list --batch {batch}`",
         )
     path = _write(opened.blobs.get(blob), batch, output)
     if as_json:
         print_json({"batch": batch, "path": str(path)})
     else:
-        typer.echo(path)
+        typer.echo(one_line(path))
     if show:
         webbrowser.open(path.as_uri())
 

@@ -4,40 +4,63 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, open_store, print_json, print_table
+from expunge.commands.common import AsJson, one_line, open_store, print_json, print_json_list, print_rows
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
     from expunge.requests.schema import RequestRecord
     from expunge.words import RequestState
 
+LIMIT = 100
+TABLE = 1000
+"""Rows whose columns are as wide as the widest of them; more would have to wait for the last one."""
+
+COLUMNS = ("id", "model", "state", "priority", "due", "images", "attempts", "batch", "external id")
+
 Id = Annotated[str, typer.Argument(metavar="ID", help="A request's id.")]
-Model = Annotated[str | None, typer.Option("--model", help="Only this model's.")]
-State = Annotated[str | None, typer.Option("--state", help="accepted, batched, removed, failed or withdrawn.")]
-Batch = Annotated[str | None, typer.Option("--batch", help="Only those that were in this batch.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
+Model = Annotated[str | None, typer.Option("--model", help="Only requests of this model.")]
+State = Annotated[
+    str | None, typer.Option("--state", help="Only requests that are accepted, batched, removed, failed or withdrawn.")
+]
+Batch = Annotated[str | None, typer.Option("--batch", help="Only requests that were ever in this batch.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help=f"List at most this many (default: {LIMIT}; with --json, all).")
+]
+After = Annotated[
+    str | None, typer.Option("--after", metavar="ID", help="Start after this request, to list the next page.")
+]
 
 
 def list_requests(
-    model: Model = None, state: State = None, batch: Batch = None, limit: Limit = None, as_json: AsJson = False
+    model: Model = None,
+    state: State = None,
+    batch: Batch = None,
+    limit: Limit = None,
+    after: After = None,
+    as_json: AsJson = False,
 ) -> None:
     """List requests, oldest first."""
     wanted = None if state is None else _state(state)
-    records = open_store().list(model=model, state=wanted, batch=batch, limit=limit)
+    store = open_store()
     if as_json:
-        print_json([record.model_dump(mode="json") for record in records])
+        records = store.each(model, wanted, batch, limit, after)
+        print_json_list(record.model_dump(mode="json") for record in records)
         return
-    from rich.table import Table
+    shown, left, last = 0, limit or LIMIT, after
+    while left > 0 and (records := store.list(model, wanted, batch, min(left, TABLE), last, history=False)):
+        print_rows(COLUMNS, map(_row, records), header=not shown)
+        shown, left, last = shown + len(records), left - len(records), records[-1].request.id
+    if not shown:
+        typer.echo("no requests" if after is None else "no more requests")
+    elif not left and store.list(model, wanted, batch, 1, last, history=False):
+        total = store.total(model, wanted, batch)
+        typer.echo(f"showing {shown:,} of {total:,}; for more, add --after {last} or a larger --limit", err=True)
 
-    table = Table("id", "model", "state", "priority", "due", "images", "attempts", "batch", "external id", box=None)
-    for record in records:
-        request = record.request
-        cells = (request.priority, request.due or "", len(request.images), record.attempts, record.batch or "")
-        table.add_row(request.id, request.model, record.state, *map(str, cells), request.external_id)
-    if records:
-        print_table(table)
-    else:
-        typer.echo("no requests")
+
+def _row(record: "RequestRecord") -> tuple[object, ...]:
+    request = record.request
+    counts = (request.priority, request.due, len(request.images), record.attempts)
+    return (request.id, request.model, record.state, *counts, record.batch, request.external_id)
 
 
 def show(id: Id, as_json: AsJson = False) -> None:
@@ -47,7 +70,7 @@ def show(id: Id, as_json: AsJson = False) -> None:
         print_json(record.model_dump(mode="json"))
         return
     for name, value in _lines(record):
-        typer.echo(f"{name:<12} {value}")
+        typer.echo(f"{name:<12} {one_line(value)}")
 
 
 def withdraw(id: Id, as_json: AsJson = False) -> None:
@@ -78,7 +101,7 @@ def _state(text: str) -> "RequestState":
     try:
         return RequestState(text)
     except ValueError:
-        raise InputError(f"state: {text!r} is none", hint=f"use one of {', '.join(RequestState)}") from None
+        raise InputError(f"state: {text!r} is not a state", hint=f"use one of {', '.join(RequestState)}") from None
 
 
 def _lines(record: "RequestRecord") -> list[tuple[str, object]]:

@@ -85,7 +85,7 @@ def measure(
     """Evidence for every request of the job, those of earlier nights included. Pictures are sealed in `blobs`."""
     options, model = settings.evaluation, settings.model(job.model)
     forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
-    base, fixed = load_model(model, job.resolution), load_model(model, job.resolution)
+    base, fixed = (load_model(model, job.resolution, job.base) for _ in range(2))
     apply(fixed, hotfix)
     encoder, gate = load_encoder(options.encoder), settings.gate_for(job.model)
     total = len(job.everything) + 1

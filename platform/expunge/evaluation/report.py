@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from expunge.evaluation.pictures import curves
+from expunge.text import visible
 from expunge.words import Evidence, Measured, ModelVersion, RemovalBatch, RemovalRequest, RequestEvidence, UnlearnJob
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _template() -> "Template":
         loader=PackageLoader("expunge.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -128,6 +130,13 @@ def _template() -> "Template":
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
     environment.globals["levels_chart"] = levels_chart
     return environment.get_template("report.html.j2")
+
+
+def _visible(value: object) -> object:
+    """Of an id or a reason, too, everything is seen, in its order: a bidi mark would turn what follows around."""
+    from markupsafe import Markup
+
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from expunge.errors import InputError
 from expunge.families.checks import check
 from expunge.families.preflight import deep_preflight, preflight
 from expunge.families.source import locate, pinned_source, resolve_source, source_digest
@@ -29,13 +30,19 @@ def native_resolution(settings: ModelSettings) -> Resolution:
     return check(locate(pinned_source(settings), f"model {settings.source}"), None)
 
 
-def load_model(settings: ModelSettings, resolution: Resolution) -> "DiffusionModel":
+def load_model(settings: ModelSettings, resolution: Resolution, digest: str | None = None) -> "DiffusionModel":
     """Load a base model in float32 for one resolution.
 
-    Raises InputError where weights or files are missing, or where the model is not supported at this resolution.
+    Raises InputError where weights or files are missing, where the model is not supported at this resolution, or where
+    its files are not those of `digest`.
     """
     layout = locate(pinned_source(settings), f"model {settings.source}", weights=True)
     check(layout, resolution)
+    if digest is not None and layout.digest() != digest:
+        raise InputError(
+            f"model {settings.source}: its files are not those that the night was planned with",
+            hint="give every node the same files, and run the night again",
+        )
 
     from diffusers import DDIMPipeline, DDPMPipeline, StableDiffusion3Pipeline  # not above: it costs seconds
 

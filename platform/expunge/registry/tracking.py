@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, UnavailableError
+from expunge.files import make_private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,7 +248,7 @@ class Tracker:
 def _embedded_folder(database: Path) -> Path:
     folder = database.absolute().parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         raise UnavailableError(
             f"tracking_uri: cannot create {folder} ({error.strerror})",

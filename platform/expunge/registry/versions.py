@@ -159,6 +159,7 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
     about = {
         "model": job.model,
         "source": job.source,
+        "base": job.base,
         "kind": hotfix.kind,
         "job": job.id,
         "steps": hotfix.steps,

@@ -179,6 +179,10 @@ def _known(error: DatabaseError, name: str, url: URL) -> ExpungeError | None:
         return UnavailableError(
             f"database {name} is locked by {', '.join(by) or 'another process'}", hint="wait for it, then repeat"
         )
+    if "unable to open" in reason:  # what SQLite says of a folder that cannot be written
+        return StorageError(
+            f"database {name} cannot be opened ({reason})", hint="check that its folder exists and can be written"
+        )
     if isinstance(error, OperationalError):
         return UnavailableError(
             f"database {name} does not answer ({reason})", hint="check EXPUNGE_DATABASE_URL and that it runs"

@@ -3,23 +3,64 @@
 import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, Select, exists, select
+from sqlalchemy import Column, Connection, Select, Table, exists, literal, select, tuple_
 
 from expunge.errors import NotFoundError
-from expunge.requests.schema import BatchRecord, RequestEvent, RequestRecord, batch_requests, batches, events, requests
+from expunge.requests.schema import (
+    BatchRecord,
+    RequestEvent,
+    RequestRecord,
+    UtcDateTime,
+    batch_requests,
+    batches,
+    events,
+    requests,
+)
 from expunge.words import RemovalRequest, RequestState
 
+IDS_A_STATEMENT = 500
+"""SQLite takes 32,766 variables, PostgreSQL's driver 65,535."""
 
-def records(connection: Connection, query: Select) -> list[RequestRecord]:
-    """The records of a query over `requests`, in its order; two statements, however many there are."""
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which requests to list. `batch` finds every request that ever was in it, also those that left it again."""
+
+    model: str | None = None
+    state: RequestState | None = None
+    batch: str | None = None
+
+    def among(self, query: Select) -> Select:
+        if self.model is not None:
+            query = query.where(requests.c.model == self.model)
+        if self.state is not None:
+            query = query.where(requests.c.state == self.state)
+        if self.batch is not None:
+            members = select(batch_requests.c.request).where(batch_requests.c.batch == self.batch)
+            query = query.where(requests.c.id.in_(members))
+        return query
+
+
+def page(
+    connection: Connection, columns: Table | Column, wanted: Wanted, after: str | None, limit: int | None
+) -> Select:
+    """Oldest first, from the request that follows `after`. Raises NotFoundError where that does not exist."""
+    query = wanted.among(select(columns)).order_by(requests.c.accepted_at, requests.c.id).limit(limit)
+    if after is None:
+        return query
+    at = connection.execute(select(requests.c.accepted_at).where(requests.c.id == after)).scalar()
+    if at is None:
+        raise unknown(after)
+    later = tuple_(requests.c.accepted_at, requests.c.id) > tuple_(literal(at, UtcDateTime), literal(after))
+    return query.where(later)
+
+
+def records(connection: Connection, query: Select, *, history: bool = True) -> list[RequestRecord]:
+    """The records of a query over `requests`, in its order; without `history`, it is not read and left empty."""
     rows = connection.execute(query).all()
-    history: dict[str, list[RequestEvent]] = defaultdict(list)
-    ids = query.with_only_columns(requests.c.id).subquery()
-    lines = select(events).where(events.c.request.in_(select(ids.c.id))).order_by(events.c.id)
-    for line in connection.execute(lines):
-        event = RequestEvent(at=line.at, previous=line.previous, state=line.state, batch=line.batch, detail=line.detail)
-        history[line.request].append(event)
+    histories = _histories(connection, [row.id for row in rows]) if history else {}
     return [
         RequestRecord(
             request=RemovalRequest.model_validate_json(row.body),
@@ -28,10 +69,20 @@ def records(connection: Connection, query: Select) -> list[RequestRecord]:
             attempts=row.attempts,
             accepted_at=row.accepted_at,
             evidence=None if row.evidence is None else json.loads(row.evidence),
-            history=tuple(history[row.id]),
+            history=tuple(histories.get(row.id, ())),
         )
         for row in rows
     ]
+
+
+def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, list[RequestEvent]]:
+    found: dict[str, list[RequestEvent]] = defaultdict(list)
+    for start in range(0, len(ids), IDS_A_STATEMENT):
+        mine = events.c.request.in_(ids[start : start + IDS_A_STATEMENT])
+        for row in connection.execute(select(events).where(mine).order_by(events.c.id)):
+            event = RequestEvent(at=row.at, previous=row.previous, state=row.state, batch=row.batch, detail=row.detail)
+            found[row.request].append(event)
+    return found
 
 
 def record(connection: Connection, request_id: str) -> RequestRecord:

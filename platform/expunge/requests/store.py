@@ -2,9 +2,10 @@
 
 import json
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from sqlalchemy import Connection, func, insert, select, update
@@ -25,10 +26,20 @@ Ids = list[str]
 MAX_STARTS = 3
 """Drivers that may begin on a batch without getting any further, before it is given up."""
 
-_IDS_A_STATEMENT = 500  # SQLite takes 32,766 variables, PostgreSQL's driver 65,535
-
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 _BLOB_ID: TypeAdapter[str] = TypeAdapter(BlobId)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Requests of one model in one state: how many, when the oldest was accepted, and the nearest due date."""
+
+    requests: int
+    oldest: datetime
+    due: date | None
+
+
+Backlog = dict[tuple[str, RequestState], Waiting]
 
 
 class RequestStore:
@@ -87,19 +98,53 @@ class RequestStore:
         state: RequestState | None = None,
         batch: str | None = None,
         limit: int | None = None,
+        after: str | None = None,
+        *,
+        history: bool = True,
     ) -> Records:
-        """Oldest first. `batch` finds every request that ever was in it, also those that went back to the queue."""
-        query = select(requests).order_by(requests.c.accepted_at, requests.c.id).limit(limit)
-        if model is not None:
-            query = query.where(requests.c.model == model)
-        if state is not None:
-            query = query.where(requests.c.state == state)
-        if batch is not None:
-            query = query.where(
-                requests.c.id.in_(select(batch_requests.c.request).where(batch_requests.c.batch == batch))
-            )
+        """Oldest first, from the request that follows `after`; without `history`, that of each is empty.
+
+        `batch` finds every request that ever was in it, also those that went back to the queue. Raises NotFoundError
+        where there is no request `after`.
+        """
+        wanted = queries.Wanted(model, state, batch)
         with self._database.read() as connection:
-            return queries.records(connection, query)
+            query = queries.page(connection, requests, wanted, after, limit)
+            return queries.records(connection, query, history=history)
+
+    def each(
+        self,
+        model: str | None = None,
+        state: RequestState | None = None,
+        batch: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Iterator[RequestRecord]:
+        """What `list` gives, one by one: as long as it may be, a few hundred records are held at a time."""
+        with self._database.read() as connection:
+            query = queries.page(connection, requests.c.id, queries.Wanted(model, state, batch), after, limit)
+            ids = connection.execute(query).scalars().all()
+        for start in range(0, len(ids), queries.IDS_A_STATEMENT):
+            some = ids[start : start + queries.IDS_A_STATEMENT]
+            with self._database.read() as connection:
+                found = queries.records(connection, select(requests).where(requests.c.id.in_(some)))
+            records = {record.request.id: record for record in found}
+            yield from (records[id] for id in some)
+
+    def total(self, model: str | None = None, state: RequestState | None = None, batch: str | None = None) -> int:
+        """How many `list` would give without a limit."""
+        query = queries.Wanted(model, state, batch).among(select(func.count()).select_from(requests))
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def backlog(self, states: Collection[RequestState]) -> Backlog:
+        """What there is of each model in each of these states."""
+        model, state = requests.c.model, requests.c.state
+        figures = (func.count(), func.min(requests.c.accepted_at), func.min(requests.c.due))
+        query = select(model, state, *figures).where(state.in_(states)).group_by(model, state)
+        with self._database.read() as connection:
+            rows = connection.execute(query)
+            return {(name, where): Waiting(count, oldest, due) for name, where, count, oldest, due in rows}
 
     def identity(self) -> str:
         """The database's own id, made with it."""
@@ -348,8 +393,8 @@ def _move(
 ) -> None:
     """One step of many requests, each with its line in the audit trail."""
     values: dict[str, object] = {"state": state} if batch is None else {"state": state, "batch": batch}
-    for start in range(0, len(ids), _IDS_A_STATEMENT):
-        some = ids[start : start + _IDS_A_STATEMENT]
+    for start in range(0, len(ids), queries.IDS_A_STATEMENT):
+        some = ids[start : start + queries.IDS_A_STATEMENT]
         connection.execute(update(requests).where(requests.c.id.in_(some)).values(values))
     _record(connection, ids, previous, state, at or _now(), batch=batch, detail=detail)
 

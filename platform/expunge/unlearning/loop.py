@@ -58,7 +58,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
 
     blobs = open_blobs(settings)
     forget, retain, conditioning = load_job(blobs, prepared)
-    model = load_model(settings.model(job.model), job.resolution)
+    model = load_model(settings.model(job.model), job.resolution, job.base)
     device = get_device()
     model.network.to(device)
     frozen = attach(model, training, task.warm_start)

@@ -1,0 +1,189 @@
+"""Where settings come from: the config file and the environment. What cannot be read there is refused, never left out.
+
+A gate that somebody set and misspelt must not be the default gate in silence.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import get_args, get_origin
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler
+from pydantic.fields import FieldInfo
+
+from expunge.errors import InputError
+
+PREFIX, NESTED = "EXPUNGE_", "__"
+
+# Kubernetes puts these into every pod for a service whose name begins with `expunge-`; EXPUNGE_TEST_* is of the tests.
+_NOT_OURS = re.compile(r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_\w+)?)|TEST_.+")
+
+_ENDS_A_HOST = re.compile(r"[/?#\[\]]")
+
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"})
+"""Their URLs have no place for a key: fsspec would take it for a part of the bucket's name."""
+
+
+def config_file() -> Path:
+    """The config file that would be read; that of the home need not exist."""
+    home = expanded(Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge")))
+    return Path(os.environ.get("EXPUNGE_CONFIG") or home / "config.toml")
+
+
+def expanded(home: Path) -> Path:
+    """With the folder that a `~` stands for. Raises InputError where it names no user."""
+    try:
+        return home.expanduser()
+    except RuntimeError:
+        raise InputError(f"home: {home} names no user of this machine", hint="write the whole path") from None
+
+
+def read_config() -> dict[str, object]:
+    """The config file's tables. Raises InputError naming the file, and the line where its content is at fault."""
+    file = config_file()
+    try:
+        if not stat.S_ISREG(file.stat().st_mode) and str(file) != os.devnull:
+            raise InputError(f"config: {file} is not a regular file", hint="name a TOML file with EXPUNGE_CONFIG")
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if os.environ.get("EXPUNGE_CONFIG"):
+            hint = "create it, or unset EXPUNGE_CONFIG to use the one in the home"
+            raise InputError(f"config: {file} does not exist", hint=hint) from None
+        if file.is_symlink():
+            raise InputError(
+                f"config: {file} is a link to a file that does not exist", hint="correct the link"
+            ) from None
+        return {}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"config: {file} cannot be read ({reason})", hint="check its permissions") from None
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"config: {file}: line {line} is not UTF-8", hint="save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"config: {file} is not TOML: {error}", hint="correct that line") from None
+
+
+def check_variables(settings: type[BaseModel]) -> None:
+    """Raises InputError for an `EXPUNGE_*` variable that sets nothing."""
+    fields = settings.model_fields
+    for name in sorted(os.environ):
+        if not name.upper().startswith(PREFIX):
+            continue
+        rest = name.upper().removeprefix(PREFIX)
+        head, nested, _ = rest.partition(NESTED)
+        field = fields.get(head.lower())
+        if (field is None or (nested and not _is_table(field))) and not _NOT_OURS.fullmatch(rest):
+            known = [_variable(path.split(".")) for path in setting_names(settings)]
+            hint = did_you_mean(name.upper(), known) or "unset it, or correct its name"
+            raise InputError(f"the environment variable {name} is not a setting", hint=hint)
+
+
+def refused(error: ValidationError, where: Sequence[str], known: Iterable[str]) -> InputError:
+    """What is wrong with the first setting of `error`, which lies at `where`; `known` are the names that there are."""
+    first = error.errors(include_input=False)[0]
+    path = [*where, *map(str, first["loc"])]
+    name, hint = ".".join(path), f"see {_variable(path)} and {config_file()}"
+    if first["type"] == "extra_forbidden":
+        close = did_you_mean(path[-1], {each.rpartition(".")[2] for each in known})
+        return InputError(f"setting {name}: there is no such setting", hint=f"{close} {hint}".strip())
+    if first["type"] in ("tuple_type", "dict_type", "model_type"):
+        hint = f'write a list as ["a", "b"] and a table as {{"a": 1}}; {hint}'
+    return InputError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}", hint=hint)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def setting_names(kind: type[BaseModel]) -> list[str]:
+    """The names of all settings of `kind`, as `training` and `training.steps`."""
+    names = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        names.append(name)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += [f"{name}.{rest}" for rest in setting_names(inner)]
+    return names
+
+
+def is_optional(kind: type[BaseModel], field: str | None) -> bool:
+    return NoneType in get_args(kind.model_fields[field or ""].annotation)
+
+
+def _is_table(field: FieldInfo) -> bool:
+    kind = field.annotation
+    return get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _variable(path: Sequence[str]) -> str:
+    """That of a list is one, whichever of its items is wrong."""
+    return PREFIX + NESTED.join(part for part in path if not part.isdigit()).upper()
+
+
+def as_written(value: object, handler: ValidatorFunctionWrapHandler, *, optional: bool) -> object:
+    """`value` as its field takes it. A variable is text: what is refused as such is tried as the JSON that it spells.
+
+    So "1" is one of the numbers of a Literal, and "3.2e+07", as Helm prints it, a whole number.
+    """
+    if not isinstance(value, str):
+        return handler(value)
+    if optional and value.strip() in ("", "null"):
+        return None
+    try:
+        return handler(value)
+    except ValidationError:
+        spelt = _spelt(value)
+        if spelt is None:
+            raise
+    return handler(spelt)
+
+
+def _spelt(text: str) -> object:
+    """A number, list or object; None for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | float | list | dict) else None
+
+
+def check_url(url: str, *, database: bool = False) -> str:
+    """Raises ValueError where a password cannot be told from the rest: a message might then show a part of it.
+
+    The password of a `database` URL may hold slashes, as SQLAlchemy reads it.
+    """
+    scheme, slashes, rest = url.partition("://")
+    if not slashes or (rest.startswith("/") and "?" not in rest):  # a path
+        return url
+    if re.search(r"[\s\x00-\x1f]", url) and re.search("[@?]", url):
+        raise ValueError("it holds white space: percent-encode it (a space is %20)")
+    user, colon, tail = rest.partition(":")
+    server = rest
+    if colon and "@" in tail and not _ENDS_A_HOST.search(user):
+        password, _, server = tail.partition("@")
+        if "@" in server or (_ENDS_A_HOST.search(password) and not database):
+            raise ValueError("where its password ends is not clear: write an @ in it as %40 and a / as %2F")
+        if scheme in OBJECT_STORES:
+            raise ValueError("it holds a key: leave it out, and set AWS_ACCESS_KEY_ID or what else its driver reads")
+    elif scheme.startswith("http") and "@" in rest and _ENDS_A_HOST.search(rest.partition("@")[0]):
+        raise ValueError("where its token ends is not clear: write an @ in it as %40 and a / as %2F")
+    try:
+        _ = urlsplit(f"x://{server}").port
+    except ValueError:
+        raise ValueError("its host or port is malformed") from None
+    return url
