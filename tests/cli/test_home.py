@@ -81,7 +81,7 @@ def test_a_database_on_a_disk_that_is_read_only(
     def refused(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError(reason)
 
-    monkeypatch.setattr(sqlite3.dbapi2, "connect", refused)
+    monkeypatch.setattr("sqlite3.dbapi2.connect", refused)
     ended = command(*spelt(arguments, picture))
     said = ended.json["error"] if "--json" in arguments else ended.err
     assert ended.code == 6
