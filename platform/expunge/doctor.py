@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from expunge.errors import ExpungeError, InputError, UnavailableError
+from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError
 from expunge.settings import Settings, load_settings
 from expunge.sources import config_file
 from expunge.text import masked, masked_quote
@@ -222,10 +222,17 @@ def _home(settings: Settings) -> str:
 
 
 def _try_to_write(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists. Raises OSError where nothing can be made in it."""
+    """The folder, or the nearest one above it that exists. Raises StorageError where nothing can be made in it."""
     there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
-    with tempfile.TemporaryFile(dir=there) as file:
-        file.write(b"x")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = f"check the permissions of {there}, and what it is mounted with, or set EXPUNGE_HOME"
+        raise StorageError(
+            f"{folder} cannot be {'written' if there == folder else 'made'} ({reason})", hint=hint
+        ) from None
     return there
 
 

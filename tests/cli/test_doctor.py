@@ -298,7 +298,8 @@ def test_a_home_that_cannot_be_made_is_a_row(rows: Rows, monkeypatch: pytest.Mon
     monkeypatch.setenv("EXPUNGE_HOME", "/proc/expunge/home")
     found = rows()["home"]
     assert not found.ok
-    assert "permissions" in found.hint
+    assert found.found.startswith("/proc/expunge/home cannot be made (")
+    assert found.hint.startswith("check the permissions of /proc,")
 
 
 def test_what_others_may_read_is_named_with_the_command_that_ends_it(

@@ -38,7 +38,8 @@ Edit = Annotated[
     typer.Option("--edit", metavar="SPEC", help="How to make the surrogate: EDITOR[:key=value,...], mask=FILE."),
 ]
 ExternalId = Annotated[
-    str | None, typer.Option("--external-id", metavar="ID", help="Yours; the same id is accepted once.")
+    str | None,
+    typer.Option("--external-id", metavar="ID", help="Your own id; the same id is accepted only once."),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="For the audit trail.")]
 Due = Annotated[str | None, typer.Option("--due", metavar="DATE", help="YYYY-MM-DD; nearer goes first.")]
