@@ -39,7 +39,6 @@ def test_all_that_is_kept_lies_in_the_home(
     assert kept
     assert all(path.is_relative_to(home) for path in kept), kept
     assert (home / "expunge.db").is_file()
-    assert (home / "mlflow").is_dir()
     monkeypatch.chdir(tmp_path)
     if home.name != "relative":
         assert len(command("list", "--json").json) == 1

@@ -105,18 +105,37 @@ def test_notes_on_a_file_of_requests(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["some/hub-id", "/no/such/folder"])
-def test_a_model_that_cannot_be_read_does_not_fail_a_submission(
+def test_a_model_whose_files_are_elsewhere_does_not_fail_a_submission(
     command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
 ) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f'[models.mine]\nsource = "{source}"\n')
     monkeypatch.setenv("EXPUNGE_CONFIG", str(config))
     assert command("submit", picture, "--model", "mine").code == 0
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ('["odd"]', "model_index.json"),
+        ('{"_class_name": ["DDPMPipeline"]}', "model_index.json: _class_name"),
+        ('{"_class_name": "FluxPipeline"}', "FluxPipeline is not supported"),
+    ],
+)
+def test_a_model_that_cannot_work_is_refused_before_a_night_is_spent_on_it(
+    command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, index: str, said: str
+) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "model_index.json").write_text('["odd"]')
+    (broken / "model_index.json").write_text(index)
+    config = tmp_path / "config.toml"
     config.write_text(f'[models.mine]\nsource = "{broken}"\n')
-    assert command("submit", picture, "--model", "mine", "--external-id", "2").code == 0
+    monkeypatch.setenv("EXPUNGE_CONFIG", str(config))
+    refused = command("submit", picture, "--model", "mine")
+    assert refused.code == 2
+    assert f"model mine ({broken}): " in refused.err
+    assert said in refused.err
+    assert command("list", "--json").json == []
 
 
 def test_the_settings_resolution_counts(

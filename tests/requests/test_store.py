@@ -384,7 +384,7 @@ def test_read_only(settings: Settings, ask: Ask) -> None:
     [
         ("sqlite:///{home}/broken.db", StorageError, "is damaged .*: restore it from a backup"),
         ("sqlite:///{home}/broken.db/expunge.db", StorageError, "cannot be made"),
-        ("sqlite:///{home}", UnavailableError, "does not answer"),
+        ("sqlite:///{home}", StorageError, "cannot be opened"),
         ("sqlite://", InputError, "^database_url: a database in memory forgets every request"),
         ("words", InputError, "^database_url: not a SQLAlchemy URL"),
         ("nonesuch://host/db", InputError, "^database_url: .*: install the database driver"),

@@ -25,9 +25,8 @@ class SubmitCheck:
 
     def __call__(self, request: RemovalRequest, sizes: tuple[Size, ...]) -> None:
         resolution = self._resolution(request.model)
-        if not request.surrogates:
-            editor = self._settings.model(request.model).editor
-            self._check_edit(request.model, request.edit or EditSpec(editor=editor))
+        if request.edit is not None:
+            self._check_edit(request.model, request.edit)
         if resolution is not None:
             self._notes += _notes(sizes, resolution)
 

@@ -22,6 +22,7 @@ from expunge.requests import passphrase as passphrases
 from expunge.requests.blobs import KEY_FILE, BlobStore, mark, open_blobs
 from expunge.requests.database import HEAD
 from expunge.requests.filesystems import Folder
+from expunge.requests.home import recall
 from expunge.requests.inventory import NEEDED, pictures
 from expunge.requests.manifest import BLOBS, DATABASE, KEY, MANIFEST, Manifest
 from expunge.requests.store import open_store
@@ -47,7 +48,8 @@ def back_up(
         raise InputError(f"backup: {target} exists", hint="name a new folder")
     if target.is_relative_to(settings.home.absolute()):
         raise InputError(f"backup: {target} lies in the home, and would be lost with it", hint="name another disk")
-    open_store(settings).close()  # refuses a database that is gone: its backup would be an empty one
+    if recall(settings) is not None:
+        open_store(settings).close()  # refuses a database that is gone: its backup would be an empty one
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
     with storage(f"the backup at {target}"):
         partial.mkdir(parents=True, mode=0o700)
