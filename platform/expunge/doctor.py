@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -79,6 +80,7 @@ def _checks() -> Iterator[Check]:
         ("blobs", _blobs),
         ("checkpoints", _checkpoints),
         ("tracking", _tracking),
+        ("removals", _removals),
         ("ray job server", _ray),
     )
     for name, look in looks:
@@ -311,6 +313,30 @@ def _tracking(settings: Settings) -> str:
     raise InputError(
         "the tracking server is neither http(s) nor SQLite", hint="set EXPUNGE_TRACKING_URI to http://HOST:PORT"
     )
+
+
+def _removals(settings: Settings) -> str:
+    """What the store calls removed, against what the champions hold: a lost version takes its removals along."""
+    from expunge.requests.store import open_store
+    from expunge.words import RequestState
+
+    if not settings.home.exists():
+        return _NOT_YET
+    with closing(open_store(settings)) as store:
+        removed = store.ids(RequestState.REMOVED)
+        if not removed:
+            return "nothing was removed yet"
+        from expunge.batch.lost import lost_removals  # imports MLflow: seconds
+        from expunge.registry.tracking import Tracker
+
+        lost = lost_removals(store, Tracker(settings.tracking))
+    if lost:
+        what = "; ".join(f"{model}: {_some(requests)}" for model, requests in lost.items())
+        raise ExpungeError(
+            f"{sum(map(len, lost.values()))} removed requests that no champion holds ({what})",
+            hint="run `expunge night`: they are removed again; or restore the registry",
+        )
+    return f"{sum(map(len, removed.values())):,}, all held by their champions"
 
 
 def _ray(settings: Settings) -> str:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from expunge import doctor
 from expunge.batch.driver import _with_lost
 from expunge.batch.lost import WHY, lost_removals
+from expunge.errors import ExpungeError
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
@@ -103,6 +105,16 @@ def test_a_champion_that_is_gone_takes_its_removals_along(
     assert (record.state, record.attempts) == (RequestState.BATCHED, 0)
     assert WHY in [event.detail for event in record.history]
     assert _with_lost(store, tracker, joined, tmp_path, None) == joined, "a second start finds nothing lost"
+
+
+def test_doctor_shows_the_difference(
+    store: RequestStore, tracker: Tracker, settings: Settings, removed: tuple[RemovalRequest, ModelVersion]
+) -> None:
+    request, _ = removed
+    assert doctor._removals(settings) == "1, all held by their champions"
+    _deleted(tracker, settings)
+    with pytest.raises(ExpungeError, match=rf"1 removed requests that no champion holds \(flags: {request.id}\): run"):
+        doctor._removals(settings)
 
 
 def test_another_registry_holds_nothing(

@@ -13,7 +13,7 @@ from expunge.errors import ExpungeError, InputError
 from expunge.families import load_model
 from expunge.families.base import DiffusionModel
 from expunge.requests.blobs import BlobStore
-from expunge.requests.imaging import normalise, to_array
+from expunge.requests.imaging import normalise, read_file, to_array
 from expunge.settings import ModelSettings, Resolution, Settings
 from expunge.surrogates import check_edit, make_editor
 from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
@@ -130,7 +130,11 @@ def _folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np
     if not files:
         raise InputError(f"training.retain_folder: {folder} holds no image", hint="PNG, JPEG and WEBP files are read")
     pngs = (
-        normalise(file.read_bytes(), field=f"retain_folder/{file.name}", max_pixels=settings.max_pixels)
+        normalise(
+            read_file(file, field="training.retain_folder", max_bytes=settings.max_bytes),
+            field=f"training.retain_folder: {file.name}",
+            max_pixels=settings.max_pixels,
+        )
         for file in files
     )
     return [fit(to_array(png), resolution) for png in pngs]

@@ -124,12 +124,12 @@ def _transformers_backbone(reference: str) -> "tuple[PreTrainedModel, Tensor, Te
 
     try:
         processor = AutoImageProcessor.from_pretrained(reference, use_fast=False)
-        network = AutoModel.from_pretrained(reference)
+        network = AutoModel.from_pretrained(reference, use_safetensors=True)  # never a pickle
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
             f"evaluation.encoder: transformers cannot load {reference!r} ({first_line})",
-            hint="name a folder or hub id that holds a vision backbone and its preprocessor_config.json",
+            hint="name a folder or hub id of a vision backbone with safetensors weights and a preprocessor_config.json",
         ) from None
     mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
     return network.eval().requires_grad_(False), mean, deviation, _input_size(processor.to_dict())
