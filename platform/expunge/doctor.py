@@ -59,7 +59,11 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, in the order in which one would fix them. Nothing raises: a failure is a row, without passwords."""
-    return [replace(check, found=masked(check.found), hint=masked(check.hint)) for check in _checks()]
+    return _shown(_checks())
+
+
+def _shown(checks: Iterable[Check]) -> list[Check]:
+    return [replace(check, found=masked(check.found), hint=masked(check.hint)) for check in checks]
 
 
 def _checks() -> Iterator[Check]:
@@ -89,22 +93,19 @@ def _checks() -> Iterator[Check]:
 
 
 def examine_deeply() -> list[Check]:
-    """Every request and every blob, which may take long; no row where the store or the blobs cannot be opened."""
+    """Every request and every blob, which may take long; one row where the store or the blobs cannot be opened."""
+    return _shown(_guarded("pictures", _inventory))
+
+
+def _inventory() -> list[Check]:
     from expunge.requests.blobs import open_blobs
     from expunge.requests.inventory import take_inventory
     from expunge.requests.store import open_store
 
-    try:
-        settings = load_settings()
-        blobs, store = open_blobs(settings), open_store(settings)
-    except ExpungeError as error:
-        return [_failed("pictures", error)]
+    settings = load_settings()
+    blobs, store = open_blobs(settings), open_store(settings)
     try:
         found = take_inventory(store, blobs, settings.runs)
-    except ExpungeError as error:
-        return [_failed("pictures", error)]
-    except OSError as error:
-        return [Check("pictures", False, str(error), "check the path and its permissions")]
     finally:
         store.close()
     return [_pictures(found), _others(found)]
@@ -307,7 +308,7 @@ def _tracking(settings: Settings) -> str:
         token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")
         return _answers(f"{uri.rstrip('/')}/health", "EXPUNGE_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", token)
     if uri.startswith("sqlite:///"):
-        folder = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent
+        folder = _file_of(uri).parent
         _try_to_write(folder)
         return f"SQLite in {folder}{'' if folder.exists() else f'; {_NOT_YET}'}"
     raise InputError(
@@ -337,6 +338,11 @@ def _removals(settings: Settings) -> str:
             hint="run `expunge night`: they are removed again; or restore the registry",
         )
     return f"{sum(map(len, removed.values())):,}, all held by their champions"
+
+
+def _file_of(url: str) -> Path:
+    """The file of a SQLite URL."""
+    return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def _ray(settings: Settings) -> str:
@@ -374,7 +380,7 @@ def _privacy(settings: Settings) -> Check:
     paths = [home, settings.runs, home / "mlflow", home / "blob.key", config_file()]
     for url in (settings.database, settings.tracking):
         if url.startswith("sqlite:///"):
-            paths.append(Path(url.removeprefix("sqlite:///").partition("?")[0]))
+            paths.append(_file_of(url))
     shared = [path for path in dict.fromkeys(path.absolute() for path in paths) if _is_shared(path, home)]
     hint = "; ".join(f"chmod {'700' if path.is_dir() else '600'} {shlex.quote(str(path))}" for path in shared)
     found = f"others may read {', '.join(map(str, shared))}" if shared else "only you can read what is there"

@@ -36,15 +36,15 @@ OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl
 def config_file() -> Path:
     """The config file that would be read; that of the home need not exist."""
     home = expanded(Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge")))
-    return Path(os.environ.get("EXPUNGE_CONFIG") or home / "config.toml")
+    return expanded(Path(os.environ.get("EXPUNGE_CONFIG") or home / "config.toml"), "config")
 
 
-def expanded(home: Path) -> Path:
-    """With the folder that a `~` stands for. Raises InputError where it names no user."""
+def expanded(path: Path, setting: str = "home") -> Path:
+    """`path` with its `~` as the folder that it stands for. Raises InputError where there is no such user."""
     try:
-        return home.expanduser()
+        return path.expanduser()
     except RuntimeError:
-        raise InputError(f"home: {home} names no user of this machine", hint="write the whole path") from None
+        raise InputError(f"{setting}: {path} names no user of this machine", hint="write the whole path") from None
 
 
 def read_config() -> dict[str, object]:

@@ -328,6 +328,27 @@ def test_what_others_may_read_is_named_with_the_command_that_ends_it(
     assert rows()["privacy"].ok
 
 
+def test_a_home_of_any_name_is_looked_at(rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXPUNGE_HOME", str(tmp_path / "100%20 ?#"))
+    settings = load_settings()
+    open_store(settings).close()
+    settings.home.chmod(0o755)
+    (settings.home / "expunge.db").chmod(0o644)
+    assert str(settings.home / "expunge.db") in rows()["privacy"].found
+
+
+def test_looking_deep_takes_what_nobody_foresaw_as_a_row(
+    deep: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("lost redis://:hunter2@host")
+
+    monkeypatch.setattr("expunge.requests.inventory.take_inventory", broken)
+    ended = deep()
+    assert ended.code == 6
+    assert ended.json[0]["found"] == "RuntimeError: lost ***@host"
+
+
 def test_what_lies_in_a_closed_folder_is_closed(rows: Rows) -> None:
     settings = load_settings()
     open_store(settings).close()

@@ -13,6 +13,7 @@ from expunge import doctor
 from expunge.cli import run
 from expunge.commands.common import unexpected
 from expunge.errors import InputError
+from expunge.families import preflight
 from expunge.logs import configure, get_logger
 from expunge.text import masked, masked_quote
 
@@ -141,6 +142,7 @@ def test_no_password_of_a_setting_is_ever_printed(
     for name in ("_kernels", "_encoder", "_devices", "_package", "_checkpoints"):  # they cost seconds, and read no URL
         row = [] if name == "_kernels" else doctor.Check("unlooked", True, "")
         monkeypatch.setattr(doctor, name, lambda *_, row=row: row)
+    monkeypatch.setattr("expunge.families.deep_preflight", lambda name, model, *_, **__: preflight(name, model))
     if "={}" in url:
         password = password.replace("&", "")  # it begins another option
     if "{}@" not in url:
