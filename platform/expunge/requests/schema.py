@@ -131,6 +131,7 @@ requests = Table(
     Column("evidence", Text),
     UniqueConstraint("model", "external_id"),
     Index("ix_requests_queue", "state", "priority", "due", "accepted_at"),
+    Index("ix_requests_arrival", "accepted_at", "id"),
 )
 
 batch_requests = Table(

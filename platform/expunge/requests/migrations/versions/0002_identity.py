@@ -10,6 +10,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    op.create_index("ix_requests_arrival", "requests", ["accepted_at", "id"])  # what lists go by, page by page
     identity = op.create_table(
         "identity",
         sa.Column("name", sa.String(32), nullable=False),
@@ -22,6 +23,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index("ix_requests_arrival", "requests")
     for name in ("starts", "outputs"):
         op.drop_column("batches", name)
     op.drop_table("identity")
