@@ -36,7 +36,7 @@ class Folders:
     folder: Path
     skipped = fallbacks = 0
 
-    def __init__(self, engine: ShardedEngine, training: TrainingSettings, job: str) -> None:
+    def __init__(self, engine: ShardedEngine, training: TrainingSettings, job: str, key: bytes) -> None:
         self._engine = engine
 
     def restore(self) -> int:
