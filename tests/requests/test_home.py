@@ -7,10 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
 
 from expunge.errors import ExpungeError, InputError, StorageError
+from expunge.requests import database
 from expunge.requests.backup import back_up
 from expunge.requests.blobs import open_blobs
+from expunge.requests.database import Database
 from expunge.requests.home import FILE, check_home, recall, remember
 from expunge.requests.store import open_store
 from expunge.settings import Settings
@@ -136,3 +141,30 @@ def test_a_home_that_cannot_be_written_says_so(settings: Settings) -> None:
     with pytest.raises(ExpungeError, match=r"cannot be (written|made)") as caught:
         open_store(nowhere)
     assert caught.value.exit_code == StorageError.exit_code
+
+
+def test_a_home_of_the_first_release_is_taken_over(settings: Settings, ask: Ask) -> None:
+    """Its database has no id yet, and its home remembers nothing; its open batch goes on."""
+    settings.home.mkdir()
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).with_name("migrations")))
+    with Database(settings.database).write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        request = ask("old")
+        connection.execute(text("INSERT INTO batches (id, created) VALUES ('night-old', '2026-01-01 00:00:00')"))
+        connection.execute(
+            text(
+                "INSERT INTO requests (id, model, external_id, state, batch, attempts, priority, accepted_at, body) "
+                "VALUES (:id, :model, :external_id, 'batched', 'night-old', 1, 0, '2026-01-01 00:00:00', :body)"
+            ),
+            {**request.model_dump(include={"id", "model", "external_id"}), "body": request.model_dump_json()},
+        )
+        connection.execute(text("INSERT INTO batch_requests VALUES ('night-old', 0, 'req-old')"))
+    store = open_store(settings)
+    batch = store.drain(None)
+    assert (batch.id, [request.id for request in batch.requests]) == ("night-old", ["req-old"])
+    assert store.start_batch(batch.id, 0) == 1
+    known = recall(settings)
+    assert known is not None
+    assert known.database == store.identity()
