@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from expunge.batch.stages import Progress, once, only_driver, stored
+from expunge.batch.stages import PLAN, Progress, advance, once, only_driver, stored
 from expunge.errors import StorageError, UnavailableError
 from expunge.files import write_atomically
 
@@ -119,6 +119,25 @@ def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="stage failed"), only_driver(tmp_path, "night-1"):
             raise RuntimeError("stage failed")
+
+
+def test_how_far_a_batch_has_got_only_grows(tmp_path: Path) -> None:
+    got = [advance(tmp_path)]
+    (tmp_path / PLAN).write_text("{}")
+    got.append(advance(tmp_path))
+    first, second = Progress(tmp_path / "job-1"), Progress(tmp_path / "job-2")
+    for step in (
+        lambda: first("prepare"),
+        lambda: second("prepare"),
+        lambda: first("train", 0, 9_000_000),
+        lambda: first("train", 50, 9_000_000),
+        lambda: second("train", 9_000_000, 9_000_000),
+        lambda: first("evaluate", 0, 3),
+        lambda: second("done"),
+    ):
+        step()
+        got.append(advance(tmp_path))
+    assert got == sorted(set(got))
 
 
 def test_progress(tmp_path: Path) -> None:

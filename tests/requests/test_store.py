@@ -191,7 +191,7 @@ def test_more_requests_than_a_statement_takes(store: RequestStore, ask: Ask) -> 
 def test_the_drivers_of_a_batch_are_counted_until_it_gets_further(store: RequestStore, ask: Ask) -> None:
     store.add(ask("a"))
     batch = store.drain(None).id
-    assert [store.start_batch(batch, outputs) for outputs in (0, 0, 2, 2, 2, 3, 1)] == [1, 2, 1, 2, 3, 1, 2]
+    assert [store.start_batch(batch, advance) for advance in (0, 0, 2, 2, 2, 3, 1)] == [1, 2, 1, 2, 3, 1, 2]
     assert store.batch(batch).starts == 2
     with pytest.raises(NotFoundError, match="batch 'never' does not exist"):
         store.start_batch("never", 0)

@@ -15,7 +15,7 @@ from expunge.batch.lost import WHY, lost_removals
 from expunge.batch.metrics import report_outcomes, report_queue
 from expunge.batch.outcome import JobOutcome, NightOutcome, settle
 from expunge.batch.plan import LedgerOf, Plan, plan
-from expunge.batch.stages import NIGHT, OUTCOME, PLAN, once, only_driver, stored
+from expunge.batch.stages import NIGHT, OUTCOME, PLAN, advance, once, only_driver, stored
 from expunge.errors import ExpungeError, NotFoundError, StorageError
 from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
@@ -82,7 +82,7 @@ def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remov
     finished = stored(folder / NIGHT, NightOutcome)
     if finished is not None and store.batch(batch.id).closed:
         return finished
-    starts = store.start_batch(batch.id, outputs=len(list(folder.rglob("*.json"))))
+    starts = store.start_batch(batch.id, advance(folder))
     if starts > MAX_STARTS:
         raise ExpungeError(
             f"batch {batch.id} was started {MAX_STARTS} times without getting any further",

@@ -17,6 +17,9 @@ PLAN, NIGHT = "plan.json", "night.json"
 EVIDENCE, VERSION, OUTCOME = "evidence.json", "version.json", "outcome.json"
 """Names in a job's folder, beside those of its training."""
 
+STAGES = ("wait", "prepare", "train", "evaluate", "register", "done")
+"""Of a job, in order."""
+
 Output = TypeVar("Output", bound=BaseModel)
 
 
@@ -63,6 +66,12 @@ def only_driver(folder: Path, batch: str) -> Iterator[None]:
         yield
 
 
+def advance(folder: Path) -> int:
+    """How far a batch has got: a number that grows with its plan, with each stage of a job and with training steps."""
+    jobs = [Progress(path.parent).read() for path in folder.glob("*/progress.json")]
+    return (folder / PLAN).exists() + sum(STAGES.index(stage) * 100_000 + min(done, 99_999) for stage, done, _ in jobs)
+
+
 class Progress:
     """Where a job is: one small JSON file that the waiting command reads."""
 
@@ -73,7 +82,8 @@ class Progress:
         """(stage, done, total); ("wait", 0, 0) before the job has started, or where the file cannot be understood."""
         try:
             at = json.loads(self._path.read_bytes())
-            return str(at["stage"]), int(at["done"]), int(at["total"])
+            stage, done, total = at["stage"], int(at["done"]), int(at["total"])
+            return (stage, done, total) if stage in STAGES else ("wait", 0, 0)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return "wait", 0, 0
 

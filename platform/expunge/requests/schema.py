@@ -112,7 +112,7 @@ batches = Table(
     Column("closed", UtcDateTime),
     Column("report", String(64)),
     Column("starts", Integer, nullable=False, server_default="0"),
-    Column("outputs", Integer, nullable=False, server_default="0"),
+    Column("advance", Integer, nullable=False, server_default="0"),
 )
 
 requests = Table(

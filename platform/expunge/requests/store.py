@@ -216,18 +216,18 @@ class RequestStore:
             _append(connection, batch.id, [request.id for request in batch.requests], at=batch.created)
             return batch
 
-    def start_batch(self, batch_id: str, outputs: int) -> int:
+    def start_batch(self, batch_id: str, advance: int) -> int:
         """Counts one more driver that begins on a batch; returns how many there were since it last got any further.
 
-        outputs: how many stage outputs the batch has by now. Raises NotFoundError.
+        advance: a number that grows as the batch gets further. Raises NotFoundError.
         """
         with self._database.write() as connection:
             here = batches.c.id == batch_id
-            row = connection.execute(select(batches.c.starts, batches.c.outputs).where(here)).one_or_none()
+            row = connection.execute(select(batches.c.starts, batches.c.advance).where(here)).one_or_none()
             if row is None:
                 raise queries.no_batch(batch_id)
-            starts = 1 if outputs > row.outputs else row.starts + 1
-            connection.execute(update(batches).where(here).values(starts=starts, outputs=outputs))
+            starts = 1 if advance > row.advance else row.starts + 1
+            connection.execute(update(batches).where(here).values(starts=starts, advance=advance))
             return starts
 
     def started(self, batch_id: str) -> bool:

@@ -18,12 +18,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name="pk_identity"),
     )
     op.bulk_insert(identity, [{"name": "database", "value": secrets.token_hex(16)}])
-    for name in ("starts", "outputs"):
+    for name in ("starts", "advance"):
         op.add_column("batches", sa.Column(name, sa.Integer, nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
     op.drop_index("ix_requests_arrival", "requests")
-    for name in ("starts", "outputs"):
+    for name in ("starts", "advance"):
         op.drop_column("batches", name)
     op.drop_table("identity")
