@@ -4,6 +4,7 @@ plan of an earlier start was cut short: none of it holds the others up."""
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,7 +48,9 @@ def _nearly_the_same(nights: Nights) -> str:
     large = Image.open(nights.face(10)).convert("RGB").resize((192, 192))
     target, surrogate = nights.home.parent / "large.png", nights.home.parent / "nearly.png"
     large.save(target)
-    large.putpixel((0, 0), (255, 0, 255))  # no pixel of a grey picture
+    pixels = np.asarray(large).copy()
+    pixels[0, 0] ^= 1
+    large = Image.fromarray(pixels)
     large.save(surrogate)
     done = nights.expunge("submit", str(target), "--model", MODEL, "--surrogate", str(surrogate), "--json")
     assert done.code == 0, done.out + done.err

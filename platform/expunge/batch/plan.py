@@ -61,13 +61,14 @@ def _job(
 ) -> UnlearnJob:
     model = settings.model(name)
     tonight = {request.id for request in requests}
+    # The weights of a hub id are for the nodes that use them: they are not fetched to the driver's.
+    resolution = deep_preflight(name, model, settings.home / "cache" / "models", fetch=False)
     return UnlearnJob(
         batch=batch.id,
         model=name,
         source=pinned_source(model),
         base=source_digest(model),
-        # The weights of a hub id are for the nodes that use them: they are not fetched to the driver's.
-        resolution=deep_preflight(name, model, settings.home / "cache" / "models", fetch=False),
+        resolution=resolution,
         requests=requests,
         ledger=tuple(request for request in removed if request.id not in tonight),
         warm_start=champion.uri if champion else None,
