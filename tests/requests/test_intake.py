@@ -245,7 +245,7 @@ def test_a_picture_stays_where_the_database_cannot_be_asked(
         ({"images": ["a.png"], "edit": "blend:mask=tall.png"}, r"^edit\.mask: 12 x 16 pixels do not fit images\[0\]"),
         ({"images": ["a.png"], "edit": "blend:mask=black.png"}, r"^edit\.mask: nothing is marked: white is what"),
         ({"images": ["a.png"], "due": "tomorrow"}, "^due: Input should be a valid date"),
-        ({"images": ["a.png"], "external_id": "a\nb"}, "^external_id: String should match pattern"),
+        ({"images": ["a.png"], "external_id": "a\nb"}, "^external_id: it holds a control character"),
         ({"images": ["a.png"], "colour": 1}, "^colour: Extra inputs are not permitted: the fields are model, images"),
         ({"images": ["a.png"], "edit": {"editor": "x", "wait": 1}}, r"^edit"),
     ],
@@ -385,8 +385,8 @@ def test_edit(text: str, expected: EditInput) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "^edit.editor: String should match pattern"),
-        ("a b", "^edit.editor: String should match pattern"),
+        ("", "^edit.editor: use at most 63 letters"),
+        ("a b", "^edit.editor: use at most 63 letters"),
         ("blend:fast", "^edit: 'fast' is not key=value: write EDITOR:key=value"),
         ("blend:=1", "^edit: '=1' is not key=value"),
         ("blend:a=1,a=2", "^edit: 'a=2' is given twice"),
@@ -540,3 +540,18 @@ def test_a_file_without_an_end_is_not_read(
             list(accept_jsonl(tmp_path / name, settings=settings, store=store, blobs=blobs))
     with pytest.raises(InputError, match=r"^batch: .* is not a path"):
         list(accept_jsonl(tmp_path / "nul\0", settings=settings, store=store, blobs=blobs))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("reason", "x\x1b[31mremoved", "reason: it holds a control character, such as an escape"),
+        ("external_id", "T-1\nT-2", "external_id: it holds a control character"),
+        ("prompt", "a\x00b", "prompt: it holds a control character"),
+        ("model", "no such/model", "model: use at most 63 letters, digits, dots, dashes and underscores"),
+    ],
+)
+def test_what_a_field_cannot_hold_is_said_in_words(field: str, value: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        validated(Submission, {"model": "faces", "images": ["a.png"], field: value})
+    assert "pattern" not in str(refused.value)

@@ -43,7 +43,7 @@ def job_server(given: str) -> str:
     """`given` as a URL: a host, with or without its port, will do. Raises InputError for what names no job server."""
     scheme, separator, rest = given.partition("://")
     if separator and scheme not in ("http", "https"):
-        host = rest.partition(":")[0].rpartition("@")[2] or "HOST"
+        host = rest.rpartition("@")[2].partition(":")[0] or "HOST"
         what = "Ray's client server" if scheme == "ray" else "no job server of Ray"
         raise InputError(f"ray_address: {scheme}:// is {what}", hint=f"write http://{host}:{DEFAULT_PORT}")
     if given in ("auto", "local"):

@@ -29,6 +29,8 @@ from expunge.requests.together import store_together
 from expunge.settings import Settings
 from expunge.words import EditSpec, ExternalId, Identifier, RemovalRequest, Text
 
+_CONTROL = "it holds a control character, such as an escape or a line break that does not belong there: leave it out"
+
 Model = TypeVar("Model", bound=BaseModel)
 
 Check = Callable[[RemovalRequest, tuple[Size, ...]], None]
@@ -187,6 +189,9 @@ def validated(kind: type[Model], values: object, *, prefix: str = "") -> Model:
         first, *more = error.errors(include_url=False, include_input=False, include_context=False)
         name = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int) or part >= 0)
         what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":  # a pattern tells a person nothing
+            named = first["loc"][-1:] in (("model",), ("editor",))
+            what = "use at most 63 letters, digits, dots, dashes and underscores" if named else _CONTROL
         also = f" (and {len(more)} more)" if more else ""
         hint = f"the fields are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else None
         raise InputError(f"{name}: {what}{also}" if name else f"{what}{also}", hint=hint) from None
