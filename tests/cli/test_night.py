@@ -167,3 +167,23 @@ def test_verdicts_that_were_cut_short_say_how_to_get_them_again(
     done = command("verdicts", "n1")
     assert done.code == 4
     assert "run `expunge night --batch n1`" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["../../etc", "never", "", "a/b", "."])
+def test_verdicts_of_no_batch_look_at_no_file(command: Command, store: RequestStore, name: str) -> None:
+    outside = load_settings().runs.parent / "a" / NIGHT
+    write_atomically(outside, "{")
+    done = command("verdicts", name)
+    assert done.code == 4
+    assert f"batch {name!r} does not exist" in done.err
+    assert outside.read_text() == "{"
+
+
+def test_looking_at_verdicts_changes_no_file(command: Command, drivers: Drivers, accept: Accept) -> None:
+    """A command of another version may not understand what the driver has written."""
+    accept("a")
+    command("night", "--batch", "n1", "--jobs", JOBS)
+    night = load_settings().runs / "n1" / NIGHT
+    night.write_text('{"of": "a newer version"}')
+    command("verdicts", "n1")
+    assert night.read_text() == '{"of": "a newer version"}'

@@ -24,30 +24,27 @@ Output = TypeVar("Output", bound=BaseModel)
 
 
 def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Output:
-    """The output at `path`, computed and written first where it is not there yet, or cannot be read.
+    """The output at `path`, computed and written first where it is not there yet, or makes no sense.
 
-    The folder is named by the content of what goes in: equal input finds its output, changed input does not.
+    The folder is named by the content of what goes in: equal input finds its output, changed input does not. What makes
+    no sense is moved aside, and named in the log.
     """
     found = stored(path, kind)
     if found is None:
+        if path.exists():
+            aside = path.with_name(f"{path.name}.unreadable")
+            path.replace(aside)
+            get_logger("batch").warning("this file makes no sense: it is made again", file=str(path), kept=str(aside))
         found = compute()
         write_atomically(path, found.model_dump_json())
     return found
 
 
 def stored(path: Path, kind: type[Output]) -> Output | None:
-    """The output at `path`; None where there is none. One that makes no sense is moved aside and named in the log.
-
-    Raises StorageError where the disk does not give it.
-    """
+    """The output at `path`; None where there is none, or one that makes no sense. Raises StorageError of the disk."""
     try:
         return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError:
-        aside = path.with_name(f"{path.name}.unreadable")
-        path.replace(aside)
-        get_logger("batch").warning("this file cannot be read: it is made again", file=str(path), kept=str(aside))
+    except (FileNotFoundError, ValidationError):
         return None
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror})", hint="check the disk, then repeat") from None

@@ -92,7 +92,11 @@ def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None)
 
 def verdicts(batch: BatchId, as_json: AsJson = False) -> None:
     """Print what a finished night decided. Exits with 3 if a verdict is not `passed`."""
-    _show(batch, open_settings(), as_json)
+    from expunge.requests.store import open_store
+
+    settings = open_settings()
+    open_store(settings).batch(batch)  # an id that is none must not become a path
+    _show(batch, settings, as_json)
 
 
 def _watch(batch: str, submission: str, settings: "Settings") -> None:
