@@ -192,9 +192,8 @@ def test_no_room_for_rays_own_list_fails_the_job_and_costs_no_checkpoint(trainin
     training.join()
     assert training.hotfix is None
     assert "No space left on device" in str(training.error)
-    assert str(training.error).endswith(
-        ": free some space, or set training.checkpoint_url; its requests are back in the queue"
-    )
+    assert isinstance(training.error, StorageError)
+    assert str(training.error).endswith(": free some space, or set training.checkpoint_url, then run the night again")
 
     snapshot.unlink()
     snapshot.touch()
