@@ -20,23 +20,35 @@ EVIDENCE, VERSION, OUTCOME = "evidence.json", "version.json", "outcome.json"
 Output = TypeVar("Output", bound=BaseModel)
 
 
-def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Output:
-    """The output at `path`, computed and written first where it is not there yet, or cannot be read.
+def once(
+    path: Path, kind: type[Output], compute: Callable[[], Output], *, valid: Callable[[Output], bool] | None = None
+) -> Output:
+    """The output at `path`, computed and written first where `stored` finds none.
 
     The folder is named by the content of what goes in: equal input finds its output, changed input does not.
     """
-    found = stored(path, kind)
+    found = stored(path, kind, valid=valid)
     if found is None:
         found = compute()
         write_atomically(path, found.model_dump_json())
     return found
 
 
-def stored(path: Path, kind: type[Output]) -> Output | None:
+def stored(path: Path, kind: type[Output], *, valid: Callable[[Output], bool] | None = None) -> Output | None:
     """The output at `path`; None where there is none. One that makes no sense is moved aside and named in the log.
 
-    Raises StorageError where the disk does not give it.
+    An output may name what lies elsewhere: one of which `valid` says that this is gone is deleted. Raises StorageError
+    where the disk does not give it.
     """
+    found = _read(path, kind)
+    if found is None or valid is None or valid(found):
+        return found
+    get_logger("batch").warning("what this file names is gone or damaged: it is made again", file=str(path))
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _read(path: Path, kind: type[Output]) -> Output | None:
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:

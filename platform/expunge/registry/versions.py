@@ -52,7 +52,7 @@ def register(
     appears only when all its files are there; a version that exists is not changed, and an older one does not take the
     alias from a newer. Raises InputError where the hotfix has no weights.
     """
-    found = _of_job(tracker, job)
+    found = _find(tracker, job)
     if found is None:
         source = _upload(tracker, job, hotfix, evidence, run_id, ledger)
         tags = {
@@ -95,6 +95,12 @@ def rollback(tracker: Tracker, model: str) -> ModelVersion:
 
 def champion(tracker: Tracker, model: str) -> ModelVersion | None:
     found = _by_alias(tracker, model, CHAMPION)
+    return None if found is None else _word(found)
+
+
+def version_of(tracker: Tracker, job: UnlearnJob) -> ModelVersion | None:
+    """The version that the job has registered; None where the registry has none."""
+    found = _find(tracker, job)
     return None if found is None else _word(found)
 
 
@@ -215,7 +221,7 @@ def _ensure_model(tracker: Tracker, name: str) -> None:
                 raise
 
 
-def _of_job(tracker: Tracker, job: UnlearnJob) -> "MlflowVersion | None":
+def _find(tracker: Tracker, job: UnlearnJob) -> "MlflowVersion | None":
     with tracker.reaching():
         found = tracker.client.search_model_versions(f"name = '{job.model}' and tags.`{JOB_TAG}` = '{job.id}'")
     return min(found, key=lambda version: int(version.version), default=None)
