@@ -19,7 +19,7 @@ from expunge.registry.versions import champion as champion_of
 from expunge.registry.versions import download, promote, register
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.home import remember
-from expunge.requests.store import RequestStore
+from expunge.requests.store import MAX_STARTS, RequestStore
 from expunge.settings import ModelSettings, Settings
 from expunge.unlearning.folder import HOTFIX
 from expunge.unlearning.train import _made
@@ -246,6 +246,24 @@ def test_an_error_of_no_known_kind_ends_the_batch_in_one_sentence(
 
     monkeypatch.setattr(driver, "_run", fail)
     with pytest.raises(ExpungeError, match=r"batch n1: KeyError: 'sample_size': .* run `expunge night`"):
+        driver.run_night(settings, "n1")
+    record = store.get("req-a")
+    assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)
+
+
+def test_a_batch_that_kills_every_driver_at_once_is_given_up(
+    store: RequestStore, settings: Settings, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(ask("a"))
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt("killed")
+
+    monkeypatch.setattr(driver, "_with_lost", killed)
+    for _ in range(MAX_STARTS):
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            driver.run_night(settings, "n1")
+    with pytest.raises(ExpungeError, match="n1 was started 3 times without getting any further: what it"):
         driver.run_night(settings, "n1")
     record = store.get("req-a")
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)

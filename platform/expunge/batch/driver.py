@@ -60,8 +60,9 @@ def run_night(
         if store.has_ended(batch.id):
             return _verdicts(folder, batch.id)
         try:
+            starts = _count_start(store, batch, folder)
             batch = _with_lost(store, tracker, batch, folder, models)
-            return _run(settings, store, tracker, batch, folder)
+            return _run(settings, store, tracker, batch, folder, starts)
         except Exception as error:
             if isinstance(error, Unfinished) or is_platforms(error):
                 raise
@@ -92,6 +93,21 @@ def _night(planned: Plan, outcomes: Sequence[JobOutcome]) -> NightOutcome:
     return NightOutcome(**{name: getattr(planned, name) for name in Plan.model_fields}, outcomes=tuple(outcomes))
 
 
+def _count_start(store: RequestStore, batch: RemovalBatch, folder: Path) -> int:
+    """Before anything else that may end this process: a batch that kills every driver is given up, too.
+
+    Raises ExpungeError where that has been tried often enough.
+    """
+    if not batch.requests:  # it is made for what is lost
+        return 1
+    starts = store.start_batch(batch.id, outputs=len(list(folder.rglob("*.json"))))
+    if starts > MAX_STARTS:
+        raise ExpungeError(
+            f"batch {batch.id} was started {MAX_STARTS} times without getting any further", hint=RELEASED
+        )
+    return starts
+
+
 def _with_lost(
     store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path, models: list[str] | None
 ) -> RemovalBatch:
@@ -107,14 +123,10 @@ def _with_lost(
     return store.drain(batch.id)
 
 
-def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path) -> NightOutcome:
+def _run(
+    settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path, starts: int
+) -> NightOutcome:
     log = get_logger("batch")
-    starts = store.start_batch(batch.id, outputs=len(list(folder.rglob("*.json"))))
-    if starts > MAX_STARTS:
-        raise ExpungeError(
-            f"batch {batch.id} was started {MAX_STARTS} times without getting any further",
-            hint=RELEASED,
-        )
     planned = once(folder / PLAN, Plan, lambda: plan(_undecided(store, batch), settings, _ledger_of(store, tracker)))
     log.info(
         "planned",
