@@ -26,12 +26,12 @@ def main() -> int:
         configure(settings.log_level)
         ray.init(log_to_driver=False)
         night = run_night(settings, args.batch, args.model, args.home)
+        if night is None:
+            print(nothing_to_do(open_store(settings), args.model))
+            return 0
     except ExpungeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if night is None:
-        print(nothing_to_do(open_store(settings), args.model))
-        return 0
     for outcome in night.outcomes:
         version = outcome.version.uri if outcome.version else "no version"
         passed = f"passed {len(outcome.passed)} of {len(outcome.job.everything)}"

@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.logs import configure, get_logger
 from expunge.requests.home import remember
-from expunge.requests.store import RequestStore, nothing_to_do, open_store
+from expunge.requests.store import nothing_to_do, open_store
 from expunge.settings import Settings, load_settings
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -123,14 +124,17 @@ def main(arguments: list[str] | None = None) -> int:
 def run(api: Api, template: Json, args: argparse.Namespace, settings: Settings) -> int:
     """Continue a batch that an earlier night left open; then run what waits, however that ended."""
     store, home = open_store(settings), remember(settings).id
+    began = datetime.now(UTC)
     done: list[str] = []
     code = 0
     with closing(store):
         while True:
-            batch = args.batch or _drain(store, settings, args.model, done)
+            batch, continued = args.batch, False
             if batch is None:
-                break
-            continued = store.started(batch)
+                drained = store.drain(None, args.model, settings.night_limit, skip=done)
+                if not drained.requests:  # no cluster is started for nothing
+                    break
+                batch, continued = drained.id, drained.created < began
             name = submit(api, template, prefix=args.prefix, batch=batch, night=args.night, home=home)
             done.append(batch)
             try:
@@ -222,12 +226,6 @@ def manifest_of(template: Json, name: str, batch: str, night: str, home: str) ->
         "metadata": {**metadata, "name": name, "annotations": notes},
         "spec": {**spec, "entrypoint": entrypoint},
     }
-
-
-def _drain(store: RequestStore, settings: Settings, models: list[str] | None, done: list[str]) -> str | None:
-    """The batch of what waits, as `expunge night` would drain it; no cluster is started for an empty one."""
-    batch = store.drain(None, models, settings.night_limit, skip=done)
-    return batch.id if batch.requests else None
 
 
 def _ended(job: Json) -> bool:

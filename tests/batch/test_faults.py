@@ -25,7 +25,7 @@ from expunge.unlearning.train import _explained
         (OutOfMemoryError("killed"), True),
         (NodeDiedError("gone"), True),
         (InputError("model: no weights"), False),
-        (NotFoundError("no such version"), False),
+        (NotFoundError("blob 1 does not exist"), True),
         (Hopeless("not finite"), False),
         (ExpungeError("training failed"), False),
         (OSError("Error no file named diffusion_pytorch_model.safetensors"), False),

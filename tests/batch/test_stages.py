@@ -147,3 +147,12 @@ def test_progress(tmp_path: Path) -> None:
     assert Progress(tmp_path / "job").read() == ("train", 5, 150)
     progress("done")
     assert progress.read() == ("done", 0, 0)
+
+
+def test_an_output_that_names_what_is_gone_is_made_again(tmp_path: Path) -> None:
+    compute, path = Counter(), tmp_path / "output.json"
+    once(path, Output, compute)
+    assert once(path, Output, compute, valid=lambda output: output.value == 1).value == 1
+    assert once(path, Output, compute, valid=lambda output: False).value == 2
+    assert stored(path, Output, valid=lambda output: False) is None
+    assert not path.exists()

@@ -60,7 +60,7 @@ def store() -> RequestStore:
     return open_store(load_settings())
 
 
-Accept = Callable[[str], str]
+Accept = Callable[..., str]
 
 
 @pytest.fixture
@@ -187,3 +187,38 @@ def test_looking_at_verdicts_changes_no_file(command: Command, drivers: Drivers,
     night.write_text('{"of": "a newer version"}')
     command("verdicts", "n1")
     assert night.read_text() == '{"of": "a newer version"}'
+
+
+@pytest.mark.parametrize("arguments", [("--batch", "friday"), ("--model", "faces")])
+def test_nothing_to_do_never_hides_an_open_batch(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, arguments: tuple[str, str]
+) -> None:
+    accept("a", "faces")
+    accept("b", "flags")
+    left = store.drain(None).id
+    done = command("night", *arguments, "--jobs", JOBS)
+    assert done.code == 2
+    assert f"batch {left} is open and holds " in done.err
+    assert f"run `expunge night --batch {left}`" in done.err
+    assert drivers.submitted == []
+
+
+def test_a_batch_that_ray_never_took_is_continued_as_one_that_was_started(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept
+) -> None:
+    accept("old")
+    left = store.drain(None).id
+    new = accept("new")
+    assert command("night", "--jobs", JOBS).code == 0
+    assert drivers.submitted[0] == left
+    assert store.get(new).state is RequestState.REMOVED
+
+
+def test_what_a_person_takes_out_of_a_night_is_no_attempt(
+    command: Command, store: RequestStore, accept: Accept
+) -> None:
+    request = accept("a")
+    store.drain(None)
+    assert command("requeue", request).code == 0
+    record = store.get(request)
+    assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)

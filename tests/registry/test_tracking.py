@@ -1,5 +1,6 @@
 """A job has one run whatever happens to its driver, and an absent server is one line."""
 
+import errno
 import math
 import os
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from requests import HTTPError
 
-from expunge.errors import InputError, NotFoundError, UnavailableError
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
 from expunge.registry.tracking import Tracker
 
 
@@ -164,3 +166,26 @@ def test_weights_get_more_time_than_figures(
     with pytest.raises(NotFoundError, match="nothing there"), tracker.transferring():
         raise MlflowException("nothing there", error_code=RESOURCE_DOES_NOT_EXIST)
     assert os.environ[name] == before
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (HTTPError("500 Server Error: for url: http://mlflow/api/2.0/mlflow-artifacts"), UnavailableError),
+        (RuntimeError("An error occurred (SlowDown) when calling the PutObject operation"), UnavailableError),
+        (OSError(errno.ENOSPC, "No space left on device", "/artifacts/1"), StorageError),
+        (PermissionError(errno.EACCES, "Permission denied", "/artifacts/1"), StorageError),
+    ],
+)
+def test_an_artifact_store_that_fails_is_the_platforms_fault(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[ExpungeError]
+) -> None:
+    run = tracker.ensure_run("faces", "faces-1", params={}, tags={})
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tracker.client, "log_artifacts", fail)
+    with pytest.raises(kind, match="artifact") as caught:
+        tracker.log_folder(run, "hotfix", tmp_path)
+    assert type(caught.value) is kind

@@ -1,6 +1,7 @@
 """A job is registered once, whatever is killed when; aliases move as documented; nothing personal is stored."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,3 +201,33 @@ def test_a_hotfix_without_weights_is_refused(
             ledger=Ledger(model=job.model, version=None, requests=()),
         )
     assert count(tracker) == 0
+
+
+@pytest.mark.parametrize("damage", ["gone", "all gone", "", "{", "[]", '{"model": 3}'])
+def test_a_ledger_that_is_gone_or_damaged_shows_no_removal(tracker: Tracker, register: Register, damage: str) -> None:
+    version = register("r-1")
+    versions.promote(tracker, version)
+    folder = versions.download(tracker, version.uri)
+    match damage:
+        case "gone":
+            (folder / "ledger.json").unlink()
+        case "all gone":
+            shutil.rmtree(folder)
+        case text:
+            (folder / "ledger.json").write_text(text)
+    assert versions.ledger(tracker, "flags") == Ledger(model="flags", version="1", requests=())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"files": 3}'])
+def test_a_description_that_was_cut_short_is_a_damaged_version(tracker: Tracker, register: Register, text: str) -> None:
+    version = register()
+    (versions.download(tracker, version.uri) / "expunge.json").write_text(text)
+    with pytest.raises(versions.DamagedVersionError, match=r"models:/flags/1: expunge\.json is damaged"):
+        versions.download(tracker, version.uri)
+
+
+def test_a_version_without_files_is_damaged(tracker: Tracker, register: Register) -> None:
+    version = register()
+    shutil.rmtree(versions.download(tracker, version.uri))
+    with pytest.raises(versions.DamagedVersionError, match="models:/flags/1: its files are missing"):
+        versions.download(tracker, version.uri)

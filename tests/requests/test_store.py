@@ -16,6 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, TransitionError, UnavailableError
 from expunge.requests import database
@@ -427,3 +428,9 @@ print("alembic" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_an_error_of_the_database_quotes_no_value(store: RequestStore) -> None:
+    with pytest.raises(IntegrityError, match="NOT NULL") as caught, store._database.write() as connection:
+        connection.execute(text("INSERT INTO requests (id, body) VALUES ('r', :body)"), {"body": "a private prompt"})
+    assert "private" not in str(caught.value)

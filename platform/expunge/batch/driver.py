@@ -4,6 +4,8 @@ It may be killed at any moment and started again: every stage leaves its output 
 not run again, and what a stage does outside of its folder (checkpoints, the registry, the request store) is idempotent.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -17,15 +19,18 @@ from expunge.batch.outcome import JobOutcome, NightOutcome, settle
 from expunge.batch.plan import LedgerOf, Plan, plan
 from expunge.batch.stages import NIGHT, OUTCOME, PLAN, advance, once, only_driver, stored
 from expunge.errors import ExpungeError, NotFoundError, StorageError
+from expunge.files import write_atomically
 from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, ledger
+from expunge.registry.versions import CHAMPION, champion, ledger
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.home import check_home, remember
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
 from expunge.settings import Settings
 from expunge.unlearning.folder import JOB
-from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
+from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
+
+RELEASED = "what it has not decided is back in the queue: run `expunge night`"
 
 
 class Unfinished(ExpungeError):
@@ -52,14 +57,55 @@ def run_night(
         return None
     folder = settings.runs / batch.id
     with only_driver(folder, batch.id):
+        if store.has_ended(batch.id):
+            return _verdicts(folder, batch.id)
         try:
+            starts = _count_start(store, batch, folder)
             batch = _with_lost(store, tracker, batch, folder, models)
-            return _run(settings, store, tracker, batch, folder)
+            return _run(settings, store, tracker, batch, folder, starts)
         except Exception as error:
-            # Anything else would end the same way the next time, and hold up what waits behind it.
-            if not isinstance(error, Unfinished) and not is_platforms(error):
-                store.release_batch(batch.id, f"the night ended with an error: {reason(error)}")
-            raise
+            if isinstance(error, Unfinished) or is_platforms(error):
+                raise
+            # It would end the same way the next time, and hold up what waits behind it.
+            store.release_batch(batch.id, f"the night ended with an error: {reason(error)}")
+            if isinstance(error, ExpungeError):
+                raise
+            log.exception("the night ended with an error", batch=batch.id)
+            raise ExpungeError(f"batch {batch.id}: {reason(error)}", hint=RELEASED) from error
+
+
+def _verdicts(folder: Path, batch: str) -> NightOutcome:
+    """Of a batch that has ended, put together again where they are lost. It is never run twice: its requests have moved
+    on. Raises NotFoundError where a stage is lost, or the batch was given up.
+    """
+    found, planned = stored(folder / NIGHT, NightOutcome), stored(folder / PLAN, Plan)
+    if found is None and planned is not None:
+        outcomes = [stored(folder / job.id / OUTCOME, JobOutcome) for job in planned.jobs]
+        if None not in outcomes:
+            found = _night(planned, [outcome for outcome in outcomes if outcome])
+            write_atomically(folder / NIGHT, found.model_dump_json())
+    if found is None:
+        raise NotFoundError(f"batch {batch} has ended and has no verdicts", hint=RELEASED)
+    return found
+
+
+def _night(planned: Plan, outcomes: Sequence[JobOutcome]) -> NightOutcome:
+    return NightOutcome(**{name: getattr(planned, name) for name in Plan.model_fields}, outcomes=tuple(outcomes))
+
+
+def _count_start(store: RequestStore, batch: RemovalBatch, folder: Path) -> int:
+    """Before anything else that may end this process: a batch that kills every driver is given up, too.
+
+    Raises ExpungeError where that has been tried often enough.
+    """
+    if not batch.requests:  # it is made for what is lost
+        return 1
+    starts = store.start_batch(batch.id, advance(folder))
+    if starts > MAX_STARTS:
+        raise ExpungeError(
+            f"batch {batch.id} was started {MAX_STARTS} times without getting any further", hint=RELEASED
+        )
+    return starts
 
 
 def _with_lost(
@@ -77,18 +123,11 @@ def _with_lost(
     return store.drain(batch.id)
 
 
-def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path) -> NightOutcome:
+def _run(
+    settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path, starts: int
+) -> NightOutcome:
     log = get_logger("batch")
-    finished = stored(folder / NIGHT, NightOutcome)
-    if finished is not None and store.batch(batch.id).closed:
-        return finished
-    starts = store.start_batch(batch.id, advance(folder))
-    if starts > MAX_STARTS:
-        raise ExpungeError(
-            f"batch {batch.id} was started {MAX_STARTS} times without getting any further",
-            hint="its requests are back in the queue: run `expunge night`",
-        )
-    planned = once(folder / PLAN, Plan, lambda: plan(batch, settings, _ledger_of(store, tracker)))
+    planned = once(folder / PLAN, Plan, lambda: plan(_undecided(store, batch), settings, _ledger_of(store, tracker)))
     log.info(
         "planned",
         batch=batch.id,
@@ -97,7 +136,7 @@ def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remov
         refused=list(planned.refused),
         held=list(planned.held),
     )
-    outcomes = _run_jobs(settings, planned, folder)
+    outcomes = tuple(_confirmed(outcome, tracker) for outcome in _run_jobs(settings, planned, folder))
     for outcome in outcomes:
         log.info("job ended", batch=batch.id, job=outcome.job.id, error=outcome.error, passed=sorted(outcome.passed))
 
@@ -112,9 +151,27 @@ def _run(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remov
         )
     if not store.batch(batch.id).report:
         store.set_report(batch.id, _report(settings, tracker, batch, planned, outcomes))
+    night = _night(planned, outcomes)
+    write_atomically(folder / NIGHT, night.model_dump_json())
     store.close_batch(batch.id)
-    night = NightOutcome(**{name: getattr(planned, name) for name in Plan.model_fields}, outcomes=outcomes)
-    return once(folder / NIGHT, NightOutcome, lambda: night)
+    return night
+
+
+def _undecided(store: RequestStore, batch: RemovalBatch) -> RemovalBatch:
+    """Without what has left the batch: a plan that is made again must not take up what the first one has decided."""
+    batched = store.list(batch=batch.id, state=RequestState.BATCHED, history=False)
+    mine = {record.request.id for record in batched if record.batch == batch.id}
+    return batch.model_copy(update={"requests": tuple(r for r in batch.requests if r.id in mine)})
+
+
+def _confirmed(outcome: JobOutcome, tracker: Tracker) -> JobOutcome:
+    """Between two starts of a night, the version that a job has promoted may have been rolled back or lost."""
+    if outcome.version is None or not outcome.promoted:
+        return outcome
+    if outcome.passed <= {*ledger(tracker, outcome.job.model).requests}:
+        return outcome
+    version = outcome.version.model_copy(update={"aliases": tuple(a for a in outcome.version.aliases if a != CHAMPION)})
+    return outcome.model_copy(update={"version": version})
 
 
 def _run_jobs(settings: Settings, planned: Plan, folder: Path) -> tuple[JobOutcome, ...]:
@@ -162,7 +219,7 @@ def _report(
             evidence=outcome.evidence,
             version=outcome.version,
             steps=outcome.steps,
-            curves=tracker.curves(outcome.run_id, CURVES),
+            curves=_curves(tracker, outcome.run_id),
             pictures=_pictures(blobs, outcome.evidence.pictures),
         )
         for outcome in outcomes
@@ -173,6 +230,13 @@ def _report(
         if outcome.error:
             failures |= {request.id: outcome.error for request in outcome.job.requests}
     return blobs.put(render_report(ReportBatch(batch=batch, jobs=tuple(jobs), failures=failures)))
+
+
+def _curves(tracker: Tracker, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Empty where the run is gone: that must not cost the night its report, either."""
+    with suppress(NotFoundError):
+        return tracker.curves(run_id, CURVES)
+    return {}
 
 
 def _pictures(blobs: BlobStore, named: dict[str, str]) -> dict[str, bytes]:

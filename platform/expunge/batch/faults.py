@@ -1,18 +1,18 @@
-"""Whose fault a failure is: the platform's, and then it is tried again and no request is to blame, or the job's own."""
+"""Whose fault a failure is: the platform's, so that it is tried again and no request is blamed, or the job's own."""
 
 from ray.exceptions import RayError, RayTaskError
 
-from expunge.errors import ExpungeError, StorageError, UnavailableError, last_line
+from expunge.errors import ExpungeError, NotFoundError, StorageError, UnavailableError, last_line
 
 
 def is_platforms(error: BaseException) -> bool:
-    """Whether a service, a disk, a node or its memory failed: a job that is tried again may well go through.
+    """Whether a service, a disk, a node or its memory failed, or something that had been stored is gone.
 
-    A library's own OSError without a number tells of a file that it did not like, which is the model's.
+    An OSError without a number is a library's complaint about a file's content: the model is at fault.
     """
     cause = cause_of(error)
     return (
-        isinstance(cause, UnavailableError | StorageError | MemoryError)
+        isinstance(cause, UnavailableError | StorageError | NotFoundError | MemoryError)
         or (isinstance(cause, OSError) and cause.errno is not None)
         or isinstance(cause, RayError)
     )

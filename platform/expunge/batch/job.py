@@ -1,6 +1,7 @@
 """One job through its stages, as Ray tasks. What passes through Ray is the job's folder: requests stay in the home."""
 
 import json
+import socket
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -10,13 +11,14 @@ import ray
 from expunge.batch.faults import cause_of, is_platforms, reason
 from expunge.batch.metrics import TrainingRate, timed
 from expunge.batch.outcome import JobOutcome
-from expunge.batch.stages import EVIDENCE, OUTCOME, VERSION, Output, Progress, once, stored
-from expunge.errors import ExpungeError, StorageError
+from expunge.batch.stages import EVIDENCE, OUTCOME, VERSION, Output, Progress, once, set_aside, stored
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
+from expunge.families import source_digest
 from expunge.files import lock
 from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, download, promote, register
-from expunge.requests.blobs import open_blobs
+from expunge.registry.versions import DamagedVersionError, champion, download, promote, register, version_of
+from expunge.requests.blobs import BlobStore, DamagedBlobError, open_blobs
 from expunge.requests.home import check_home
 from expunge.requests.store import open_store
 from expunge.settings import Settings, load_settings
@@ -36,9 +38,8 @@ def run_job(folder: Path, home: str) -> None:
     What is wrong with the job becomes its outcome. Raises only what the platform has to answer for; the job can then be
     continued. `home` is the id of the home that the night was submitted from.
     """
-    settings = load_settings()
+    settings = _settings(home)
     configure(settings.log_level)
-    check_home(settings, home)
     job = _job_of(folder)
     # A task whose driver was killed may live on for a moment beside the one that takes its place.
     with lock(folder / ".lock", wait=True):
@@ -48,6 +49,9 @@ def run_job(folder: Path, home: str) -> None:
 
 def _outcome(job: UnlearnJob, folder: Path, settings: Settings, home: str) -> JobOutcome:
     tracker = Tracker(settings.tracking)
+    changed = _changed(job, settings, tracker)
+    if changed:
+        return JobOutcome(job=job, error=changed, outdated=True)
     run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
     try:
         outcome = _run(job, folder, settings, tracker, run_id, home)
@@ -58,15 +62,34 @@ def _outcome(job: UnlearnJob, folder: Path, settings: Settings, home: str) -> Jo
         if is_platforms(error):
             raise
         get_logger("batch").warning("the job failed", job=job.id, kind=type(cause_of(error)).__name__)
-        return JobOutcome(job=job, error=reason(error))
+        changed = _changed(job, settings, tracker)
+        return JobOutcome(job=job, error=changed or reason(error), outdated=bool(changed))
     return outcome
 
 
+def _changed(job: UnlearnJob, settings: Settings, tracker: Tracker) -> str | None:
+    """Why the job is outdated: what it was planned on is no longer there. None where it still is."""
+    current, own = champion(tracker, job.model), version_of(tracker, job)
+    now = current.uri if current else None
+    if now not in (job.warm_start, own.uri if own else None):
+        was = job.warm_start or "none"
+        return f"the champion has changed since the night was planned: it was {was}, and is {now or 'none'}"
+    try:
+        same = job.base is None or source_digest(settings.model(job.model)) == job.base
+    except Exception:  # of any kind: the stage that needs the files says what is wrong with them
+        return None
+    return None if same else f"the files of model {job.model} have changed since the night was planned"
+
+
 def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, run_id: str, home: str) -> JobOutcome:
-    progress = Progress(folder)
+    progress, blobs = Progress(folder), open_blobs(settings)
+
+    def usable(prepared: PreparedJob) -> bool:
+        return (folder / EVIDENCE).exists() or _opens(blobs, prepared.forget, prepared.retain, prepared.conditioning)
+
     progress("prepare")
     with timed(job.model, "prepare"):
-        _in_task(lambda: _prepare.remote(folder, home), folder / PREPARED, PreparedJob)
+        _in_task(lambda: _prepare.remote(folder, home), folder / PREPARED, PreparedJob, valid=usable)
     progress("train")
     with timed(job.model, "train"):
         hotfix = _train(job, folder, settings, run_id, tracker)
@@ -78,15 +101,23 @@ def _run(job: UnlearnJob, folder: Path, settings: Settings, tracker: Tracker, ru
         version = once(
             folder / VERSION,
             ModelVersion,
-            lambda: _register(job, hotfix, evidence, run_id, tracker, settings),
+            lambda: _register(job, hotfix, evidence, run_id, tracker, blobs),
+            valid=lambda _: version_of(tracker, job) is not None,
         )
         version = _promote(job, evidence, version, tracker, settings)
     return JobOutcome(job=job, evidence=evidence, version=version, run_id=run_id, steps=hotfix.steps)
 
 
-def _in_task(start: "Callable[[], ray.ObjectRef[None]]", path: Path, kind: type[Output]) -> Output:
+def _in_task(
+    start: "Callable[[], ray.ObjectRef[None]]",
+    path: Path,
+    kind: type[Output],
+    *,
+    valid: Callable[[Output], bool] | None = None,
+) -> Output:
     """The output that a Ray task leaves at `path`, where it has not done so yet. Ray carries the folder and no more."""
-    if stored(path, kind) is None:
+    if stored(path, kind, valid=valid) is None:
+        set_aside(path)
         ray.get(start())
     found = stored(path, kind)
     if found is None:
@@ -98,8 +129,7 @@ def _in_task(start: "Callable[[], ray.ObjectRef[None]]", path: Path, kind: type[
 def _prepare(folder: Path, home: str) -> None:
     from expunge.batch.prepare import prepare
 
-    settings = load_settings()
-    check_home(settings, home)
+    settings = _settings(home)
     once(folder / PREPARED, PreparedJob, lambda: prepare(_job_of(folder), settings, open_blobs(settings)))
 
 
@@ -107,8 +137,7 @@ def _prepare(folder: Path, home: str) -> None:
 def _evaluate(folder: Path, home: str) -> None:
     from expunge.evaluation.measure import measure
 
-    settings, progress = load_settings(), Progress(folder)
-    check_home(settings, home)
+    settings, progress = _settings(home), Progress(folder)
     prepared = PreparedJob.model_validate_json((folder / PREPARED).read_bytes())
     hotfix = Hotfix.model_validate_json((folder / HOTFIX).read_bytes())
 
@@ -123,6 +152,23 @@ def _evaluate(folder: Path, home: str) -> None:
         )
 
     once(folder / EVIDENCE, Evidence, evaluate)
+
+
+def _settings(home: str) -> Settings:
+    """This node's. Raises UnavailableError where they are wrong, which is the fault of no job."""
+    try:
+        settings = load_settings()
+        check_home(settings, home)
+    except InputError as error:
+        raise UnavailableError(f"node {socket.gethostname()}: {error.message}", hint=error.hint) from None
+    return settings
+
+
+def _opens(blobs: BlobStore, *ids: str) -> bool:
+    try:
+        return all(map(blobs.get, ids))
+    except (NotFoundError, DamagedBlobError):
+        return False
 
 
 def _job_of(folder: Path) -> UnlearnJob:
@@ -166,13 +212,17 @@ def _train(job: UnlearnJob, folder: Path, settings: Settings, run_id: str, track
 
 
 def _warm_start(job: UnlearnJob, folder: Path, tracker: Tracker) -> Path | None:
-    """The champion's weights, where base and adapter are still the same; else training starts from the base.
+    """The champion's weights, where they are intact, and base and adapter still the same; else None: from the base.
 
     An adapter of fewer layers will do: those that it lacks begin as untrained ones do.
     """
     if job.warm_start is None:
         return None
-    weights = download(tracker, job.warm_start, folder / "warm_start")
+    try:
+        weights = download(tracker, job.warm_start, folder / "warm_start")
+    except DamagedVersionError as error:
+        get_logger("batch").warning("cold start: the champion is damaged", job=job.id, why=error.message)
+        return None
     about = json.loads((weights / "expunge.json").read_bytes())
     now = job.training.model_dump(mode="json")
     same_shape = all(about["training"].get(name) == now[name] for name in ("adapter", "lora_rank"))
@@ -189,13 +239,15 @@ def _register(
     evidence: Evidence,
     run_id: str,
     tracker: Tracker,
-    settings: Settings,
+    blobs: BlobStore,
 ) -> ModelVersion:
     from expunge.evaluation.pictures import curves
 
     tracker.log_metrics(run_id, hotfix.steps, _figures(evidence))
     tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
-    tracker.log_artifact_bytes(run_id, "unrelated.png", open_blobs(settings).get(evidence.pictures["unrelated"]))
+    unrelated = evidence.pictures["unrelated"]
+    if _opens(blobs, unrelated):  # a picture that is lost must not cost a training
+        tracker.log_artifact_bytes(run_id, "unrelated.png", blobs.get(unrelated))
     removed = [request.id for request in job.everything if request.id in evidence.passed]
     return register(
         tracker,

@@ -12,7 +12,8 @@ from expunge.words import Evidence, ModelVersion, RemovalBatch, RequestState, Un
 class JobOutcome(Word):
     """A job that went through (evidence, version, run_id, steps) or did not (error).
 
-    `platform` says that a service, a node or a disk failed it, not the requests or their model.
+    `platform` says that a service, a node or a disk failed it, not the requests or their model; `outdated` that what it
+    was planned on has changed since.
     """
 
     job: UnlearnJob
@@ -22,6 +23,7 @@ class JobOutcome(Word):
     steps: int | None = None
     error: str | None = None
     platform: bool = False
+    outdated: bool = False
 
     @property
     def promoted(self) -> bool:
@@ -84,7 +86,7 @@ class Fate:
 def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Settings) -> Fate:
     if outcome.evidence is None:
         why = outcome.error or "the job left no evidence"
-        if outcome.platform or outcome.error is None:
+        if outcome.platform or outcome.outdated or outcome.error is None:
             return Fate(RequestState.ACCEPTED, why, attempt=False)
         return _again(store, settings, request, why)
     mine = next((r for r in outcome.evidence.requests if r.request == request), None)

@@ -9,10 +9,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from expunge.errors import ExpungeError, InputError
+from expunge.batch.faults import is_platforms
+from expunge.errors import ExpungeError, InputError, NotFoundError
 from expunge.families import load_model
 from expunge.families.base import DiffusionModel
-from expunge.requests.blobs import BlobStore
+from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.imaging import normalise, read_file, to_array
 from expunge.settings import ModelSettings, Resolution, Settings
 from expunge.surrogates import check_edit, make_editor
@@ -30,7 +31,8 @@ SURPLUS = 1.25
 def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJob:
     """A request that cannot be prepared is skipped with its reason; it never fails the job.
 
-    Raises InputError where the model cannot be loaded or no request is left.
+    Raises InputError where the model cannot be loaded or no request is left, and StorageError or UnavailableError where
+    the blob store fails.
     """
     options = settings.model(job.model)
     model = load_model(options, job.resolution, job.base)
@@ -48,6 +50,9 @@ def prepare(job: UnlearnJob, settings: Settings, blobs: BlobStore) -> PreparedJo
             targets = [fit(to_array(blobs.get(blob)), job.resolution) for blob in request.images]
             replacements = _surrogates(request, targets, donors, job, options, blobs)
         except ExpungeError as error:
+            # A store that is away says nothing about the request.
+            if is_platforms(error) and not isinstance(error, NotFoundError | DamagedBlobError):
+                raise
             skipped[request.id] = str(error)
             continue
         x_f, x_s = (model.encode(to_tensor(pictures)) for pictures in (targets, replacements))

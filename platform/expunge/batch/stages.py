@@ -23,31 +23,44 @@ STAGES = ("wait", "prepare", "train", "evaluate", "register", "done")
 Output = TypeVar("Output", bound=BaseModel)
 
 
-def once(path: Path, kind: type[Output], compute: Callable[[], Output]) -> Output:
-    """The output at `path`, computed and written first where it is not there yet, or makes no sense.
+def once(
+    path: Path, kind: type[Output], compute: Callable[[], Output], *, valid: Callable[[Output], bool] | None = None
+) -> Output:
+    """The output at `path`, computed and written first where `stored` finds none; what lies there is set aside.
 
-    The folder is named by the content of what goes in: equal input finds its output, changed input does not. What makes
-    no sense is moved aside, and named in the log.
+    The folder is named by the content of what goes in: equal input finds its output, changed input does not.
     """
-    found = stored(path, kind)
+    found = stored(path, kind, valid=valid)
     if found is None:
-        if path.exists():
-            aside = path.with_name(f"{path.name}.unreadable")
-            path.replace(aside)
-            get_logger("batch").warning("this file makes no sense: it is made again", file=str(path), kept=str(aside))
+        set_aside(path)
         found = compute()
         write_atomically(path, found.model_dump_json())
     return found
 
 
-def stored(path: Path, kind: type[Output]) -> Output | None:
-    """The output at `path`; None where there is none, or one that makes no sense. Raises StorageError of the disk."""
+def stored(path: Path, kind: type[Output], *, valid: Callable[[Output], bool] | None = None) -> Output | None:
+    """The output at `path`; None where there is none, or one that makes no sense or is not `valid`.
+
+    An output may name what lies elsewhere: `valid` says whether that is there. Raises StorageError where the disk does
+    not give the file.
+    """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        found = kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror})", hint="check the disk, then repeat") from None
+    return found if valid is None or valid(found) else None
+
+
+def set_aside(path: Path) -> None:
+    """Make room for a file that is made again; what is there is kept as `NAME.unreadable` and named in the log."""
+    if path.exists():
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
+        get_logger("batch").warning(
+            "this file is damaged, or names what is gone: it is made again", file=str(path), kept=str(aside)
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError, last_line
 from expunge.requests.home import remember
 from expunge.settings import Settings
 from expunge.sources import check_url
@@ -30,7 +30,7 @@ _PASSING = re.compile(
     r"|remote end closed|status code:? 50[0234]|\b50[0234] (internal|bad|service|gateway)",
     re.IGNORECASE,
 )
-_KINDS: dict[int, type[ExpungeError]] = {2: InputError, 5: UnavailableError, 6: StorageError}
+_KINDS: dict[int, type[ExpungeError]] = {2: InputError, 4: NotFoundError, 5: UnavailableError, 6: StorageError}
 
 
 def address_of(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """`expunge night`: run what waits, and show how it goes; `expunge verdicts`: what a finished night decided."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,13 +49,14 @@ def night(
     check_upload(jobs, settings)  # all that can be refused is, before anything is drained
     check_reachable(address_of(settings))
     store = open_store(settings)
+    began = datetime.now(UTC)
     done: list[str] = []
     failure: ExpungeError | None = None
     while True:
         drained = store.drain(batch, model, settings.night_limit, skip=done)
         if not drained.requests and (done or not _lost(store, settings, model)):
             break
-        continued = store.started(drained.id)
+        continued = drained.created < began
         submission = submit_night(drained.id, settings, jobs)
         typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
         done.append(drained.id)
@@ -73,7 +75,8 @@ def night(
         if batch is not None or not continued:
             break
     if not done:
-        print_json({"batch": None}) if as_json else typer.echo(nothing_to_do(store, model))
+        nothing = nothing_to_do(store, model)
+        print_json({"batch": None}) if as_json else typer.echo(nothing)
     if failure is not None:
         raise failure
 

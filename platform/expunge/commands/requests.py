@@ -88,7 +88,7 @@ def requeue(id: Id, as_json: AsJson = False) -> None:
     """Put a failed request back into the queue, once what failed it is fixed."""
     from expunge.words import RequestState
 
-    record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command")
+    record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command", attempt=False)
     if as_json:
         print_json({"id": id, "state": record.state})
     else:

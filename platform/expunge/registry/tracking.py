@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
-from expunge.errors import ExpungeError, InputError, NotFoundError, UnavailableError
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
 from expunge.files import make_private
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ class Tracker:
         try:
             with self.reaching():
                 yield
+        except ExpungeError:
+            raise
+        except Exception as error:  # of the disk, of requests, of boto3: every kind of artifact store has its own
+            raise self._not_transferred(error) from error
         finally:
             for name in TRANSFERS:
                 os.environ.pop(name, None)
@@ -173,6 +177,11 @@ class Tracker:
                 download_artifacts(artifact_uri=uri, dst_path=None if to is None else str(to), tracking_uri=self.uri)
             )
 
+    def read(self, uri: str) -> bytes:
+        """A small artifact. Raises NotFoundError, StorageError."""
+        with tempfile.TemporaryDirectory() as folder, self.transferring():
+            return self.fetch(uri, Path(folder)).read_bytes()
+
     def finish(self, run_id: str, status: Status) -> None:
         client = self.client
         with self.reaching():
@@ -225,24 +234,40 @@ class Tracker:
         )
         if not answered:
             return self._unavailable(error)
-        first_line = str(error.message).strip().splitlines()[0]
+        said = _first_line(error)
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return NotFoundError(f"MLflow at {self.uri}: {first_line}")
+            return NotFoundError(f"MLflow at {self.uri}: {said}")
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
             return UnavailableError(
                 f"MLflow at {self.uri} refuses ({error.error_code})", hint="check MLFLOW_TRACKING_TOKEN"
             )
-        return ExpungeError(f"MLflow at {self.uri}: {first_line}")
+        return ExpungeError(f"MLflow at {self.uri}: {said}")
+
+    def _not_transferred(self, error: Exception) -> ExpungeError:
+        if isinstance(error, OSError) and error.errno is not None:
+            return StorageError(
+                f"an artifact of MLflow cannot be stored or read ({error.strerror}: {error.filename})",
+                hint="free space or check its permissions, then repeat",
+            )
+        return UnavailableError(
+            f"the artifact store of MLflow at {self.uri} fails ({_first_line(error)})",
+            hint="check it, then repeat",
+        )
 
     def _unavailable(self, error: Exception) -> UnavailableError:
         if self._artifacts is None:
             return UnavailableError(
                 f"MLflow at {self.uri} does not answer", hint="start it, or set EXPUNGE_TRACKING_URI"
             )
-        reason = str(error).strip().splitlines()[0]
         return UnavailableError(
-            f"MLflow's database {self.uri} cannot be used ({reason})", hint="check the file and its permissions"
+            f"MLflow's database {self.uri} cannot be used ({_first_line(error)})",
+            hint="check the file and its permissions",
         )
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _embedded_folder(database: Path) -> Path:

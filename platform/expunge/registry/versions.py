@@ -12,8 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.files import file_digest
+from expunge.logs import get_logger
 from expunge.registry.tracking import JOB_TAG, Tracker
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
@@ -24,8 +27,13 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 BATCH_TAG, REQUESTS_TAG, PASSED_TAG = "expunge.batch", "expunge.requests", "expunge.passed"
 PREVIOUS_TAG = "expunge.previous_champion"
 FOLDER = "hotfix"
+LEDGER, ABOUT = "ledger.json", "expunge.json"
 # MLflow 3 takes 100,000 characters, servers of version 2 take 5,000. The full list is in ledger.json.
 TAG_LENGTH = 5_000
+
+
+class DamagedVersionError(StorageError):
+    """The registry has the version, and its artifacts are not what was registered."""
 
 
 def register(
@@ -44,7 +52,7 @@ def register(
     appears only when all its files are there; a version that exists is not changed, and an older one does not take the
     alias from a newer. Raises InputError where the hotfix has no weights.
     """
-    found = _of_job(tracker, job)
+    found = _find(tracker, job)
     if found is None:
         source = _upload(tracker, job, hotfix, evidence, run_id, ledger)
         tags = {
@@ -90,12 +98,27 @@ def champion(tracker: Tracker, model: str) -> ModelVersion | None:
     return None if found is None else _word(found)
 
 
+def version_of(tracker: Tracker, job: UnlearnJob) -> ModelVersion | None:
+    """The version that the job has registered; None where the registry has none."""
+    found = _find(tracker, job)
+    return None if found is None else _word(found)
+
+
 def ledger(tracker: Tracker, model: str) -> Ledger:
-    """What the champion has had removed; empty where there is no champion."""
+    """What the champion has had removed; empty where there is no champion.
+
+    A champion whose ledger is gone or damaged cannot be shown to remove anything: its ledger is empty, too.
+    """
     current = champion(tracker, model)
     if current is None:
         return Ledger(model=model, version=None, requests=())
-    stored = Ledger.model_validate_json((download(tracker, current.uri) / "ledger.json").read_bytes())
+    with tracker.reaching():
+        source = tracker.client.get_model_version_download_uri(current.name, current.version)
+    try:
+        stored = Ledger.model_validate_json(tracker.read(f"{source}/{LEDGER}"))
+    except (NotFoundError, ValidationError):
+        get_logger("registry").warning("the champion's ledger is gone or damaged", version=current.uri)
+        return Ledger(model=model, version=current.version, requests=())
     return stored.model_copy(update={"version": current.version})
 
 
@@ -116,27 +139,35 @@ def resolve(tracker: Tracker, uri: str) -> ModelVersion:
 
 
 def download(tracker: Tracker, uri: str, to: Path | None = None) -> Path:
-    """The version's folder, its files checked against their digests. Raises StorageError where one does not match.
+    """The version's folder, its files checked against their digests. Raises DamagedVersionError where one differs.
 
     Local artifacts are not copied unless `to` says where: do not write into what is returned.
     """
     version = resolve(tracker, uri)
     with tracker.reaching():
         source = tracker.client.get_model_version_download_uri(version.name, version.version)
-    folder = tracker.fetch(source, to)
     try:
-        expected = json.loads((folder / "expunge.json").read_text())["files"]
-        actual = {name: file_digest(folder / name) for name in expected}
+        folder = tracker.fetch(source, to)
+    except NotFoundError:
+        raise _damaged(version, "its files are missing") from None
+    try:
+        expected = json.loads((folder / ABOUT).read_bytes())["files"]
+        differing = [name for name in expected if file_digest(folder / name) != expected[name]]
+    except FileNotFoundError as error:
+        raise _damaged(version, f"{Path(error.filename).name} is missing") from None
     except OSError as error:
         raise StorageError(
-            f"{version.uri}: {error.filename} is missing", hint="restore the artifact store, or roll back"
+            f"{version.uri}: {error.filename} cannot be read ({error.strerror})", hint="check the artifact store"
         ) from None
-    damaged = [name for name in expected if actual[name] != expected[name]]
-    if damaged:
-        raise StorageError(
-            f"{version.uri}: {damaged[0]} does not match its digest", hint="restore the artifact store, or roll back"
-        )
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(version, f"{ABOUT} is damaged") from None
+    if differing:
+        raise _damaged(version, f"{differing[0]} does not match its digest")
     return folder
+
+
+def _damaged(version: ModelVersion, why: str) -> DamagedVersionError:
+    return DamagedVersionError(f"{version.uri}: {why}", hint="restore the artifact store, or roll back")
 
 
 def joined(ids: Iterable[str]) -> str:
@@ -171,8 +202,8 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / FOLDER
         shutil.copytree(hotfix.path, folder)
-        (folder / "expunge.json").write_text(json.dumps(about, indent=2) + "\n")
-        (folder / "ledger.json").write_text(ledger.model_dump_json(indent=2) + "\n")
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        (folder / LEDGER).write_text(ledger.model_dump_json(indent=2) + "\n")
         # Numbers only: a sentence of a verdict may quote what a request holds.
         private = {"pictures": True, "requests": {"__all__": {"why"}}}
         (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude=private) + "\n")
@@ -190,7 +221,7 @@ def _ensure_model(tracker: Tracker, name: str) -> None:
                 raise
 
 
-def _of_job(tracker: Tracker, job: UnlearnJob) -> "MlflowVersion | None":
+def _find(tracker: Tracker, job: UnlearnJob) -> "MlflowVersion | None":
     with tracker.reaching():
         found = tracker.client.search_model_versions(f"name = '{job.model}' and tags.`{JOB_TAG}` = '{job.id}'")
     return min(found, key=lambda version: int(version.version), default=None)

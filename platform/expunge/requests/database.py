@@ -98,13 +98,14 @@ class Database:
 
 
 def _engine(url: str, patience: float) -> Engine:
+    # An error quotes the values of its statement otherwise: prompts, reasons and external ids.
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True)
+            return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
         _check_sqlite(parsed)
         # No pool: a file opens in a millisecond, and no handle is carried across a fork.
-        engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": patience})
+        engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": patience}, hide_parameters=True)
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
             f"database_url: {error}", hint="install the database driver, e.g. pip install 'psycopg[binary]'"

@@ -170,6 +170,15 @@ class RequestStore:
                 found.setdefault(row.model, []).append(row.id)
         return found
 
+    def open_batches(self, models: Sequence[str] | None = None) -> dict[str, int]:
+        """How many undecided requests each batch holds, of these models only where some are named."""
+        query = select(requests.c.batch, func.count()).where(requests.c.state == RequestState.BATCHED)
+        if models is not None:
+            query = query.where(requests.c.model.in_(models))
+        with self._database.read() as connection:
+            rows = connection.execute(query.group_by(requests.c.batch).order_by(requests.c.batch)).all()
+            return {batch: count for batch, count in rows}
+
     def drain(
         self,
         batch_id: str | None,
@@ -230,10 +239,10 @@ class RequestStore:
             connection.execute(update(batches).where(here).values(starts=starts, advance=advance))
             return starts
 
-    def started(self, batch_id: str) -> bool:
-        """Whether a driver has begun on the batch before; one that does not exist has not been started."""
+    def has_ended(self, batch_id: str) -> bool:
+        """Whether the batch is closed; one that does not exist is not."""
         with self._database.read() as connection:
-            return bool(connection.execute(select(batches.c.starts).where(batches.c.id == batch_id)).scalar())
+            return connection.execute(select(batches.c.closed).where(batches.c.id == batch_id)).scalar() is not None
 
     def release_batch(self, batch_id: str, why: str) -> None:
         """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""
@@ -343,7 +352,15 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
 
 
 def nothing_to_do(store: RequestStore, models: Sequence[str] | None) -> str:
-    """Why a night has nothing to do, in one line that never hides what waits."""
+    """Why a night has nothing to do, in one line that never hides what waits.
+
+    Raises InputError where a request waits in an open batch that this night was not to continue: it was given another
+    name, or models of which the batch does not only hold requests.
+    """
+    for batch, count in store.open_batches(models).items():
+        which = f" of {', '.join(models)}" if models else ""
+        held = f"{count} undecided request{'s' if count > 1 else ''}{which}"
+        raise InputError(f"batch {batch} is open and holds {held}", hint=f"run `expunge night --batch {batch}`")
     waiting = store.count(RequestState.ACCEPTED)
     if not waiting:
         return "nothing to do: no request waits"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from expunge.errors import ExpungeError, InputError, StorageError
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
 from expunge.files import write_atomically
 
 JOB, PREPARED, MODE, HOTFIX, FAILED = "job.json", "prepared.json", "mode.json", "hotfix.json", "failed.json"
@@ -30,7 +30,7 @@ class Hopeless(ExpungeError):
     """Trying again would end the same way."""
 
 
-FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, StorageError)
+FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, NotFoundError, StorageError)
 """What all workers fail at together, and would again."""
 
 

@@ -16,6 +16,7 @@ from ray.train.v2._internal.exceptions import RayTrainError  # of those that it 
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
+from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.settings import TrainingSettings
 from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
@@ -90,15 +91,20 @@ def train(task: TrainTask) -> Hotfix:
 
 
 def _made(done: Path) -> Hotfix | None:
-    """The hotfix of an earlier call; None where there is none, or its description was cut short: checkpoints remain."""
+    """The hotfix of an earlier call; None where there is none, or it is damaged: training goes on from a checkpoint."""
     try:
-        return Hotfix.model_validate_json(done.read_bytes())
+        hotfix = Hotfix.model_validate_json(done.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError:
-        get_logger("unlearning").warning("this file cannot be read: training goes on for it", file=str(done))
-        done.unlink()
-        return None
+        why = "this file cannot be read"
+    else:
+        if hotfix.digest in [file_digest(path) for path in hotfix.path.rglob("*.safetensors")]:
+            return hotfix
+        why = "the weights that this file names are gone or damaged"
+    get_logger("unlearning").warning(f"{why}: training goes on from its newest checkpoint", file=str(done))
+    done.unlink()
+    return None
 
 
 def _work(task: TrainTask) -> None:
