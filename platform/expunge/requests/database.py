@@ -90,6 +90,8 @@ class Database:
             yield
         except IntegrityError:
             raise
+        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+            raise InputError("what was asked for is not text", hint="write ids and names in UTF-8") from None
         except DatabaseError as error:
             known = _known(error, self.name, self._engine.url)
             if known is None:
