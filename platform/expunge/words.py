@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from expunge.settings import Resolution, TrainingSettings
+from expunge.settings import IDENTIFIER, Resolution, TrainingSettings
 
 BlobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 EXTERNAL_ID = r"^[^\x00-\x1f\x7f]+$"
 TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f]*$"
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]

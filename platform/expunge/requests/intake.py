@@ -27,8 +27,8 @@ from expunge.requests.inventory import NEEDED
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore, check_same
 from expunge.requests.together import store_together
-from expunge.settings import Settings
-from expunge.words import EXTERNAL_ID, IDENTIFIER, TEXT, EditSpec, ExternalId, Identifier, RemovalRequest, Text
+from expunge.settings import IDENTIFIER, Settings
+from expunge.words import EXTERNAL_ID, TEXT, EditSpec, ExternalId, Identifier, RemovalRequest, Text
 
 Model = TypeVar("Model", bound=BaseModel)
 
