@@ -242,7 +242,9 @@ class GateSettings(Section):
 class ModelSettings(Section):
     """One base model that requests may name."""
 
-    source: str = Field(description="a diffusers pipeline: a path, a hub id with its revision, or testbed:NAME")
+    source: str = Field(
+        min_length=1, description="a diffusers pipeline: a path, a hub id with its revision, or testbed:NAME"
+    )
     revision: str = Field(
         default="",
         pattern=r"^([0-9a-f]{40})?$",

@@ -296,6 +296,7 @@ def test_a_url_whose_password_cannot_be_told_is_refused_unshown(
         ("EXPUNGE_TRAINING__SEED", "-1", "setting training.seed: "),
         ("EXPUNGE_TRAINING__SEED", "1e30", "setting training.seed: "),
         ("EXPUNGE_MODELS", '{"x y": {"source": "testbed:faces"}}', "setting models: 'x y' cannot be a model's name"),
+        ("EXPUNGE_MODELS__X__SOURCE", "", "setting models.x.source: "),
         ("EXPUNGE_MODELS", '{"": {"source": "testbed:faces"}}', "setting models: '' cannot be a model's name"),
         ("EXPUNGE_HOME", "/tmp/a\udcff", "setting home: its name is not UTF-8"),
     ],
