@@ -136,8 +136,14 @@ def _variable(path: Sequence[str]) -> str:
 def as_written(value: object, handler: ValidatorFunctionWrapHandler, *, optional: bool) -> object:
     """`value` as its field takes it. A variable is text: what is refused as such is tried as the JSON that it spells.
 
-    So "1" is one of the numbers of a Literal, and "3.2e+07", as Helm prints it, a whole number.
+    So "1" is one of the numbers of a Literal, and "3.2e+07", as Helm prints it, a whole number. A truth value is no
+    number: pydantic would read `true` as 1.
     """
+    if isinstance(value, bool):
+        taken = handler(value)
+        if taken is not value:
+            raise ValueError("it must not be true or false")
+        return taken
     if not isinstance(value, str):
         return handler(value)
     if optional and value.strip() in ("", "null"):
@@ -154,12 +160,26 @@ def as_written(value: object, handler: ValidatorFunctionWrapHandler, *, optional
 def _spelt(text: str) -> object:
     """A number, list or object; None for anything else."""
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except (ValueError, RecursionError):
         return None
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return int(value)
-    return value if isinstance(value, int | float | list | dict) else None
+    return value if isinstance(value, int | float | list | dict) and not isinstance(value, bool) else None
+
+
+def from_json(text: str) -> object:
+    """Raises ValueError for what is not JSON, and InputError for a table that sets one name twice, as TOML does."""
+    return json.loads(text, object_pairs_hook=_table)
+
+
+def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table: dict[str, object] = {}
+    for name, value in pairs:
+        if name in table:
+            raise InputError(f"a setting: {name[:50]!r} is given twice in one variable", hint="keep one of them")
+        table[name] = value
+    return table
 
 
 def check_url(url: str, *, database: bool = False) -> str:

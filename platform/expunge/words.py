@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from expunge.settings import Resolution, TrainingSettings
+from expunge.settings import IDENTIFIER, Resolution, TrainingSettings
 
 BlobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+EXTERNAL_ID = r"^[^\x00-\x1f\x7f]+$"
+TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f]*$"
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
+ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=EXTERNAL_ID)]
+Text = Annotated[str, StringConstraints(max_length=2000, pattern=TEXT)]
 
 
 class Word(BaseModel):

@@ -1,5 +1,6 @@
 """doctor: each row is ok or says how to fix it."""
 
+import os
 import shutil
 import subprocess
 import threading
@@ -355,3 +356,32 @@ def test_what_lies_in_a_closed_folder_is_closed(rows: Rows) -> None:
     settings.home.chmod(0o700)
     (settings.home / "expunge.db").chmod(0o644)
     assert rows()["privacy"].ok
+
+
+def test_privacy_closes_no_folder_that_others_need(rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    common = tmp_path / "tmp"
+    common.mkdir()
+    common.chmod(0o1777)
+    monkeypatch.setenv("EXPUNGE_HOME", str(common))
+    found = rows()["privacy"]
+    assert (found.status, found.hint) == ("warning", "set EXPUNGE_HOME to a folder of its own")
+    monkeypatch.setenv("EXPUNGE_HOME", os.devnull)
+    assert "chmod" not in rows()["privacy"].hint
+
+
+def test_an_open_database_is_seen_in_a_home_of_any_name(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "a%20 b?#"
+    monkeypatch.setenv("EXPUNGE_HOME", str(home))
+    open_store(load_settings()).close()
+    home.chmod(0o755)
+    (home / "expunge.db").chmod(0o644)
+    assert f"chmod 600 '{home}/expunge.db'" in rows()["privacy"].hint
+
+
+def test_a_home_that_is_a_file_is_called_that(rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EXPUNGE_HOME", str(tmp_path / "file"))
+    found = rows()["store"]
+    assert (found.found, found.hint) == (f"home {tmp_path}/file is not a folder", "correct EXPUNGE_HOME")

@@ -169,3 +169,10 @@ def test_the_queue_is_counted_by_the_database(store: RequestStore, monkeypatch: 
     assert "body" not in sent[0]
     assert said["expunge_queue_depth", "flags"] == sum(n % 3 > 0 and n % 100 > 0 for n in range(COUNT))
     assert said["expunge_queue_oldest_seconds", "faces"] == 3600
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_limit_that_no_database_counts_to_is_refused(command: Command, more: list[str]) -> None:
+    ended = command("list", "--limit", "9" * 20, *more)
+    assert ended.code == 2
+    assert "--limit" in ended.err

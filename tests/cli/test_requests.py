@@ -79,6 +79,10 @@ def test_surrogate_and_edit(command: Command, picture: Path) -> None:
         (["show", "nobody"], 4, "error: request 'nobody' does not exist: `expunge list` shows those that do"),
         (["withdraw", "nobody"], 4, "error: request 'nobody' does not exist"),
         (["report", "never"], 4, "error: batch 'never' does not exist"),
+        (["show", "\udcff"], 2, "error: what was asked for is not text"),
+        (["withdraw", "\udcff"], 2, "error: what was asked for is not text"),
+        (["list", "--model", "\udcff"], 2, "error: what was asked for is not text"),
+        (["report", "\udcff"], 2, "error: what was asked for is not text"),
     ],
 )
 def test_bad_input(

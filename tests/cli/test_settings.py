@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -280,3 +281,49 @@ def test_a_url_whose_password_cannot_be_told_is_refused_unshown(
         load_settings()
     for part in ("hun", "ter2"):
         assert part not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("EXPUNGE_NIGHT_LIMIT", "true", "setting night_limit: "),
+        ("EXPUNGE_NIGHT_LIMIT", "9" * 20, "setting night_limit: "),
+        ("EXPUNGE_GATE", '{"min_psnr": 50, "min_psnr": 5}', "a setting: 'min_psnr' is given twice in one variable"),
+        ("EXPUNGE_MODELS__X", '{"source": "a/b", "source": "c/d"}', "a setting: 'source' is given twice"),
+        ("EXPUNGE_GATE__MIN_SSIM", "7", "setting gate.min_ssim: Input should be less than or equal to 1"),
+        ("EXPUNGE_EVALUATION__LEVELS", "[]", "setting evaluation.levels: "),
+        ("EXPUNGE_EVALUATION__ENCODER", "resnet", "setting evaluation.encoder: "),
+        ("EXPUNGE_TRAINING__SEED", "-1", "setting training.seed: "),
+        ("EXPUNGE_TRAINING__SEED", "1e30", "setting training.seed: "),
+        ("EXPUNGE_MODELS", '{"x y": {"source": "testbed:faces"}}', "setting models: 'x y' cannot be a model's name"),
+        ("EXPUNGE_MODELS__X__SOURCE", "", "setting models.x.source: "),
+        ("EXPUNGE_MODELS", '{"": {"source": "testbed:faces"}}', "setting models: '' cannot be a model's name"),
+        ("EXPUNGE_HOME", "/tmp/a\udcff", "setting home: its name is not UTF-8"),
+    ],
+)
+def test_what_would_be_found_out_after_hours_is_refused_at_once(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        load_settings()
+
+
+@pytest.mark.parametrize("written", ["night_limit = true", "[training]\nsteps = true", "[gate]\nmin_psnr = false"])
+def test_a_truth_value_in_the_file_is_no_number(written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(written)
+    monkeypatch.setenv("EXPUNGE_CONFIG", str(file))
+    with pytest.raises(InputError, match="it must not be true or false"):
+        load_settings()
+    file.write_text("[training]\nadaptive = true")
+    assert load_settings().training.adaptive
+
+
+def test_an_empty_home_is_the_default_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("EXPUNGE_HOME", raising=False)
+    monkeypatch.delenv("EXPUNGE_CONFIG", raising=False)
+    default = load_settings().home
+    monkeypatch.setenv("EXPUNGE_HOME", "")
+    assert load_settings().home == default == tmp_path / "expunge"

@@ -1,5 +1,6 @@
 """Where everything lies: private whatever the umask, and what it means that it cannot be written."""
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -87,3 +88,29 @@ def test_a_database_on_a_disk_that_is_read_only(
     assert ended.code == 6
     assert "does not answer" not in said
     assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ('UPDATE requests SET body = \'{"reason": "Jane Doe"}\'', "holds a row that cannot be read"),
+        ("UPDATE requests SET state = 'lost'", "unknown state, 'lost'"),
+        ("DROP TABLE requests", "is damaged (no such table: requests)"),
+    ],
+)
+def test_a_database_with_odd_content_is_one_line_without_personal_data(
+    command: Command, picture: Path, tmp_path: Path, damage: str, message: str
+) -> None:
+    assert command("submit", picture, "--model", "flags").code == 0
+    with contextlib.closing(sqlite3.connect(load_settings().home / "expunge.db")) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute(damage)
+        connection.commit()
+    for arguments in (["list"], ["list", "--json"]):
+        ended = command(*arguments)
+        assert ended.code == 6
+        assert message in ended.out + ended.err
+        assert "Jane" not in ended.out + ended.err
+    ended = command("backup", tmp_path / "b")
+    assert ended.code == 6 or "lost" in damage
+    assert "Jane" not in ended.err

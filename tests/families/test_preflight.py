@@ -59,6 +59,8 @@ def test_a_look_at_the_configs_imports_no_torch() -> None:
         (UNET, {"in_channels": True}, "in_channels is true: must be a whole number"),
         (UNET, {"down_block_types": ["DownBlock2D"] * 5000}, "no resolution is possible: the UNet halves them 4999"),
         (UNET, {"down_block_types": "DownBlock2D"}, "down_block_types is .*: must be a list"),
+        (UNET, {"layers_per_block": 10**6}, "layers_per_block is 1000000: must be at most 1000"),
+        (SCHEDULER, {"num_train_timesteps": 10**10}, "num_train_timesteps is 10000000000: must be at most 100,000"),
         (SCHEDULER, {"prediction_type": "sample"}, "prediction_type is \"sample\": 'sample' is not supported"),
         (SCHEDULER, {"prediction_type": None}, "prediction_type is null: must be a text"),
         (SCHEDULER, {"variance_type": "learned_range"}, "variance_type is .*: a learned variance is not supported"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import InputError, StorageError
-from expunge.files import file_digest
+from expunge.files import file_digest, write_atomically
 from expunge.requests import passphrase as passphrases
 from expunge.requests.backup import back_up
 from expunge.requests.blobs import BlobStore, open_blobs
@@ -354,6 +354,33 @@ def test_nor_into_a_blob_store_of_another_key(settings: Settings, elsewhere: Set
     with pytest.raises(InputError, match="blob_url: the blob store is of another key"):
         restore(elsewhere.model_copy(update={"blob_url": str(tmp_path / "shared")}), tmp_path / "b", PASSPHRASE)
     assert not elsewhere.home.exists()
+
+
+@pytest.mark.parametrize("last", ["blob", "expunge.db"])
+def test_a_restore_that_was_cut_off_can_be_repeated(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    before = everything(settings)
+    back_up(settings, tmp_path / "b", PASSPHRASE)
+    written = iter(range(100))
+
+    def full_disk(path: Path, data: bytes) -> None:
+        if path.name == last or (last == "blob" and next(written) == 2):
+            path.with_name(f".{path.name}.0123456789ab.tmp").write_bytes(data[:10])  # as a kill leaves it
+            raise OSError(28, "No space left on device")
+        write_atomically(path, data)
+
+    with monkeypatch.context() as patched:
+        for module in ("restore", "filesystems"):
+            patched.setattr(f"expunge.requests.{module}.write_atomically", full_disk)
+        with pytest.raises(StorageError, match="cannot be written"):
+            restore(elsewhere, tmp_path / "b", PASSPHRASE)
+    back_up(settings, tmp_path / "another", PASSPHRASE)
+    with pytest.raises(InputError, match=r"home: .* holds .*: restore into a new EXPUNGE_HOME"):
+        restore(elsewhere, tmp_path / "another", PASSPHRASE)
+    restore(elsewhere, tmp_path / "b", PASSPHRASE)
+    assert not list(elsewhere.home.glob(".re*")) + list(elsewhere.home.glob(".*.tmp"))
+    assert everything(elsewhere) == before
 
 
 def test_a_config_file_may_be_there_already(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:

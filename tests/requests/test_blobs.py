@@ -347,3 +347,15 @@ def test_malformed_key(monkeypatch: pytest.MonkeyPatch, key: str, message: str) 
     monkeypatch.setenv("EXPUNGE_BLOB_KEY", key)
     with pytest.raises(InputError, match=f"^blob_key: {message}: make one with"):
         open_blobs(load_settings())
+
+
+def test_a_damaged_key_file_is_restored_and_never_made_anew() -> None:
+    settings = load_settings()
+    blob = open_blobs(settings).put(SECRET)
+    file = settings.home / "blob.key"
+    whole = file.read_text()
+    file.write_text(whole[:20])
+    with pytest.raises(InputError, match=r"blob\.key: .*: restore it from a backup or set EXPUNGE_BLOB_KEY$"):
+        open_blobs(settings)
+    file.write_text(whole)
+    assert open_blobs(settings).get(blob) == SECRET

@@ -24,7 +24,8 @@ State = Annotated[
 ]
 Batch = Annotated[str | None, typer.Option("--batch", help="Only requests that were ever in this batch.")]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help=f"List at most this many (default: {LIMIT}; with --json, all).")
+    int | None,
+    typer.Option("--limit", min=1, max=10**9, help=f"List at most this many (default: {LIMIT}; with --json, all)."),
 ]
 After = Annotated[
     str | None, typer.Option("--after", metavar="ID", help="Start after this request, to list the next page.")

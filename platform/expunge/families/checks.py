@@ -19,6 +19,10 @@ FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _ZERO_SNR = "at the last step nothing but noise is left, and a predicted epsilon says nothing about the picture"
 
+_DEPTHS = ("layers_per_block", "num_layers", "num_hidden_layers")
+_DEEPEST = 1000
+_MOST_TIMESTEPS = 100_000
+
 _LARGEST = 4096
 _RESOLUTION = TypeAdapter(Resolution)
 
@@ -40,7 +44,18 @@ def check(layout: Layout, configured: Resolution | None) -> Resolution:
     for name in layout.components():
         if layout.library_of(name) not in ("diffusers", "transformers"):
             raise layout.index.refuse(name, "its class must be of diffusers or transformers")
+        if not name.startswith(("scheduler", "tokenizer", "feature_extractor", "image_encoder")):
+            _buildable(layout.config(name))
     return _CHECKS[family](layout, configured)
+
+
+def _buildable(config: Config) -> None:
+    """A preflight builds the network: one of a million layers would take hours and all the memory there is."""
+    for name in _DEPTHS:
+        given = config.fields.get(name)
+        for depth in given if isinstance(given, list) else [given]:
+            if isinstance(depth, int | float) and depth > _DEEPEST:
+                raise config.refuse(name, f"must be at most {_DEEPEST}")
 
 
 def _ddpm(layout: Layout, configured: Resolution | None) -> Resolution:
@@ -74,6 +89,8 @@ def _ddpm_scheduler(config: Config, schedules: tuple[str, ...]) -> None:
     steps = config.integer("num_train_timesteps", 1000)
     if steps < 2:
         raise config.refuse("num_train_timesteps", "must be at least 2")
+    if steps > _MOST_TIMESTEPS:
+        raise config.refuse("num_train_timesteps", f"must be at most {_MOST_TIMESTEPS:,}")
     if config.text("variance_type", "fixed_small").startswith("learned"):
         raise config.refuse("variance_type", "a learned variance is not supported", "use a fixed variance")
     if config.flag("thresholding"):
@@ -147,6 +164,8 @@ def _flow_scheduler(config: Config) -> None:
             raise config.refuse(name, why, "use the scheduler that the model was published with")
     if config.integer("num_train_timesteps", 1000) < 2:
         raise config.refuse("num_train_timesteps", "must be at least 2")
+    if config.integer("num_train_timesteps", 1000) > _MOST_TIMESTEPS:
+        raise config.refuse("num_train_timesteps", f"must be at most {_MOST_TIMESTEPS:,}")
     if config.number("shift", 1.0) <= 0:
         raise config.refuse("shift", "must be above 0")
     if config.has("shift_terminal") and not 0 < config.number("shift_terminal") < 1:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
 from sqlalchemy import make_url
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
@@ -136,6 +137,11 @@ def storage(what: str, done: str = "written") -> Iterator[None]:
         yield
     except ExpungeError:
         raise
+    except ValidationError:  # its text would quote a request
+        raise StorageError(
+            f"{what} cannot be {done}: the database holds a row that cannot be read",
+            hint="restore it from an earlier backup",
+        ) from None
     except (OSError, sqlite3.Error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StorageError(

@@ -207,7 +207,8 @@ def _open(settings: Settings) -> BlobStore:
         raise StorageError(
             f"{file} cannot be made or read ({error})", hint="check EXPUNGE_HOME or set EXPUNGE_BLOB_KEY"
         ) from None
-    return BlobStore(settings.blobs, keys.decode(text, str(file)))
+    # Not a new one: what is sealed already would never open again.
+    return BlobStore(settings.blobs, keys.decode(text, str(file), "restore it from a backup or set EXPUNGE_BLOB_KEY"))
 
 
 def is_used(folder: Folder) -> bool:

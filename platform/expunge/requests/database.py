@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, OperationalError
@@ -22,7 +23,7 @@ HEAD = "0002"
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _MIGRATION_LOCK = 0x45585055  # an arbitrary key for PostgreSQL's advisory lock
 _DISK = ("readonly", "read-only", "full", "disk i/o", "no space", "could not extend")
-_DAMAGED = ("not a database", "malformed")
+_DAMAGED = ("not a database", "malformed", "no such table", "no such column")
 
 
 class Database:
@@ -90,6 +91,12 @@ class Database:
             yield
         except IntegrityError:
             raise
+        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+            raise InputError("what was asked for is not text", hint="write ids and names in UTF-8") from None
+        except ValidationError:  # its text would quote a request
+            raise StorageError(
+                f"database {self.name} holds a row that cannot be read", hint="restore it from a backup"
+            ) from None
         except DatabaseError as error:
             known = _known(error, self.name, self._engine.url)
             if known is None:

@@ -34,6 +34,8 @@ def recall(settings: Settings) -> Home | None:
         return Home.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise StorageError(f"home {settings.home} is not a folder", hint="correct EXPUNGE_HOME") from None
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged, or of a newer version"
         raise StorageError(f"{file} cannot be read ({reason})", hint="restore it, or upgrade expunge") from None

@@ -17,6 +17,7 @@ from typing import Annotated, Self, TypeVar
 import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
@@ -26,10 +27,8 @@ from expunge.requests.inventory import NEEDED
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore, check_same
 from expunge.requests.together import store_together
-from expunge.settings import Settings
-from expunge.words import EditSpec, ExternalId, Identifier, RemovalRequest, Text
-
-_CONTROL = "it holds a control character, such as an escape or a line break that does not belong there: leave it out"
+from expunge.settings import IDENTIFIER, Settings
+from expunge.words import EXTERNAL_ID, TEXT, EditSpec, ExternalId, Identifier, RemovalRequest, Text
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -83,7 +82,7 @@ class EditInput(BaseModel):
 
     editor: Identifier
     mask: Path | None = None
-    options: Annotated[dict[str, str], BeforeValidator(_option_text)] = Field(default_factory=dict)
+    options: Annotated[dict[Text, Text], BeforeValidator(_option_text)] = Field(default_factory=dict)
 
 
 class Submission(BaseModel):
@@ -186,15 +185,44 @@ def validated(kind: type[Model], values: object, *, prefix: str = "") -> Model:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first, *more = error.errors(include_url=False, include_input=False, include_context=False)
-        name = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int) or part >= 0)
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "string_pattern_mismatch":  # a pattern tells a person nothing
-            named = first["loc"][-1:] in (("model",), ("editor",))
-            what = "use at most 63 letters, digits, dots, dashes and underscores" if named else _CONTROL
+        first, *more = error.errors(include_url=False, include_input=False)
+        name = prefix + ".".join(_short(part) for part in first["loc"] if part != "[key]")
+        what = _plain(first)
         also = f" (and {len(more)} more)" if more else ""
         hint = f"the fields are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else None
         raise InputError(f"{name}: {what}{also}" if name else f"{what}{also}", hint=hint) from None
+
+
+_PLAIN = {
+    "string_unicode": "it is not text: a character in it is half of a pair",
+    "path_type": 'give the path of a file in quotes: "a.png"',
+    "tuple_type": "give a list",
+    "dict_type": 'give an object: {"name": "value"}',
+    "model_type": 'give an object: {"editor": "blend"}',
+}
+"""In place of what pydantic says in words of Python."""
+
+_PLAIN_PATTERNS = {
+    IDENTIFIER: "use letters, digits, dot, dash and underscore, at most 63, and a letter or digit first",
+    EXTERNAL_ID: "it holds a control character: leave it out",
+    TEXT: "it holds a control character: leave it out",
+}
+
+
+def _plain(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "string_pattern_mismatch":
+        return _PLAIN_PATTERNS[context["pattern"]]
+    if kind in ("too_short", "too_long"):
+        few = kind == "too_short"
+        return f"give at {'least' if few else 'most'} {context['min_length' if few else 'max_length']}"
+    return _PLAIN.get(kind) or error["msg"].removeprefix("Value error, ")
+
+
+def _short(part: str | int) -> str:
+    """A name may be somebody's whole prompt: of what is no field of ours, the beginning is enough."""
+    text = str(part)
+    return text if len(text) <= 50 else f"{text[:50]}..."
 
 
 @dataclass

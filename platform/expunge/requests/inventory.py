@@ -46,7 +46,7 @@ def take_inventory(store: RequestStore, blobs: BlobStore, runs: Path) -> Invento
     with store.read() as connection:
         rows = connection.execute(select(requests.c.id, requests.c.state, requests.c.body, requests.c.evidence)).all()
         reports = connection.execute(select(batches.c.report)).scalars().all()
-    needed = {row.id: pictures(RemovalRequest.model_validate_json(row.body)) for row in rows if row.state in NEEDED}
+        needed = {row.id: pictures(RemovalRequest.model_validate_json(row.body)) for row in rows if row.state in NEEDED}
     states = {blob: _state(blobs, blob) for blob in {*there, *(blob for ids in needed.values() for blob in ids)}}
     lacking = {id: tuple(blob for blob in ids if states[blob] != "ok") for id, ids in needed.items()}
     named = {id for row in rows for text in (row.body, row.evidence or "") for id in _ids(text.encode())}

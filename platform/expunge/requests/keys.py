@@ -23,9 +23,8 @@ def new_key() -> str:
     return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
 
-def decode(text: str, where: str) -> bytes:
+def decode(text: str, where: str, hint: str = "make one with `openssl rand -base64 32`") -> bytes:
     """The 32 bytes of a written sealing key. Raises InputError that begins with `where`."""
-    hint = "make one with `openssl rand -base64 32`"
     try:
         key = base64.b64decode(text.strip(), validate=True)
     except (binascii.Error, ValueError):

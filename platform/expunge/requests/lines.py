@@ -22,6 +22,7 @@ _HINT = f"write one JSON object a line, e.g. {_EXAMPLE}"
 _BOM = b"\xef\xbb\xbf"
 # UTF-16 and UTF-32: with a byte order mark, or with a first ASCII character and no mark.
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\0\0\0{", b"\0\0\0[", b"{\0", b"\0{", b"[\0", b"\0[")
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _open(path: Path) -> BinaryIO:
 def _check_head(head: bytes, path: Path) -> None:
     if head.startswith(_WIDE):
         raise InputError(f"batch: {path} is UTF-16 or UTF-32 text", hint="save the file as UTF-8")
+    if b"\0" in head or head.startswith(_GZIP):
+        raise InputError(f"batch: {path} is not a text file", hint="name a file with one JSON object a line")
     first = next(iter(head.removeprefix(_BOM).lstrip().splitlines()), b"").strip()
     if first in (b"[", b"{"):
         what, way = ("list", ".[]") if first == b"[" else ("object", ".")
@@ -114,8 +117,8 @@ def _submission(line: bytes | None, max_line: int) -> Submission:
         raise InputError(f"column {error.start + 1}: not UTF-8", hint="save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise InputError(f"column {error.colno}: not JSON ({error.msg})", hint=_HINT) from None
-    except RecursionError as error:
-        raise InputError(f"not JSON ({type(error).__name__})", hint=_HINT) from None
+    except RecursionError:
+        raise InputError("nested too deeply", hint=_HINT) from None
     except ValueError:  # of int(), which reads no more than some thousand digits
         raise InputError("a number has too many digits", hint="write identifiers in quotes") from None
     if isinstance(value, list):

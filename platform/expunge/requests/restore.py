@@ -1,4 +1,7 @@
-"""A backup brought back: checked as a whole before anything is written, and never over something that is there."""
+"""A backup brought back: checked as a whole before anything is written, and never over something that is there.
+
+A restore that was killed, or that filled the disk, leaves a note of which backup it was: the same restore goes on.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from expunge.requests.sealing import Seal
 from expunge.settings import Settings
 
 _MAY_BE_THERE = frozenset({"config.toml", KEY_FILE})
+_NOTE = ".restoring"
 
 
 def restore(settings: Settings, source: Path, passphrase: str | None = None, *, unverified: bool = False) -> Manifest:
@@ -41,11 +45,15 @@ def restore(settings: Settings, source: Path, passphrase: str | None = None, *, 
         if not path.is_file() or file_digest(path) != digest:
             raise altered(source, name)
     blobs = Folder(settings.blobs)
-    _check_empty(settings, target, blobs, manifest, key)
+    backup = file_digest(source / MANIFEST)
+    _check_empty(settings, target, blobs, manifest, key, goes_on=_noted(settings) == backup)
     if manifest.version == 1:
         manifest = _looked_at(manifest, source, key)
     with storage(f"the home {settings.home}"):
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for half in settings.home.glob(".*.tmp"):
+            half.unlink()
+        write_atomically(settings.home / _NOTE, backup)
         if text is not None and not settings.blob_key:
             write_atomically(settings.home / KEY_FILE, f"{text}\n".encode())
         if manifest.fingerprint and manifest.blobs:
@@ -53,6 +61,7 @@ def restore(settings: Settings, source: Path, passphrase: str | None = None, *, 
         for name, blob in _blobs(manifest):
             blobs.write(f"{blob[:2]}/{blob}", _read(source, name, manifest))
         write_atomically(target, _read(source, DATABASE, manifest))  # last: a row never lacks its pictures
+        (settings.home / _NOTE).unlink()
     return manifest
 
 
@@ -97,17 +106,27 @@ def _other_key(key: bytes, which: str) -> StorageError:
     )
 
 
-def _check_empty(settings: Settings, database: Path, blobs: Folder, manifest: Manifest, key: bytes | None) -> None:
+def _noted(settings: Settings) -> str | None:
+    """The manifest's digest of a backup whose restore began here and did not end."""
+    with storage(f"the home {settings.home}", "read"):
+        note = settings.home / _NOTE
+        return note.read_text("ascii") if note.is_file() else None
+
+
+def _check_empty(
+    settings: Settings, database: Path, blobs: Folder, manifest: Manifest, key: bytes | None, *, goes_on: bool
+) -> None:
     there = (
         [path for path in settings.home.glob("*") if path.name not in _MAY_BE_THERE] if settings.home.exists() else []
     )
+    there.sort(key=lambda path: path.name.startswith("."))  # what a person knows first
     hint = "restore into a new EXPUNGE_HOME"
-    if there:
+    if there and not goes_on:
         raise InputError(f"home: {settings.home} holds {there[0].name}", hint=hint)
     if database.exists():
         raise InputError(f"database_url: {database} exists", hint=hint)
     with storage("the blob store", "read"):
-        if blob_ids(blobs):
+        if blob_ids(blobs) and not goes_on:
             raise InputError("blob_url: the blob store holds blobs", hint="restore into an empty one")
         mine = keys.fingerprint(key) if key else manifest.fingerprint
         if mine and marker(blobs) not in (None, mine):

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
+from expunge.errors import StorageError
 from expunge.words import BlobId, Identifier, RemovalRequest, RequestState, Word
 
 
@@ -85,7 +86,14 @@ class State(TypeDecorator[RequestState]):
         return None if value is None else value.value
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> RequestState | None:
-        return None if value is None else RequestState(value)
+        if value is None:
+            return None
+        if value not in set(RequestState):
+            raise StorageError(
+                f"the database holds a request in an unknown state, {value[:16]!r}",
+                hint="upgrade expunge, or restore it from a backup",
+            )
+        return RequestState(value)
 
 
 metadata = MetaData(
