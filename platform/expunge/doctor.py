@@ -391,11 +391,6 @@ def _privacy(settings: Settings) -> Check:
     return Check("privacy", not shared, found, hint, required=False)
 
 
-def _file_of(url: str) -> Path:
-    """Of an SQLite URL, whose path is percent-encoded."""
-    return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0]))
-
-
 def _is_shared(path: Path, home: Path) -> bool:
     """Whether the group or others may read it: a folder of the home that is closed to them closes what is in it."""
     inside = [folder for folder in path.parents if folder.is_relative_to(home)]

@@ -98,7 +98,7 @@ def test_surrogates_and_masks_are_cut_alike_or_cut_already(submit: Submit, blobs
         ({"box": "inf,0,20,20"}, "^box.0.0: Input should be a finite number"),
         ({"box": [True, 0, 20, 20]}, "^box.0.0: Input should be a valid number"),
         ({"box": [["1", "2", "30", "30"]]}, "^box.0.0: Input should be a valid number"),
-        ({"box": {"left": 1}}, "^box: Input should be a valid tuple"),
+        ({"box": {"left": 1}}, "^box: give a list"),
         ({"box": ["0,0,1,1"] * 3}, "^3 boxes for 1 images: give one for all, one for each, or none"),
         (
             {"box": "10,5,50,35", "surrogates": ["other.png"]},
