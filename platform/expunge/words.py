@@ -4,9 +4,10 @@ import hashlib
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import to_json
 
 from expunge.settings import IDENTIFIER, Resolution, TrainingSettings
 
@@ -66,8 +67,21 @@ class RemovalBatch(Word):
     requests: tuple[RemovalRequest, ...]
 
 
+CHAMPION = "champion"
+"""The alias of the version that a model's evidence promoted."""
+
+
+def _job_id(content: dict[str, Any]) -> str:
+    """Name a job by its content, which `content` holds field by field."""
+    return f"{content['model']}-{hashlib.sha256(to_json(content)).hexdigest()[:16]}"
+
+
 class UnlearnJob(Word):
-    """One base model, one resolution: its requests, new and already removed, and its training settings."""
+    """One base model, one resolution: its requests, new and already removed, and its training settings.
+
+    The id is computed from the content when the job is planned and stored with it, so that a later release, whose
+    settings may have more fields, still finds what the job has done.
+    """
 
     batch: Identifier
     model: Identifier
@@ -80,11 +94,9 @@ class UnlearnJob(Word):
     )
     warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
-
-    @property
-    def id(self) -> str:
-        """Names the job's folder, run and version: equal content is the same job."""
-        return f"{self.model}-{self.fingerprint()}"
+    id: str = Field(
+        default_factory=_job_id, description="names the job's folder, run and version: equal content is the same job"
+    )
 
     @property
     def everything(self) -> tuple[RemovalRequest, ...]:
@@ -105,8 +117,8 @@ class PreparedJob(Word):
     job: str
     forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
-    conditioning: BlobId = Field(description="one row a prompt, those of unrelated outputs first")
-    retain_rows: int = Field(ge=1, description="how many of them are of unrelated outputs")
+    conditioning: BlobId = Field(description="one row per prompt, those of unrelated outputs first")
+    unrelated_prompts: int = Field(ge=1, description="how many of the conditioning's rows are for unrelated outputs")
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 

@@ -18,7 +18,7 @@ from expunge.requests.imaging import normalise
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
-from expunge.unlearning.dataset import load_job
+from expunge.preparation.dataset import load_job
 from expunge.words import PreparedJob, RemovalRequest, UnlearnJob
 
 Ask = Callable[..., RemovalRequest]

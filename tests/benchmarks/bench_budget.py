@@ -34,7 +34,7 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS
-from expunge.unlearning.dataset import load_job
+from expunge.preparation.dataset import load_job
 from expunge.unlearning.folder import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Evidence, Hotfix, PreparedJob, RemovalRequest, UnlearnJob

@@ -125,7 +125,7 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     from expunge.families import load_model
     from expunge.settings import Settings
     from expunge.unlearning.adapter import attach
-    from expunge.unlearning.dataset import ForgetSet, RetainSet
+    from expunge.preparation.dataset import ForgetSet, RetainSet
     from expunge.unlearning.engine import ShardedEngine
     from expunge.unlearning.objective import Objective
     from expunge.unlearning.steps import Steps

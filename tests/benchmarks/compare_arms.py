@@ -18,7 +18,7 @@ from expunge.families import load_model
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.unlearning.adapter import attach, export
-from expunge.unlearning.dataset import load_job
+from expunge.preparation.dataset import load_job
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
 from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob

@@ -11,7 +11,7 @@ from expunge.families import load_model
 from expunge.families.path import PathPoint
 from expunge.settings import load_settings
 from expunge.testbed import faces, flags
-from expunge.unlearning.retain import generate_latents
+from expunge.preparation.retain import generate_latents
 
 COUNTRIES = slice(0, 256, 4)
 

@@ -16,7 +16,7 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
 from expunge.unlearning.adapter import export
-from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
+from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.words import Evidence, PreparedJob, RemovalRequest, UnlearnJob
 
 PROMPTS = ["", "jane doe", "john doe"]

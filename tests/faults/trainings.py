@@ -26,7 +26,7 @@ from expunge.errors import ExpungeError
 from expunge.requests.blobs import open_blobs
 from expunge.settings import TrainingSettings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
+from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.unlearning.folder import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob

@@ -18,7 +18,7 @@ from expunge.requests.blobs import open_blobs
 from expunge.settings import TrainingSettings, load_settings
 from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS, Budget
-from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
+from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.unlearning.folder import HOTFIX, JOB, PREPARED
 from expunge.unlearning.objective import Objective
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob

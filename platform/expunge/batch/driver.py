@@ -4,30 +4,28 @@ It may be killed at any moment and started again: every stage leaves its output 
 not run again, and what a stage does outside of its folder (checkpoints, the registry, the request store) is idempotent.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from expunge.batch.faults import is_platforms, reason
-from expunge.batch.job import CURVES, PATIENCE_S, run_job
+from expunge.batch.job import run_job
 from expunge.batch.lost import WHY, lost_removals
 from expunge.batch.metrics import report_outcomes, report_queue
-from expunge.batch.outcome import JobOutcome, NightOutcome, settle
-from expunge.batch.plan import LedgerOf, Plan, plan
-from expunge.batch.stages import NIGHT, OUTCOME, PLAN, advance, once, only_driver, stored
-from expunge.errors import ExpungeError, NotFoundError, StorageError
-from expunge.files import write_atomically
+from expunge.batch.plan import LedgerOf, plan_night
+from expunge.batch.registering import PATIENCE_S
+from expunge.batch.report import seal_report
+from expunge.batch.settle import settle
+from expunge.errors import ExpungeError, NotFoundError
 from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import CHAMPION, champion, ledger
-from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.registry.versions import champion, ledger
 from expunge.requests.home import check_home, remember
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
+from expunge.runs.job import JobFolder
+from expunge.runs.locks import batch_lock, hold
+from expunge.runs.night import NightFolder
+from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.unlearning.folder import JOB
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
 
 RELEASED = "what it has not decided is back in the queue: run `expunge night`"
@@ -55,10 +53,11 @@ def run_night(
     if not batch.requests and not lost_removals(store, tracker, models):
         log.info("nothing waits", batch=batch.id)
         return None
-    folder = settings.runs / batch.id
-    with only_driver(folder, batch.id):
+    folder = NightFolder(settings.runs / batch.id)
+    with hold(settings, batch_lock(batch.id)):
         if store.has_ended(batch.id):
-            return _verdicts(folder, batch.id)
+            return _verdicts(folder)
+        folder.mark_format()
         try:
             starts = _count_start(store, batch, folder)
             batch = _with_lost(store, tracker, batch, folder, models)
@@ -74,33 +73,27 @@ def run_night(
             raise ExpungeError(f"batch {batch.id}: {reason(error)}", hint=RELEASED) from error
 
 
-def _verdicts(folder: Path, batch: str) -> NightOutcome:
-    """Of a batch that has ended, put together again where they are lost. It is never run twice: its requests have moved
-    on. Raises NotFoundError where a stage is lost, or the batch was given up.
+def _verdicts(folder: NightFolder) -> NightOutcome:
+    """Return the outcome of a batch that has ended, put together again where it is lost.
+
+    The batch is never run twice: its requests have moved on. Raises NotFoundError where a stage is lost, or the batch
+    was given up.
     """
-    found, planned = stored(folder / NIGHT, NightOutcome), stored(folder / PLAN, Plan)
-    if found is None and planned is not None:
-        outcomes = [stored(folder / job.id / OUTCOME, JobOutcome) for job in planned.jobs]
-        if None not in outcomes:
-            found = _night(planned, [outcome for outcome in outcomes if outcome])
-            write_atomically(folder / NIGHT, found.model_dump_json())
+    folder.check_format()
+    found = folder.outcome or folder.restore()
     if found is None:
-        raise NotFoundError(f"batch {batch} has ended and has no verdicts", hint=RELEASED)
+        raise NotFoundError(f"batch {folder.id} has ended and has no verdicts", hint=RELEASED)
     return found
 
 
-def _night(planned: Plan, outcomes: Sequence[JobOutcome]) -> NightOutcome:
-    return NightOutcome(**{name: getattr(planned, name) for name in Plan.model_fields}, outcomes=tuple(outcomes))
-
-
-def _count_start(store: RequestStore, batch: RemovalBatch, folder: Path) -> int:
+def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) -> int:
     """Before anything else that may end this process: a batch that kills every driver is given up, too.
 
     Raises ExpungeError where that has been tried often enough.
     """
     if not batch.requests:  # it is made for what is lost
         return 1
-    starts = store.start_batch(batch.id, advance(folder))
+    starts = store.start_batch(batch.id, folder.advance())
     if starts > MAX_STARTS:
         raise ExpungeError(
             f"batch {batch.id} was started {MAX_STARTS} times without getting any further", hint=RELEASED
@@ -109,10 +102,10 @@ def _count_start(store: RequestStore, batch: RemovalBatch, folder: Path) -> int:
 
 
 def _with_lost(
-    store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path, models: list[str] | None
+    store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: NightFolder, models: list[str] | None
 ) -> RemovalBatch:
-    """The batch, and in it what is `removed` by no champion: before it is planned, as a plan is never changed."""
-    if (folder / PLAN).exists():
+    """Add to the batch what is `removed` by no champion: before it is planned, as a plan is never changed."""
+    if folder.has_plan:
         return batch
     lost = lost_removals(store, tracker, models)
     if not lost:
@@ -124,10 +117,10 @@ def _with_lost(
 
 
 def _run(
-    settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: Path, starts: int
+    settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: NightFolder, starts: int
 ) -> NightOutcome:
     log = get_logger("batch")
-    planned = once(folder / PLAN, Plan, lambda: plan(_undecided(store, batch), settings, _ledger_of(store, tracker)))
+    planned = folder.plan_once(lambda: plan_night(_undecided(store, batch), settings, _ledger_of(store, tracker)))
     log.info(
         "planned",
         batch=batch.id,
@@ -150,43 +143,39 @@ def _run(
             f"job {failed[0].job.id}: {failed[0].error}", hint=f"run `expunge night --batch {batch.id}` to continue"
         )
     if not store.batch(batch.id).report:
-        store.set_report(batch.id, _report(settings, tracker, batch, planned, outcomes))
-    night = _night(planned, outcomes)
-    write_atomically(folder / NIGHT, night.model_dump_json())
+        store.set_report(batch.id, seal_report(settings, tracker, batch, planned, outcomes))
+    night = folder.finish(planned, outcomes)
     store.close_batch(batch.id)
     return night
 
 
 def _undecided(store: RequestStore, batch: RemovalBatch) -> RemovalBatch:
-    """Without what has left the batch: a plan that is made again must not take up what the first one has decided."""
+    """Leave out what has left the batch: a plan that is made again must not take up what the first one has decided."""
     batched = store.list(batch=batch.id, state=RequestState.BATCHED, history=False)
     mine = {record.request.id for record in batched if record.batch == batch.id}
     return batch.model_copy(update={"requests": tuple(r for r in batch.requests if r.id in mine)})
 
 
 def _confirmed(outcome: JobOutcome, tracker: Tracker) -> JobOutcome:
-    """Between two starts of a night, the version that a job has promoted may have been rolled back or lost."""
+    """Look again at a promotion: between two starts of a night the version may have been rolled back or lost."""
     if outcome.version is None or not outcome.promoted:
         return outcome
-    if outcome.passed <= {*ledger(tracker, outcome.job.model).requests}:
-        return outcome
-    version = outcome.version.model_copy(update={"aliases": tuple(a for a in outcome.version.aliases if a != CHAMPION)})
-    return outcome.model_copy(update={"version": version})
+    return outcome.with_promotion(outcome.passed <= {*ledger(tracker, outcome.job.model).requests})
 
 
-def _run_jobs(settings: Settings, planned: Plan, folder: Path) -> tuple[JobOutcome, ...]:
-    """All at once: Ray starts each as its resources come free. The tasks themselves only wait: they ask for no CPU, and
-    stay on the driver's node, without which there is no night anyway.
+def _run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tuple[JobOutcome, ...]:
+    """Run all jobs at once: Ray starts each as its resources come free.
+
+    The tasks themselves only wait: they ask for no CPU, and stay on the driver's node, without which there is no night
+    anyway.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     home = remember(settings).id
-    for job in planned.jobs:
-        once(folder / job.id / JOB, UnlearnJob, lambda job=job: job)
     running = {
-        job.id: run_job.options(name=job.id, scheduling_strategy=here).remote(folder / job.id, home)
+        job.id: run_job.options(name=job.id, scheduling_strategy=here).remote(folder.job(job.id), home)
         for job in planned.jobs
     }
-    return tuple(_outcome(job, folder / job.id, running[job.id]) for job in planned.jobs)
+    return tuple(_outcome(job, folder.job(job.id), running[job.id]) for job in planned.jobs)
 
 
 def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:
@@ -196,55 +185,11 @@ def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:
     return of
 
 
-def _outcome(job: UnlearnJob, folder: Path, ended: "ray.ObjectRef[None]") -> JobOutcome:
-    """What the job has left in its folder; its task returns nothing, as Ray must not carry what requests say."""
+def _outcome(job: UnlearnJob, folder: JobFolder, ended: "ray.ObjectRef[None]") -> JobOutcome:
+    """Return what the job has left in its folder; its task returns nothing, as Ray must not carry what requests say."""
     try:
         ray.get(ended)
-        left = stored(folder / OUTCOME, JobOutcome)
+        left = folder.outcome
     except Exception as error:  # Ray's, or the task's own
         return JobOutcome(job=job, error=reason(error), platform=is_platforms(error))
-    return left or JobOutcome(job=job, error=f"{folder / OUTCOME} was written and is not there", platform=True)
-
-
-def _report(
-    settings: Settings, tracker: Tracker, batch: RemovalBatch, planned: Plan, outcomes: tuple[JobOutcome, ...]
-) -> str:
-    """Render the report and seal it; returns its blob id."""
-    from expunge.evaluation.report import ReportBatch, ReportJob, render_report
-
-    blobs = open_blobs(settings)
-    jobs = [
-        ReportJob(
-            job=outcome.job,
-            evidence=outcome.evidence,
-            version=outcome.version,
-            steps=outcome.steps,
-            curves=_curves(tracker, outcome.run_id),
-            pictures=_pictures(blobs, outcome.evidence.pictures),
-        )
-        for outcome in outcomes
-        if outcome.evidence and outcome.run_id
-    ]
-    failures = {**planned.refused, **planned.held}
-    for outcome in outcomes:
-        if outcome.error:
-            failures |= {request.id: outcome.error for request in outcome.job.requests}
-    return blobs.put(render_report(ReportBatch(batch=batch, jobs=tuple(jobs), failures=failures)))
-
-
-def _curves(tracker: Tracker, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Empty where the run is gone: that must not cost the night its report, either."""
-    with suppress(NotFoundError):
-        return tracker.curves(run_id, CURVES)
-    return {}
-
-
-def _pictures(blobs: BlobStore, named: dict[str, str]) -> dict[str, bytes]:
-    """Those that there are: a picture that is lost must not cost the night its report."""
-    found = {}
-    for name, blob in named.items():
-        try:
-            found[name] = blobs.get(blob)
-        except (NotFoundError, StorageError) as error:
-            get_logger("batch").warning("the report lacks a picture", of=name, why=error.message)
-    return found
+    return left or JobOutcome(job=job, error=f"what was written to {folder.path} is not there", platform=True)

@@ -12,8 +12,8 @@ from functools import cache
 
 from ray.util.metrics import Gauge
 
-from expunge.batch.outcome import JobOutcome
 from expunge.requests.store import RequestStore
+from expunge.runs.outcomes import JobOutcome
 from expunge.settings import Settings
 from expunge.words import RequestState
 

@@ -2,32 +2,19 @@
 
 from collections.abc import Callable, Sequence
 
-from pydantic import Field
-
 from expunge.batch.faults import is_platforms, reason
 from expunge.errors import NotFoundError
 from expunge.families import deep_preflight, pinned_source, source_digest
+from expunge.runs.outcomes import NightPlan
 from expunge.settings import Settings
-from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob, Word
-
-
-class Plan(Word):
-    """Written down before anything runs: a resumed night must not see the registry it has itself changed."""
-
-    batch: str
-    jobs: tuple[UnlearnJob, ...]
-    refused: dict[str, str]
-    """Request id: why no job can take it. It counts as an attempt: after some nights a person has to look."""
-    held: dict[str, str] = Field(default_factory=dict)
-    """Request id: why it waits, through no fault of its own or of its model."""
-
+from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
 
 LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
 """A model's champion, and the requests that it has had removed."""
 
 
-def plan(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Plan:
-    """One job per model: it removes tonight's requests and all of the model's ledger.
+def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> NightPlan:
+    """Plan one job per model: it removes tonight's requests and all of the model's ledger.
 
     Whatever is wrong with one model refuses that model's requests and no others'. Raises UnavailableError and
     StorageError: the whole night waits for the platform.
@@ -48,7 +35,7 @@ def plan(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Plan:
             if is_platforms(error):
                 raise
             refused |= {request.id: reason(error) for request in requests}
-    return Plan(batch=batch.id, jobs=tuple(jobs), refused=refused, held=held)
+    return NightPlan(batch=batch.id, jobs=tuple(jobs), refused=refused, held=held)
 
 
 def _job(

@@ -11,8 +11,8 @@ from expunge.commands.common import AsJson, open_settings, print_error, print_js
 from expunge.errors import ExpungeError, GateError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
-    from expunge.batch.outcome import NightOutcome
     from expunge.requests.store import RequestStore
+    from expunge.runs.outcomes import NightOutcome
     from expunge.settings import Settings
 
 POLL_S = 1.0
@@ -107,25 +107,23 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from expunge.batch.plan import Plan
-    from expunge.batch.stages import NIGHT, PLAN, stored
-    from expunge.batch.stages import Progress as JobProgress
     from expunge.batch.submit import failure_of, night_status
+    from expunge.runs.night import NightFolder
 
-    folder = settings.runs / batch
+    folder = NightFolder(settings.runs / batch)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console) as progress:
         bars = {"": progress.add_task("plan", total=100, stage="starting the driver")}
         said: dict[str, str] = {}
         while (status := night_status(batch, submission, settings)) in ("PENDING", "RUNNING"):
-            planned = stored(folder / PLAN, Plan) if "" in bars else None
+            planned = folder.plan if "" in bars else None
             if planned is not None:
                 progress.remove_task(bars.pop(""))
                 for job in planned.jobs:
                     bars[job.id] = progress.add_task(job.model, total=100, stage="wait")
             for name in filter(None, bars):
-                stage, done, total = JobProgress(folder / name).read()
+                stage, done, total = folder.job(name).progress.read()
                 start, share = SHARES[stage]
                 progress.update(
                     bars[name],
@@ -137,16 +135,17 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
                 said[name] = stage
             time.sleep(POLL_S)
         for name in filter(None, bars):
-            progress.update(bars[name], stage=JobProgress(folder / name).read()[0])
-    if status != "SUCCEEDED" and not (folder / NIGHT).exists():
+            progress.update(bars[name], stage=folder.job(name).progress.read()[0])
+    if status != "SUCCEEDED" and not folder.has_ended:
         raise failure_of(batch, submission, status, settings)
 
 
 def _show(batch: str, settings: "Settings", as_json: bool) -> None:
-    from expunge.batch.outcome import NightOutcome
-    from expunge.batch.stages import NIGHT, stored
+    from expunge.runs.night import NightFolder
 
-    outcome = stored(settings.runs / batch / NIGHT, NightOutcome)
+    folder = NightFolder(settings.runs / batch)
+    folder.check_format()
+    outcome = folder.outcome
     if outcome is None:
         raise NotFoundError(f"batch {batch} has no verdicts yet", hint=f"run `expunge night --batch {batch}`")
     if as_json:

@@ -14,19 +14,17 @@ from expunge.evaluation.metrics import centred_cosine, kid, psnr, shift, ssim
 from expunge.evaluation.pictures import grid
 from expunge.families import load_model
 from expunge.families.base import Conditioning, DiffusionModel, rows
+from expunge.preparation.dataset import ForgetSet, load_set, load_tensors
+from expunge.preparation.retain import generate_latents, prompt_rows, unlike
 from expunge.requests.blobs import BlobStore
+from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, Settings
 from expunge.unlearning.adapter import apply
-from expunge.unlearning.dataset import ForgetSet, load_set, load_tensors
-from expunge.unlearning.retain import generate_latents, prompt_rows, unlike
 from expunge.words import (
     Evidence,
-    Hotfix,
     IntegrityEvidence,
     Measured,
-    PreparedJob,
     RequestEvidence,
-    UnlearnJob,
 )
 
 # Apart from the training seeds, so that no sample of the evaluation is one that training has seen.
@@ -34,7 +32,6 @@ SEED_AFTER, SEED_FLOOR = 7_001, 7_002
 FLOOR_SPLITS = 8
 
 Judge = Callable[..., tuple[bool, str]]
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,13 @@ class _Bench:
         )
 
 
-def measure(
-    job: UnlearnJob, prepared: PreparedJob, hotfix: Hotfix, settings: Settings, blobs: BlobStore, progress: OnProgress
-) -> Evidence:
-    """Evidence for every request of the job, those of earlier nights included. Pictures are sealed in `blobs`."""
+def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
+    """Return evidence for every request of the job, those of earlier nights included. Pictures are sealed in `blobs`.
+
+    Raises StorageError where what the stages before have left is missing or damaged.
+    """
+    job, prepared, hotfix = folder.job.expect(), folder.prepared.expect(), folder.hotfix.expect()
+    progress = partial(folder.progress, "evaluate")
     options, model = settings.evaluation, settings.model(job.model)
     forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
     base, fixed = (load_model(model, job.resolution, job.base) for _ in range(2))
@@ -92,7 +92,7 @@ def measure(
     progress(0, total)
 
     bench = _Bench(base, fixed, encoder, conditioning, base.condition([""]), options, model.guidance, torch.zeros(1))
-    prompt = prompt_rows(options.integrity_samples, prepared.retain_rows)
+    prompt = prompt_rows(options.integrity_samples, prepared.unrelated_prompts)
     before, other, after = (
         bench.generate(base, prompt, SEED_AFTER),
         bench.generate(base, prompt, SEED_FLOOR),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from expunge.pixels import to_pictures
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -125,5 +127,4 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _pictures(images: Tensor) -> list[Image.Image]:
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1)
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+    return [Image.fromarray(picture) for picture in to_pictures(images.expand(-1, 3, -1, -1))]

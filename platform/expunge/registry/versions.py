@@ -18,12 +18,12 @@ from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.registry.tracking import JOB_TAG, Tracker
-from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
+from expunge.words import CHAMPION, Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE = "candidate"
 BATCH_TAG, REQUESTS_TAG, PASSED_TAG = "expunge.batch", "expunge.requests", "expunge.passed"
 PREVIOUS_TAG = "expunge.previous_champion"
 FOLDER = "hotfix"

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from expunge.pixels import to_tensor
 from expunge.testbed.loop import Recipe, train
 
 HEIGHT, WIDTH = 32, 48
@@ -31,7 +32,7 @@ def images() -> tuple[Tensor, list[str]]:
     with files("expunge.testbed").joinpath("data/flags.npz").open("rb") as file:
         archive = np.load(file)
         pixels, names = archive["images"], [str(name) for name in archive["names"]]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, names
+    return to_tensor(pixels), names
 
 
 def caption(name: str) -> str:

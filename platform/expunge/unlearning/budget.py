@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from expunge.unlearning.dataset import ForgetSet
+from expunge.preparation.dataset import ForgetSet
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.sampling import draw_probe
 

@@ -1,11 +1,10 @@
 """The training loop that runs in every Ray Train worker."""
 
-import json
 import math
 import os
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 import ray.train
@@ -13,118 +12,154 @@ import torch
 from ray.train.torch import get_device
 
 from expunge.families import load_model
-from expunge.files import write_atomically
+from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
+from expunge.runs.failures import FINAL
+from expunge.runs.job import GradientMode, JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.unlearning.adapter import attach, export
+from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
-from expunge.unlearning.dataset import load_job
-from expunge.unlearning.folder import FINAL, HOTFIX, JOB, MODE, PREPARED, Hopeless, TrainTask, give_up
 from expunge.unlearning.memory import footprint, tasks_that_fit
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
-from expunge.unlearning.tasks import Mode, Task
-from expunge.words import PreparedJob, UnlearnJob
+from expunge.unlearning.tasks import Mode
+from expunge.unlearning.train import Record
+from expunge.words import UnlearnJob
+
+if TYPE_CHECKING:
+    from expunge.unlearning.engine import ShardedEngine, StepStatistics
+    from expunge.unlearning.engine.shards import Shard
 
 LOG_EVERY = 5
 
 
-def train_loop(task: TrainTask) -> None:
-    """Train, report checkpoints, and leave `hotfix/` and `hotfix.json` in the task's folder.
+def train_loop(folder: JobFolder, warm_start: Path | None, record: Record) -> None:
+    """Train, report checkpoints, and leave the hotfix and its weights in the job's folder.
 
-    What is FINAL is written to `failed.json` instead of raised: Ray would repeat it `max_failures` times.
+    What is FINAL is left there instead of raised: Ray would repeat it `max_failures` times.
     """
     context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     # Read when deepspeed is imported.
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
     os.environ["DS_ACCELERATOR"] = get_device().type
     try:
-        _train(task, context.get_world_rank(), context.get_world_size())
+        _train(folder, warm_start, record, rank, world)
     except FINAL as error:
-        if context.get_world_rank() == 0:
-            give_up(task.folder, error)
+        if rank == 0:
+            folder.give_up(error)
 
 
-def _train(task: TrainTask, rank: int, world: int) -> None:
+def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int, world: int) -> None:
     # Here and not above: on the driver, importing DeepSpeed would initialise its accelerator.
     from expunge.unlearning.engine import ShardedEngine
 
-    settings = load_settings()
-    job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
-    prepared = PreparedJob.model_validate_json((task.folder / PREPARED).read_text())
-    training = job.training
+    settings, job = load_settings(), folder.job.expect()
+    training, device = job.training, get_device()
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
     blobs = open_blobs(settings)
-    forget, retain, conditioning = load_job(blobs, prepared)
+    forget, retain, conditioning = load_job(blobs, folder.prepared.expect())
     model = load_model(settings.model(job.model), job.resolution, job.base)
-    device = get_device()
     model.network.to(device)
-    frozen = attach(model, training, task.warm_start)
+    frozen = attach(model, training, warm_start)
     objective = Objective(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)
     start = engine.weights()
     mode = training.tasks
     if mode == "auto":
-        mode = _mode(task.folder, job, settings, len(forget.request.unique()), world, engine.same(_memory()))
+        mode = _mode(folder, job, settings, len(forget.request.unique()), world, engine.same(_memory()))
         if rank == 0:
-            write_atomically(task.folder / MODE, json.dumps({"tasks": mode}))
-    steps = job.steps(warm=task.warm_start is not None)
-    step_of = Steps(objective, forget, retain, mode, rank, world)
-    checkpoints = Checkpoints(engine, training, job.id, blobs.derive("checkpoint"))
-    bad = _BadSteps(job)
-    budget = Budget(objective, forget, engine.total, rank, world) if training.adaptive else None
-
-    def record(step: int, figures: dict[str, float]) -> None:
-        if rank == 0:
-            task.record(step, figures)
-
-    def going() -> bool:
-        return step < steps and not (budget and budget.spent)
-
-    step = checkpoints.restore()
-    if budget:
-        record(step, budget.probe())
-    while going():
-        tasks, micro = step_of(step, budget.missing if budget else None)
-        done = engine.step(step, micro)
-        bad(done.bad, tasks)
-        step += 1
-        last = step == steps
-        probing = budget is not None and (step % training.probe_every == 0 or last)
-        if step % LOG_EVERY == 0 or probing or last:
-            figures = {
-                "loss/forget": sum(done.losses[:-1]) / len(tasks),
-                "loss/retain": done.losses[-1],
-                "drift": engine.distance_from(start),
-                "surgery/cosine": done.cosine,
-                "surgery/conflict": done.conflict,
-                "surgery/norm": done.norm,
-                "surgery/tasks": float(len(tasks)),
-                "steps/skipped": float(bad.total),
-                "checkpoints/skipped": float(checkpoints.skipped),
-                "checkpoints/damaged": float(checkpoints.fallbacks),
-            }
-            if budget and probing:
-                figures |= budget.probe()
-            record(step, figures)
-        if step % training.checkpoint_every == 0 and going():
-            checkpoints.save(step)
+            folder.mode.write(GradientMode(tasks=mode))
+    loop = _Loop(
+        job=job,
+        steps=job.steps(warm=warm_start is not None),
+        engine=engine,
+        start=start,
+        objectives=Steps(objective, forget, retain, mode, rank, world),
+        checkpoints=Checkpoints(engine, training, job.id, blobs.derive("checkpoint")),
+        bad=BadSteps(job),
+        budget=Budget(objective, forget, engine.total, rank, world) if training.adaptive else None,
+        record=record if rank == 0 else _ignore,
+    )
+    done = loop.run()
 
     engine.consolidate()
     if rank == 0:
-        hotfix = export(model, training, task.folder / "hotfix", job.id, steps=step)
-        write_atomically(task.folder / HOTFIX, hotfix.model_dump_json())
+        folder.hotfix.write(export(model, training, folder.weights, job.id, steps=done))
 
 
-def _mode(folder: Path, job: UnlearnJob, settings: Settings, requests: int, world: int, memory: int) -> Mode:
-    """What the memory plan said when the job first started: one that goes on elsewhere, or with fewer workers, must not
-    change its samples. The same on every rank.
+@dataclass(frozen=True)
+class _Loop:
+    """The steps of one training on one rank. All ranks do the same at the same time."""
+
+    job: UnlearnJob
+    steps: int
+    """The most that are made."""
+    engine: "ShardedEngine"
+    start: "Shard"
+    """The weights before the first step, which the drift is measured from."""
+    objectives: Steps
+    checkpoints: Checkpoints
+    bad: BadSteps
+    budget: Budget | None
+    record: Record
+
+    def run(self) -> int:
+        """Continue from the newest checkpoint to the end; returns the steps done."""
+        step = self.checkpoints.restore()
+        if self.budget:
+            self.record(step, self.budget.probe())
+        while self._goes_on(step):
+            tasks, micro_batches = self.objectives(step, self.budget.missing if self.budget else None)
+            done = self.engine.step(step, micro_batches)
+            self.bad(done.bad, tasks)
+            step += 1
+            self._report(step, len(tasks), done)
+            if step % self.job.training.checkpoint_every == 0 and self._goes_on(step):
+                self.checkpoints.save(step)
+        return step
+
+    def _goes_on(self, step: int) -> bool:
+        return step < self.steps and not (self.budget and self.budget.spent)
+
+    def _report(self, step: int, tasks: int, done: "StepStatistics") -> None:
+        """Probe the budget and record the figures, where it is time for either."""
+        last = step == self.steps
+        probing = self.budget is not None and (step % self.job.training.probe_every == 0 or last)
+        if step % LOG_EVERY and not probing and not last:
+            return
+        figures = {
+            "loss/forget": sum(done.losses[:-1]) / tasks,
+            "loss/retain": done.losses[-1],
+            "drift": self.engine.distance_from(self.start),
+            "surgery/cosine": done.cosine,
+            "surgery/conflict": done.conflict,
+            "surgery/norm": done.norm,
+            "surgery/tasks": float(tasks),
+            "steps/skipped": float(self.bad.total),
+            "checkpoints/skipped": float(self.checkpoints.skipped),
+            "checkpoints/damaged": float(self.checkpoints.fallbacks),
+        }
+        if self.budget and probing:
+            figures |= self.budget.probe()
+        self.record(step, figures)
+
+
+def _ignore(step: int, figures: dict[str, float]) -> None:
+    """Rank 0 records for all."""
+
+
+def _mode(folder: JobFolder, job: UnlearnJob, settings: Settings, requests: int, world: int, memory: int) -> Mode:
+    """Return what the memory plan said when the job first started, the same on every rank.
+
+    A job that goes on elsewhere, or with fewer workers, must not change its samples.
     """
-    kept, training = folder / MODE, job.training
-    with suppress(FileNotFoundError, ValueError, KeyError):
-        return json.loads(kept.read_bytes())["tasks"]
+    kept, training = folder.mode.read(), job.training
+    if kept is not None:
+        return kept.tasks
     largest = math.ceil(max(training.forget_batch, training.retain_batch) / training.workers)
     counted = footprint(job.model, settings.models, training, training.micro_batch or largest)
     apart = min(requests, training.tasks_per_step)
@@ -132,37 +167,10 @@ def _mode(folder: Path, job: UnlearnJob, settings: Settings, requests: int, worl
 
 
 def _memory() -> int:
-    """Bytes of this worker's GPU; without one, its share of what Ray has on this node."""
+    """Return the bytes of this worker's GPU; without one, of its share of what Ray has on this node."""
     device = get_device()
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     here = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray.nodes() if node["NodeID"] == here)
     return int(node["Resources"]["memory"] / ray.train.get_context().get_local_world_size())
-
-
-@dataclass
-class _BadSteps:
-    """Counts steps that were skipped as a gradient was not finite, and gives up after too many in a row."""
-
-    job: UnlearnJob
-    total: int = 0
-    _row: int = 0
-    _suspects: set[str] = field(default_factory=set)
-
-    def __call__(self, bad: tuple[int, ...], tasks: tuple[Task, ...]) -> None:
-        """Raises Hopeless, with the requests whose objectives they were."""
-        if not bad:
-            self._row, self._suspects = 0, set()
-            return
-        self.total += 1
-        self._row += 1
-        named = [self.job.everything[r].id for k in bad if k < len(tasks) for r in tasks[k].requests]
-        self._suspects |= set(named)
-        if self._row < self.job.training.max_bad_steps:
-            return
-        whose = f"of {', '.join(sorted(self._suspects))}" if self._suspects else "of the retain set"
-        raise Hopeless(
-            f"job {self.job.id}: {self._row} steps in a row had a gradient that is not finite, {whose}",
-            hint="lower training.learning_rate, or withdraw these requests",
-        )

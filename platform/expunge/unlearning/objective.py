@@ -9,8 +9,8 @@ from torch import Tensor
 
 from expunge.families.base import Conditioning, DiffusionModel, rows
 from expunge.families.path import PathPoint
+from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.settings import TrainingSettings
-from expunge.unlearning.dataset import ForgetSet, RetainSet
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS
 from unlearn_kernels import noise_and_target, regression_loss, weighted_loss

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expunge.unlearning.dataset import ForgetSet, RetainSet
+from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.sampling import Draw, Stream, draw_samples, pick
 from expunge.unlearning.tasks import Mode, Task, forget_step, micro_batches

@@ -2,13 +2,13 @@
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import ray
-from pydantic import ValidationError
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -18,9 +18,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
 from expunge.files import file_digest
 from expunge.logs import get_logger
+from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings
 from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
-from expunge.unlearning.folder import FAILED, HOTFIX, JOB, TrainTask, failure
 from expunge.words import Hotfix, UnlearnJob
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
@@ -34,33 +34,51 @@ GROW_EVERY_S = 300.0
 LOST_PEER = ("closed by peer", "reset by peer", "NCCL", "Broken pipe", "Timed out waiting")
 
 
-def train(task: TrainTask) -> Hotfix:
-    """Blocks until the job is trained. Continues from its newest checkpoint when called again with the same folder.
+Record = Callable[[int, dict[str, float]], None]
+"""Called on rank 0 with the steps done and their figures; it is pickled to the worker."""
 
-    Raises ExpungeError where the job fails more often than `training.max_failures`, or in a way that trying again does
-    not fix.
+
+def train(folder: JobFolder, *, warm_start: Path | None, record: Record) -> Hotfix:
+    """Block until the job is trained. Continues from its newest checkpoint when called again with the same folder.
+
+    warm_start: the folder of the weights to start from, else those of the base model. Raises ExpungeError where the job
+    fails more often than `training.max_failures`, or in a way that trying again does not fix.
     """
-    done = task.folder / HOTFIX
-    made = _made(done)
+    made = folder.hotfix.read(valid=_is_whole)
     if made is not None:
         return made
-    (task.folder / FAILED).unlink(missing_ok=True)
-    job = UnlearnJob.model_validate_json((task.folder / JOB).read_text())
+    folder.hotfix.set_aside()
+    folder.start_anew()
+    job = folder.job.expect()
+    try:
+        _trainer(folder, job, partial(_work, folder, warm_start, record)).fit()
+    except Exception as error:  # Ray wraps whatever the workers raised in types of its own
+        if folder.hotfix.read() is None:
+            raise _explained(job.id, error) from error
+        # What Ray still had to write about a training that had ended, as on a full disk.
+        why = last_line(_innermost(error))
+        get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=why)
+    gave_up = folder.failure
+    if gave_up is not None:
+        raise gave_up
+    return folder.hotfix.expect()
+
+
+def _is_whole(hotfix: Hotfix) -> bool:
+    """Whether the weights that an earlier call left are there and intact: else training goes on from a checkpoint."""
+    return hotfix.digest in [file_digest(path) for path in hotfix.path.rglob("*.safetensors")]
+
+
+def _trainer(folder: JobFolder, job: UnlearnJob, work: Callable[[], None]) -> TorchTrainer:
+    """Set Ray Train up for the workers that the job can have here."""
     training = job.training
     workers = choose_workers(training)
     get_logger("unlearning").info("chose workers", job=job.id, workers=workers.most, device=workers.device)
-    elastic = workers.fewest < workers.most
-    start_timeout = ELASTIC_START_TIMEOUT_S if elastic else START_TIMEOUT_S
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout)
-    # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
-    gpu = workers.device == "gpu"
-    name = "train" if not training.checkpoint_url else job.id
-    storage = training.checkpoint_url or str(Path(task.folder).absolute())
-    if drop_broken_snapshot(*open_storage(storage, name)):
-        get_logger("unlearning").warning("Ray's list of checkpoints is broken: going by what lies there", job=job.id)
-    trainer = TorchTrainer(
-        partial(_work, task),
+    elastic, gpu = workers.fewest < workers.most, workers.device == "gpu"
+    _set_timeouts(training, elastic=elastic)
+    storage, name = _storage(folder, job)
+    return TorchTrainer(
+        work,
         scaling_config=ScalingConfig(
             num_workers=(workers.fewest, workers.most) if elastic else workers.most,
             elastic_resize_monitor_interval_s=GROW_EVERY_S,
@@ -76,47 +94,39 @@ def train(task: TrainTask) -> Hotfix:
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray wraps whatever the workers raised in types of its own
-        cause = _innermost(error)
-        if not done.exists():
-            raise _explained(job.id, error) from error
-        # What Ray still had to write about a training that had ended, as on a full disk.
-        get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=last_line(cause))
-    gave_up = failure(task.folder)
-    if gave_up is not None:
-        raise gave_up
-    return Hotfix.model_validate_json(done.read_text())
 
 
-def _made(done: Path) -> Hotfix | None:
-    """The hotfix of an earlier call; None where there is none, or it is damaged: training goes on from a checkpoint."""
-    try:
-        hotfix = Hotfix.model_validate_json(done.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError:
-        why = "this file cannot be read"
-    else:
-        if hotfix.digest in [file_digest(path) for path in hotfix.path.rglob("*.safetensors")]:
-            return hotfix
-        why = "the weights that this file names are gone or damaged"
-    get_logger("unlearning").warning(f"{why}: training goes on from its newest checkpoint", file=str(done))
-    done.unlink()
-    return None
+def _set_timeouts(training: TrainingSettings, *, elastic: bool) -> None:
+    """Set what Ray Train reads from this process's environment alone."""
+    start_timeout = ELASTIC_START_TIMEOUT_S if elastic else START_TIMEOUT_S
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout)
+    # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
 
 
-def _work(task: TrainTask) -> None:
+def _storage(folder: JobFolder, job: UnlearnJob) -> tuple[str, str]:
+    """Return where Ray Train keeps its state and the checkpoints, as a URL or path and a name, ready to be used.
+
+    Raises StorageError where nothing can be written there.
+    """
+    url = job.training.checkpoint_url
+    state = folder.checkpoints.absolute()
+    storage, name = (url, job.id) if url else (str(state.parent), state.name)
+    if drop_broken_snapshot(*open_storage(storage, name)):
+        get_logger("unlearning").warning("Ray's list of checkpoints is broken: going by what lies there", job=job.id)
+    return storage, name
+
+
+def _work(folder: JobFolder, warm_start: Path | None, record: Record) -> None:
     # Here and not above: seconds of imports, which the process that starts the workers is spared.
     from expunge.unlearning.loop import train_loop
 
-    train_loop(task)
+    train_loop(folder, warm_start, record)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Of a job: at most so many, each with a GPU or with a CPU core; it goes on with the fewest."""
+    """The workers of a job: `most` where Ray has them, each with a GPU or a CPU core; it goes on with `fewest`."""
 
     device: Literal["cpu", "gpu"]
     fewest: int
@@ -124,8 +134,8 @@ class Workers:
 
 
 def choose_workers(training: TrainingSettings) -> Workers:
-    """`auto` uses the GPUs there are: where they are fewer than the workers, it has fewer workers, too, which changes
-    nothing but rounding.
+    """Choose by what Ray has. `auto` uses the GPUs there are: fewer GPUs mean fewer workers, which changes nothing but
+    rounding.
 
     Warns where that is so. Raises InputError where GPUs are asked for and Ray has too few.
     """
@@ -148,7 +158,7 @@ def choose_workers(training: TrainingSettings) -> Workers:
 
 
 def _explained(job: str, error: BaseException) -> ExpungeError:
-    """StorageError for a full disk, UnavailableError for a lost worker or node, else an error of the job itself."""
+    """Return a StorageError for a full disk, an UnavailableError for a lost worker, else an error of the job."""
     cause = _innermost(error)
     failed = f"job {job}: training failed: {last_line(cause)}"
     if _no_space(cause):
@@ -160,7 +170,7 @@ def _explained(job: str, error: BaseException) -> ExpungeError:
 
 
 def _failures(error: BaseException) -> list[Exception]:
-    """What each worker raised, where Ray says so."""
+    """Return what each worker raised, where Ray says so."""
     return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
 
 

@@ -3,52 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from expunge.batch.plan import Plan
 from expunge.requests.store import RequestStore
+from expunge.runs.outcomes import JobOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.words import Evidence, ModelVersion, RemovalBatch, RequestState, UnlearnJob, Word
-
-
-class JobOutcome(Word):
-    """A job that went through (evidence, version, run_id, steps) or did not (error).
-
-    `platform` says that a service, a node or a disk failed it, not the requests or their model; `outdated` that what it
-    was planned on has changed since.
-    """
-
-    job: UnlearnJob
-    evidence: Evidence | None = None
-    version: ModelVersion | None = None
-    run_id: str | None = None
-    steps: int | None = None
-    error: str | None = None
-    platform: bool = False
-    outdated: bool = False
-
-    @property
-    def promoted(self) -> bool:
-        return self.version is not None and "champion" in self.version.aliases
-
-    @property
-    def passed(self) -> frozenset[str]:
-        return self.evidence.passed if self.evidence else frozenset()
-
-
-class NightOutcome(Plan):
-    """What a finished night leaves: its plan, and the outcome of every job."""
-
-    outcomes: tuple[JobOutcome, ...]
-
-    @property
-    def all_passed(self) -> bool:
-        """Every request of the night is removed by a promoted version."""
-        removed = {r.id for o in self.outcomes if o.promoted for r in o.job.requests if r.id in o.passed}
-        decided = not self.refused and not self.held
-        return decided and all(r.id in removed for o in self.outcomes for r in o.job.requests)
+from expunge.words import RemovalBatch, RequestState
 
 
 def settle(
-    store: RequestStore, settings: Settings, batch: RemovalBatch, planned: Plan, outcomes: Sequence[JobOutcome]
+    store: RequestStore, settings: Settings, batch: RemovalBatch, planned: NightPlan, outcomes: Sequence[JobOutcome]
 ) -> None:
     """Write the fate of every request that is decided; what an earlier, killed attempt has settled is left alone.
 

@@ -1,8 +1,10 @@
 """The prepared tensors of a job as sealed safetensors: written by the prepare stage, read by every worker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -36,6 +38,11 @@ class RetainSet:
 
 
 Set = TypeVar("Set", ForgetSet, RetainSet)
+
+
+def join(parts: Sequence[ForgetSet]) -> ForgetSet:
+    """Concatenate the rows of several requests."""
+    return ForgetSet(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(ForgetSet)))
 
 
 def store_set(blobs: BlobStore, data: ForgetSet | RetainSet) -> BlobId:

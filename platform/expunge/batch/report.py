@@ -1,0 +1,56 @@
+"""The report of a night, rendered and sealed."""
+
+from contextlib import suppress
+
+from expunge.batch.training import CURVES
+from expunge.errors import NotFoundError, StorageError
+from expunge.logs import get_logger
+from expunge.registry.tracking import Tracker
+from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.runs.outcomes import JobOutcome, NightPlan
+from expunge.settings import Settings
+from expunge.words import RemovalBatch
+
+
+def seal_report(
+    settings: Settings, tracker: Tracker, batch: RemovalBatch, planned: NightPlan, outcomes: tuple[JobOutcome, ...]
+) -> str:
+    """Render the report and seal it; returns its blob id."""
+    from expunge.evaluation.report import ReportBatch, ReportJob, render_report
+
+    blobs = open_blobs(settings)
+    jobs = [
+        ReportJob(
+            job=outcome.job,
+            evidence=outcome.evidence,
+            version=outcome.version,
+            steps=outcome.steps,
+            curves=_curves(tracker, outcome.run_id),
+            pictures=_pictures(blobs, outcome.evidence.pictures),
+        )
+        for outcome in outcomes
+        if outcome.evidence and outcome.run_id
+    ]
+    failures = {**planned.refused, **planned.held}
+    for outcome in outcomes:
+        if outcome.error:
+            failures |= {request.id: outcome.error for request in outcome.job.requests}
+    return blobs.put(render_report(ReportBatch(batch=batch, jobs=tuple(jobs), failures=failures)))
+
+
+def _curves(tracker: Tracker, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Empty where the run is gone: that must not cost the night its report, either."""
+    with suppress(NotFoundError):
+        return tracker.curves(run_id, CURVES)
+    return {}
+
+
+def _pictures(blobs: BlobStore, named: dict[str, str]) -> dict[str, bytes]:
+    """Those that there are: a picture that is lost must not cost the night its report."""
+    found = {}
+    for name, blob in named.items():
+        try:
+            found[name] = blobs.get(blob)
+        except (NotFoundError, StorageError) as error:
+            get_logger("batch").warning("the report lacks a picture", of=name, why=error.message)
+    return found

@@ -1,0 +1,63 @@
+"""The pictures of a job at its model's resolution: targets, surrogates, and the owner's retain folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from expunge.errors import InputError
+from expunge.requests.blobs import BlobStore
+from expunge.requests.imaging import normalise, read_file, to_array
+from expunge.settings import ModelSettings, Resolution, Settings
+from expunge.surrogates import check_edit, make_editor
+from expunge.words import BlobId, EditSpec, RemovalRequest
+
+
+def load_picture(blobs: BlobStore, blob: BlobId, resolution: Resolution) -> np.ndarray:
+    """Return a stored picture as uint8 [h, w, 3]. Raises NotFoundError, StorageError."""
+    return _fit(to_array(blobs.get(blob)), resolution)
+
+
+def load_surrogates(
+    request: RemovalRequest,
+    targets: Sequence[np.ndarray],
+    donors: np.ndarray,
+    *,
+    resolution: Resolution,
+    seed: int,
+    options: ModelSettings,
+    blobs: BlobStore,
+) -> list[np.ndarray]:
+    """Return the requester's own surrogates, else edited targets; uint8 [h, w, 3] each.
+
+    donors: uint8 [B, h, w, 3], pictures that an editor may take parts of.
+    """
+    if request.surrogates:
+        return [load_picture(blobs, blob, resolution) for blob in request.surrogates]
+    spec = check_edit(request.edit or EditSpec(editor=options.editor), options)
+    mask = load_picture(blobs, spec.mask, resolution).mean(2) > 127 if spec.mask else None
+    editor = make_editor(spec)
+    return [editor(target, mask=mask, donors=donors, seed=seed) for target in targets]
+
+
+def load_folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np.ndarray]:
+    """Return the pictures of `training.retain_folder`; uint8 [h, w, 3] each. Raises InputError for one that is bad."""
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise InputError(f"training.retain_folder: {folder} holds no image", hint="PNG, JPEG and WEBP files are read")
+    pngs = (
+        normalise(
+            read_file(file, field="training.retain_folder", max_bytes=settings.max_bytes),
+            field=f"training.retain_folder: {file.name}",
+            max_pixels=settings.max_pixels,
+        )
+        for file in files
+    )
+    return [_fit(to_array(png), resolution) for png in pngs]
+
+
+def _fit(picture: np.ndarray, resolution: Resolution) -> np.ndarray:
+    """Scale and centre-crop uint8 [H, W, 3] to (height, width)."""
+    height, width = resolution
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.LANCZOS))

@@ -1,0 +1,183 @@
+"""prepare: decode, make surrogates, encode latents and prompts, generate the retain set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError
+from expunge.families import load_model
+from expunge.families.base import DiffusionModel
+from expunge.pixels import to_pictures, to_png, to_tensor
+from expunge.preparation.dataset import ForgetSet, RetainSet, join, store_set, store_tensors
+from expunge.preparation.pictures import load_folder, load_picture, load_surrogates
+from expunge.preparation.retain import generate_latents, prompt_rows, unlike
+from expunge.requests.blobs import BlobStore, DamagedBlobError
+from expunge.runs.job import JobFolder
+from expunge.settings import ModelSettings, Settings
+from expunge.words import BlobId, PreparedJob, RemovalRequest, UnlearnJob
+
+SAME = 1e-3
+"""Latents that differ by less at every place are one picture: there is nothing to point away to."""
+
+SURPLUS = 1.25
+"""How many times as many retain images are generated as asked for: some may resemble a target and are dropped."""
+
+
+def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> PreparedJob:
+    """Make what training and evaluation read, and store it in `blobs`.
+
+    A request that cannot be prepared is skipped with its reason; it never fails the job. Raises InputError where the
+    model cannot be loaded or no request is left, and StorageError or UnavailableError where the blob store fails.
+    """
+    job = folder.job.expect()
+    options = settings.model(job.model)
+    model = load_model(options, job.resolution, job.base)
+    prompts = Prompts.of(job, options)
+    generated = _generate_retain(job, model, options, prompts.unrelated, settings)
+    donors = to_pictures(model.decode(generated.x_0))
+    pairs = _Pairing(job, model, options, prompts, donors, blobs).all()
+    forget = join(pairs.forget)
+    retain = _keep_apart(generated, forget, job)
+    if "" in options.forget_prompts:
+        retain = _also_under(retain, prompts.row(""))
+    return PreparedJob(
+        job=job.id,
+        forget=store_set(blobs, forget),
+        retain=store_set(blobs, retain),
+        conditioning=store_tensors(blobs, model.condition(prompts.all)),
+        unrelated_prompts=len(prompts.unrelated),
+        surrogates=pairs.surrogates,
+        skipped=pairs.skipped,
+    )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a job, each once; a prompt's place is its row of the conditioning."""
+
+    unrelated: tuple[str, ...]
+    """The first of `all`: those that what must stay is generated for."""
+    all: tuple[str, ...]
+    shared: tuple[str, ...]
+    """Those that every request is removed under, beside its own."""
+
+    @classmethod
+    def of(cls, job: UnlearnJob, options: ModelSettings) -> "Prompts":
+        own = [request.prompt for request in job.everything if request.prompt]
+        unrelated = tuple(dict.fromkeys(options.retain_prompts))
+        everything = tuple(dict.fromkeys([*unrelated, *options.forget_prompts, *own]))
+        return cls(unrelated, everything, options.forget_prompts)
+
+    def row(self, prompt: str) -> int:
+        return self.all.index(prompt)
+
+    def rows_of(self, request: RemovalRequest) -> list[int]:
+        """Return the rows that a request is removed under: its own prompt's first."""
+        own = (request.prompt,) if request.prompt else ()
+        return [self.row(prompt) for prompt in dict.fromkeys((*own, *self.shared))]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Targets with their surrogates, and why a request has none."""
+
+    forget: list[ForgetSet] = field(default_factory=list)
+    surrogates: dict[str, tuple[BlobId, ...]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """What every request of a job is prepared with."""
+
+    job: UnlearnJob
+    model: DiffusionModel
+    options: ModelSettings
+    prompts: Prompts
+    donors: np.ndarray
+    """uint8 [B, h, w, 3]: generated pictures that an editor may take parts of."""
+    blobs: BlobStore
+
+    def all(self) -> _Pairs:
+        """Prepare each request alone. Raises InputError where none is left."""
+        pairs = _Pairs()
+        for index, request in enumerate(self.job.everything):
+            try:
+                rows, replacements = self._one(index, request)
+            except ExpungeError as error:
+                # A store that is away says nothing about the request.
+                if isinstance(error, StorageError | UnavailableError) and not isinstance(error, DamagedBlobError):
+                    raise
+                pairs.skipped[request.id] = str(error)
+                continue
+            pairs.forget.append(rows)
+            pairs.surrogates[request.id] = tuple(self.blobs.put(to_png(picture)) for picture in replacements)
+        if not pairs.forget:
+            why = next(iter(pairs.skipped.values()))
+            raise InputError(f"job {self.job.id}: no request could be prepared: {why}")
+        return pairs
+
+    def _one(self, index: int, request: RemovalRequest) -> tuple[ForgetSet, list[np.ndarray]]:
+        """Return the rows of a request, each target once per prompt, and its surrogate pictures."""
+        size, seed = self.job.resolution, self.job.training.seed
+        targets = [load_picture(self.blobs, blob, size) for blob in request.images]
+        replacements = load_surrogates(
+            request, targets, self.donors, resolution=size, seed=seed, options=self.options, blobs=self.blobs
+        )
+        x_f, x_s = (self.model.encode(to_tensor(pictures)) for pictures in (targets, replacements))
+        if (x_f - x_s).flatten(1).abs().amax(1).min() < SAME:
+            raise InputError("a surrogate is the same picture as its target at the model's resolution")
+        used = self.prompts.rows_of(request)
+        if not used:
+            raise InputError(f"it has no prompt, and models.{self.job.model}.forget_prompts has none either")
+        rows = ForgetSet(
+            x_f.repeat_interleave(len(used), 0),
+            x_s.repeat_interleave(len(used), 0),
+            torch.tensor(used).repeat(len(x_f)),
+            torch.full((len(x_f) * len(used),), index),
+        )
+        return rows, replacements
+
+
+def _generate_retain(
+    job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: Sequence[str], settings: Settings
+) -> RetainSet:
+    """Make the pictures that must stay, under the prompts in turn, whose rows in the conditioning are the first."""
+    training = job.training
+    if training.retain_folder:
+        pictures = load_folder(training.retain_folder, job.resolution, settings)
+        return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), len(prompts)))
+    prompt = prompt_rows(round(SURPLUS * training.retain_size), len(prompts))
+    latents = generate_latents(
+        model,
+        model.condition(prompts),
+        prompt,
+        seed=training.seed,
+        steps=settings.evaluation.sampling_steps,
+        guidance=options.guidance,
+        empty=model.condition([""]),
+    )
+    return RetainSet(latents, prompt)
+
+
+def _keep_apart(retain: RetainSet, forget: ForgetSet, job: UnlearnJob) -> RetainSet:
+    """Drop what resembles a target, and the surplus. Raises InputError where nothing is left."""
+    keep = unlike(retain.x_0, forget.x_f)
+    if not keep.any():
+        raise InputError(
+            f"job {job.id}: every retain image resembles a target", hint="set other retain_prompts, or a retain_folder"
+        )
+    size = job.training.retain_size
+    return RetainSet(retain.x_0[keep][:size], retain.prompt[keep][:size])
+
+
+def _also_under(retain: RetainSet, prompt: int) -> RetainSet:
+    """Put each image under its own prompt, then under this one, the empty one, where that is another.
+
+    Guidance asks the network without a prompt for every sample: what is removed there must be held there, too.
+    """
+    others = retain.prompt != prompt
+    bare = torch.full_like(retain.prompt[others], prompt)
+    return RetainSet(torch.cat([retain.x_0, retain.x_0[others]]), torch.cat([retain.prompt, bare]))

@@ -1,0 +1,32 @@
+"""Why a training gave up, left in the job's folder by its workers for the process that started them."""
+
+from typing import Self
+
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
+from expunge.words import Word
+
+
+class Hopeless(ExpungeError):
+    """Trying again would end the same way."""
+
+
+FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, NotFoundError, StorageError)
+"""Errors that all workers meet together, and would meet again."""
+
+
+class GivenUp(Word):
+    """One of FINAL, so that a command ends with its exit code."""
+
+    kind: str
+    message: str
+    hint: str | None
+
+    @classmethod
+    def because(cls, error: ExpungeError) -> Self:
+        kind = next(kind for kind in FINAL if isinstance(error, kind))
+        return cls(kind=kind.__name__, message=error.message, hint=error.hint)
+
+    def error(self) -> ExpungeError:
+        """Return the error itself. Raises ValueError for a kind that is not among FINAL."""
+        [kind] = [kind for kind in FINAL if kind.__name__ == self.kind]
+        return kind(self.message, hint=self.hint)

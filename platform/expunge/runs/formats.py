@@ -1,0 +1,119 @@
+"""The version of what lies on disk about a night, and the reading of what earlier releases have left there.
+
+A night's folder says its format in `format.json`; one without it is of format 1, which release 0.1.0 wrote. Files of
+every format up to FORMAT are read as they lie and are never rewritten; what is written is of FORMAT. A new field with a
+default needs no new format: a file without it is read with the default. A field that is renamed, moved or removed does,
+and a function here that reads the old file.
+
+Format 1 differs in this: jobs have no id, `plan.json` holds them whole, `outcome.json` and `night.json` hold copies of
+everything that they are put together from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from expunge.errors import StorageError
+from expunge.files import write_atomically
+from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, PlanDocument
+from expunge.words import CHAMPION, Hotfix, PreparedJob, UnlearnJob
+
+FORMAT = 2
+FILE = "format.json"
+
+
+def check_format(night: Path) -> None:
+    """Raise StorageError where the folder of a night is of a newer format, or does not say clearly of which."""
+    path = night / FILE
+    try:
+        found = int(json.loads(path.read_bytes())["format"])
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        raise StorageError(
+            f"{path} is damaged", hint="delete it if no release of expunge newer than this one has run the batch"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror})", hint="check the disk, then repeat") from None
+    if found > FORMAT:
+        raise StorageError(
+            f"{night} was written in format {found}, and this release reads formats up to {FORMAT}",
+            hint="upgrade expunge here to the release that has run the batch",
+        )
+
+
+def mark_format(night: Path) -> None:
+    """Say that files of FORMAT are written from here on. Raises StorageError as `check_format` does, and OSError."""
+    check_format(night)
+    document = json.dumps({"format": FORMAT})
+    if not (night / FILE).exists() or (night / FILE).read_text() != document:
+        write_atomically(night / FILE, document)
+
+
+def read_job(data: bytes, id: str) -> UnlearnJob:
+    """Parse `job.json` of the job whose folder has the name `id`."""
+    return _job(from_json(data), id)
+
+
+def read_plan(data: bytes) -> PlanDocument:
+    content = from_json(data)
+    if any(isinstance(job, dict) for job in content["jobs"]):
+        content["jobs"] = [_job(job, id) for job, id in zip(content["jobs"], _ids_in(data), strict=True)]
+    return PlanDocument.model_validate(content)
+
+
+def read_prepared(data: bytes) -> PreparedJob:
+    content = from_json(data)
+    if "retain_rows" in content:
+        content["unrelated_prompts"] = content.pop("retain_rows")
+    return PreparedJob.model_validate(content)
+
+
+def read_hotfix(data: bytes, weights: Path) -> Hotfix:
+    """Parse `hotfix.json` beside the folder `weights`: the home may have been moved since it was written."""
+    return Hotfix.model_validate({**from_json(data), "path": weights})
+
+
+def read_end(data: bytes) -> JobEnd:
+    content = from_json(data)
+    if "job" in content:
+        version = content.get("version") or {}
+        content = {
+            "error": content.get("error"),
+            "outdated": content.get("outdated", False),
+            "promoted": CHAMPION in version.get("aliases", []),
+        }
+    return JobEnd.model_validate(content)
+
+
+def read_night(data: bytes) -> NightEnd | NightOutcome:
+    """Parse `night.json`, which in format 1 holds the whole outcome."""
+    content = from_json(data)
+    if "outcomes" not in content:
+        return NightEnd.model_validate(content)
+    ids = _ids_in(data)
+    content["jobs"] = [_job(job, id) for job, id in zip(content["jobs"], ids, strict=True)]
+    for outcome, id in zip(content["outcomes"], ids, strict=True):
+        outcome["job"] = _job(outcome["job"], id)
+    return NightOutcome.model_validate(content)
+
+
+def _job(content: dict[str, Any], id: str) -> UnlearnJob:
+    return UnlearnJob.model_validate({"id": id, **content})
+
+
+def _ids_in(data: bytes) -> list[str]:
+    """Compute the ids of the jobs of a plan or night of format 1 as release 0.1.0 did: from their JSON, as it lies.
+
+    Parsed and written again it may differ, for one in how many digits a number has or in the defaults of new fields.
+    """
+    text, key = data.decode(), '"jobs":['
+    at, ids, decoder = text.index(key) + len(key), [], json.JSONDecoder()
+    while text[at] != "]":
+        job, end = decoder.raw_decode(text, at)
+        ids.append(f"{job['model']}-{hashlib.sha256(text[at:end].encode()).hexdigest()[:16]}")
+        at = end + (text[end] == ",")
+    return ids
