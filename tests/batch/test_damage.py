@@ -6,23 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from expunge.batch import driver, job
+from expunge.batch import driver, job, training
 from expunge.batch.faults import is_platforms
-from expunge.batch.outcome import JobOutcome, settle
-from expunge.batch.plan import Plan, plan
-from expunge.batch.prepare import prepare
-from expunge.batch.stages import NIGHT, OUTCOME, PLAN
+from expunge.batch.plan import plan_night
+from expunge.batch.settle import settle
 from expunge.errors import ExpungeError, NotFoundError, StorageError, UnavailableError
 from expunge.files import file_digest, write_atomically
+from expunge.preparation.prepare import prepare
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion as champion_of
 from expunge.registry.versions import download, promote, register
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.home import remember
 from expunge.requests.store import MAX_STARTS, RequestStore
+from expunge.runs.job import JobFolder
+from expunge.runs.night import NightFolder
+from expunge.runs.outcomes import JobEnd, JobOutcome, NightPlan
 from expunge.settings import ModelSettings, Settings
-from expunge.unlearning.folder import HOTFIX
-from expunge.unlearning.train import _made
+from expunge.unlearning.train import _is_whole
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
 
 Ask = Callable[..., RemovalRequest]
@@ -39,7 +40,7 @@ class Night:
     """A batch of one request, planned on whatever champion there is."""
 
     batch: RemovalBatch
-    planned: Plan
+    planned: NightPlan
 
     @property
     def job(self) -> UnlearnJob:
@@ -55,7 +56,7 @@ def tonight(store: RequestStore, settings: Settings, tracker: Tracker, ask: Ask)
     def make(name: str = "a", settings: Settings = settings, model: str = "flags") -> Night:
         store.add(ask(name, model=model))
         batch = store.drain(f"night-{name}")
-        return Night(batch, plan(batch, settings, lambda model: (champion_of(tracker, model), [])))
+        return Night(batch, plan_night(batch, settings, lambda model: (champion_of(tracker, model), [])))
 
     return make
 
@@ -85,7 +86,11 @@ def test_a_job_whose_champion_changed_ends_before_it_trains_and_costs_no_attempt
 ) -> None:
     slow, fast = tonight("slow"), tonight("fast")
     promoted(fast.job, judge(fast.job), tracker, tmp_path / "hotfix")
-    outcome = job._outcome(slow.job, tmp_path, settings, "home")
+    folder = JobFolder(tmp_path / slow.job.id)
+    folder.job.write(slow.job)
+    folder.end.write(job._end(folder, settings, "home"))
+    outcome = folder.outcome
+    assert outcome is not None
     assert outcome.error == "the champion has changed since the night was planned: it was none, and is models:/flags/1"
     settle(store, settings, slow.batch, slow.planned, [outcome])
     record = store.get("req-slow")
@@ -126,14 +131,13 @@ def test_weights_that_are_gone_or_damaged_are_trained_again(tmp_path: Path, harm
     weights = tmp_path / "hotfix" / "unet" / "weights.safetensors"
     write_atomically(weights, b"weights")
     hotfix = Hotfix(job="flags-1", kind="full", path=tmp_path / "hotfix", steps=1, digest=file_digest(weights))
-    done = tmp_path / HOTFIX
-    write_atomically(done, hotfix.model_dump_json())
+    done = JobFolder(tmp_path).hotfix
+    done.write(hotfix)
     if harm == "gone":
         weights.unlink()
     if harm == "cut":
         weights.write_bytes(b"wei")
-    assert (_made(done) == hotfix) is (harm == "none")
-    assert done.exists() is (harm == "none")
+    assert done.read(valid=_is_whole) == (hotfix if harm == "none" else None)
 
 
 def test_a_damaged_champion_is_no_place_to_start_from(
@@ -144,7 +148,7 @@ def test_a_damaged_champion_is_no_place_to_start_from(
     (download(tracker, version.uri) / "weights.safetensors").write_bytes(b"other")
     second = tonight("second")
     assert second.job.warm_start == version.uri
-    assert job._warm_start(second.job, tmp_path, tracker) is None
+    assert training.warm_start(second.job, JobFolder(tmp_path), tracker) is None
 
 
 def test_a_blob_store_that_fails_skips_no_request(
@@ -162,8 +166,10 @@ def test_a_blob_store_that_fails_skips_no_request(
         raise StorageError("the blob store cannot read 000 (input/output error)")
 
     monkeypatch.setattr(BlobStore, "get", fail)
+    folder = JobFolder(quick.runs / mine.job.id)
+    folder.job.write(mine.job)
     with pytest.raises(StorageError, match="input/output error"):
-        prepare(mine.job, quick, open_blobs(quick))
+        prepare(folder, quick, open_blobs(quick))
 
 
 def test_a_node_with_another_home_is_the_platforms_fault(settings: Settings) -> None:
@@ -196,30 +202,30 @@ def test_a_promotion_that_was_undone_removes_nothing(
 
 
 @pytest.fixture
-def ended(store: RequestStore, settings: Settings, tonight: Tonight) -> tuple[Night, Path]:
+def ended(store: RequestStore, settings: Settings, tonight: Tonight) -> tuple[Night, NightFolder]:
     """A batch that was closed, and its folder with all that the driver wrote but its verdicts."""
     mine = tonight()
-    folder = settings.runs / mine.batch.id
-    write_atomically(folder / PLAN, mine.planned.model_dump_json())
-    write_atomically(folder / mine.job.id / OUTCOME, JobOutcome(job=mine.job, error="failed").model_dump_json())
+    folder = NightFolder(settings.runs / mine.batch.id)
+    folder.plan_once(lambda: mine.planned)
+    folder.job(mine.job.id).end.write(JobEnd(error="failed"))
     store.release_batch(mine.batch.id, "the night ended with an error")
     return mine, folder
 
 
-def test_verdicts_that_are_lost_are_put_together_again(settings: Settings, ended: tuple[Night, Path]) -> None:
+def test_verdicts_that_are_lost_are_put_together_again(settings: Settings, ended: tuple[Night, NightFolder]) -> None:
     mine, folder = ended
     night = driver.run_night(settings, mine.batch.id)
     assert night is not None
     assert [outcome.error for outcome in night.outcomes] == ["failed"]
-    assert (folder / NIGHT).read_text() == night.model_dump_json()
+    assert folder.outcome == night
 
 
-@pytest.mark.parametrize("lost", [PLAN, OUTCOME])
+@pytest.mark.parametrize("lost", ["plan.json", "job.json", "outcome.json"])
 def test_a_batch_that_has_ended_is_not_run_again(
-    store: RequestStore, settings: Settings, ended: tuple[Night, Path], lost: str
+    store: RequestStore, settings: Settings, ended: tuple[Night, NightFolder], lost: str
 ) -> None:
     mine, folder = ended
-    [path] = folder.rglob(lost)
+    [path] = folder.path.rglob(lost)
     path.unlink()
     with pytest.raises(NotFoundError, match=r"batch night-a has ended and has no verdicts: .* run `expunge night`"):
         driver.run_night(settings, mine.batch.id)

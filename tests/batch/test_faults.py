@@ -9,7 +9,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from expunge.batch.faults import is_platforms, reason
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
-from expunge.unlearning.folder import Hopeless
+from expunge.runs.failures import Hopeless
 from expunge.unlearning.train import _explained
 
 

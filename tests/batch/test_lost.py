@@ -12,6 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
+from expunge.runs.night import NightFolder
 from expunge.settings import Settings
 from expunge.words import (
     Evidence,
@@ -99,12 +100,14 @@ def test_a_champion_that_is_gone_takes_its_removals_along(
     assert lost_removals(store, tracker, ["faces"]) == {}
     store.add(ask("new", model="faces"))
     batch = store.drain(None)
-    joined = _with_lost(store, tracker, batch, tmp_path, None)
+    joined = _with_lost(store, tracker, batch, NightFolder(tmp_path), None)
     assert [r.id for r in joined.requests] == ["req-new", request.id]
     record = store.get(request.id)
     assert (record.state, record.attempts) == (RequestState.BATCHED, 0)
     assert WHY in [event.detail for event in record.history]
-    assert _with_lost(store, tracker, joined, tmp_path, None) == joined, "a second start finds nothing lost"
+    assert _with_lost(store, tracker, joined, NightFolder(tmp_path), None) == joined, (
+        "a second start finds nothing lost"
+    )
 
 
 def test_doctor_shows_the_difference(
@@ -125,7 +128,7 @@ def test_another_registry_holds_nothing(
     empty = Tracker(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
     batch = store.drain("made-for-them")
     assert batch.requests == ()
-    joined = _with_lost(store, empty, batch, tmp_path, None)
+    joined = _with_lost(store, empty, batch, NightFolder(tmp_path), None)
     assert [r.id for r in joined.requests] == [request.id]
 
 
@@ -141,4 +144,4 @@ def test_a_plan_that_was_made_is_not_changed(
     store.add(ask("new"))
     batch = store.drain(None)
     (tmp_path / "plan.json").write_text("{}")
-    assert _with_lost(store, tracker, batch, tmp_path, None) == batch
+    assert _with_lost(store, tracker, batch, NightFolder(tmp_path), None) == batch

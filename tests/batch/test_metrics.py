@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from expunge.batch import metrics
-from expunge.batch.outcome import JobOutcome
 from expunge.requests.store import RequestStore
+from expunge.runs.outcomes import JobOutcome
 from expunge.settings import Settings
 from expunge.words import Evidence, RemovalRequest, RequestState, UnlearnJob
 

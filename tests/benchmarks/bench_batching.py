@@ -29,8 +29,8 @@ from pathlib import Path
 import psutil
 from torch import Tensor
 
-from expunge.batch.outcome import NightOutcome
-from expunge.batch.prepare import to_pictures, to_png
+from expunge.pixels import to_pictures, to_png
+from expunge.runs.night import NightFolder
 from tests.integration.nights import BIN, JOBS, demo
 
 FIELDS = (
@@ -101,7 +101,7 @@ def _nights(model: str, whose: tuple[list[int], ...], arm: str, others: bool) ->
         home = Path(folder)
         environment = {**demo().environment_for(home), "EXPUNGE_TRAINING": arm}
         for who in filter(None, whose):
-            before = set((home / "runs").glob("night-*/night.json"))
+            before = set((home / "runs").glob("night-*/"))
             with _CpuTime() as clock, demo().local_ray(environment) as address:
                 environment["EXPUNGE_RAY_ADDRESS"] = address
                 for words in (
@@ -109,8 +109,10 @@ def _nights(model: str, whose: tuple[list[int], ...], arm: str, others: bool) ->
                     ("night", "--jobs", str(JOBS)),
                 ):
                     subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
-            [ended] = set((home / "runs").glob("night-*/night.json")) - before
-            jobs = NightOutcome.model_validate_json(ended.read_text()).outcomes
+            [ended] = set((home / "runs").glob("night-*/")) - before
+            night = NightFolder(ended).outcome
+            assert night is not None
+            jobs = night.outcomes
             passed = [r.external_id for job in jobs for r in job.job.requests if r.id in job.passed]
             earlier = [r.id in job.passed for job in jobs for r in job.job.ledger]
             yield Night(passed, f"{sum(earlier)} of {len(earlier)}" if earlier else "", clock.seconds)

@@ -27,15 +27,16 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from expunge.batch.prepare import prepare, to_pictures, to_png
 from expunge.evaluation.measure import measure
 from expunge.families import native_resolution
+from expunge.pixels import to_pictures, to_png
+from expunge.preparation.dataset import load_job
+from expunge.preparation.prepare import prepare
 from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.runs.job import JobFolder
 from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS
-from expunge.preparation.dataset import load_job
-from expunge.unlearning.folder import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Evidence, Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 
@@ -99,13 +100,15 @@ def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Pa
             ledger=old,
             training=settings.training_for(name),
         )
-        prepared, first = prepare(job, settings, blobs), None
+        common_folder = JobFolder(home / f"{name}-{night}")
+        common_folder.job.write(job)
+        prepared, first = prepare(common_folder, settings, blobs), None
         for index, arm in enumerate(arms):
             training = TrainingSettings.model_validate({**job.training.model_dump(), **json.loads(arm)})
             folder = home / f"{name}-{night}-{index}"
             hotfix = _train(job.model_copy(update={"training": training}), prepared, folder, champion)
             first = first or hotfix.path
-            evidence = measure(job, prepared, hotfix, settings, blobs, lambda done, total: None)
+            evidence = measure(JobFolder(folder), settings, blobs)
             rows = len(load_job(blobs, prepared)[0].request)
             common = {"model": name, "night": night, "arm": arm, **_cost(folder, training, rows, hotfix)}
             yield from ({**common, **row} for row in _evidence(evidence))
@@ -134,10 +137,10 @@ def _requests(name: str, blobs: BlobStore) -> tuple[RemovalRequest, ...]:
 
 
 def _train(job: UnlearnJob, prepared: PreparedJob, folder: Path, warm_start: Path | None) -> Hotfix:
-    folder.mkdir()
-    (folder / JOB).write_text(job.model_dump_json())
-    (folder / PREPARED).write_text(prepared.model_dump_json())
-    return train(TrainTask(folder, warm_start, Recorder(folder / "figures.jsonl")))
+    mine = JobFolder(folder)
+    mine.job.write(job)
+    mine.prepared.write(prepared)
+    return train(mine, warm_start=warm_start, record=Recorder(folder / "figures.jsonl"))
 
 
 def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -> dict[str, object]:

@@ -123,9 +123,9 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     import torch.distributed as dist
 
     from expunge.families import load_model
+    from expunge.preparation.dataset import ForgetSet, RetainSet
     from expunge.settings import Settings
     from expunge.unlearning.adapter import attach
-    from expunge.preparation.dataset import ForgetSet, RetainSet
     from expunge.unlearning.engine import ShardedEngine
     from expunge.unlearning.objective import Objective
     from expunge.unlearning.steps import Steps

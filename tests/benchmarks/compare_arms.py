@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from expunge.batch.plan import Plan
 from expunge.evaluation.measure import measure
 from expunge.families import load_model
+from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.runs.job import JobFolder
+from expunge.runs.night import NightFolder
 from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.unlearning.adapter import attach, export
-from expunge.preparation.dataset import load_job
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
 from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob
@@ -32,16 +33,20 @@ def main() -> None:
     parser.add_argument("arms", nargs="+")
     args = parser.parse_args()
     settings = load_settings()
-    folder = settings.runs / args.night
-    job = next(j for j in Plan.model_validate_json((folder / "plan.json").read_text()).jobs if j.model == args.model)
-    prepared = PreparedJob.model_validate_json((folder / job.id / "prepared.json").read_text())
+    night = NightFolder(settings.runs / args.night)
+    assert night.plan is not None
+    job = next(j for j in night.plan.jobs if j.model == args.model)
+    prepared = night.job(job.id).prepared.expect()
     print("| arm | shift, base -> hotfix, per request | PSNR dB | SSIM |\n|---|---|---|---|")
     for arm in args.arms:
         training = TrainingSettings.model_validate({**job.training.model_dump(), **json.loads(arm)})
         changed = job.model_copy(update={"training": training})
         with tempfile.TemporaryDirectory() as out:
-            hotfix = _train(changed, prepared, settings, open_blobs(settings), Path(out))
-            evidence = measure(changed, prepared, hotfix, settings, open_blobs(settings), lambda done, total: None)
+            folder = JobFolder(Path(out))
+            folder.job.write(changed)
+            folder.prepared.write(prepared)
+            folder.hotfix.write(_train(changed, prepared, settings, open_blobs(settings), folder.weights))
+            evidence = measure(folder, settings, open_blobs(settings))
         print(_row(arm, evidence), flush=True)
 
 

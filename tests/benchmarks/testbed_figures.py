@@ -9,9 +9,9 @@ from torch import Tensor
 from expunge.evaluation.pictures import grid
 from expunge.families import load_model
 from expunge.families.path import PathPoint
+from expunge.preparation.retain import generate_latents
 from expunge.settings import load_settings
 from expunge.testbed import faces, flags
-from expunge.preparation.retain import generate_latents
 
 COUNTRIES = slice(0, 256, 4)
 

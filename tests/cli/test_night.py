@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from expunge.batch import submit
-from expunge.batch.outcome import NightOutcome
-from expunge.batch.stages import NIGHT
 from expunge.errors import ExpungeError, UnavailableError
 from expunge.files import write_atomically
 from expunge.requests.store import RequestStore, open_store
+from expunge.runs.night import NightFolder
+from expunge.runs.outcomes import NightPlan
 from expunge.settings import Settings, load_settings
 from expunge.words import RequestState
 from tests.cli.conftest import Command
@@ -33,8 +33,8 @@ class Drivers:
         if batch not in self.failures:
             for request in store.batch(batch).requests:
                 store.transition(request, RequestState.REMOVED, batch=batch)
-            night = NightOutcome(batch=batch, jobs=(), refused={}, outcomes=())
-            write_atomically(settings.runs / batch / NIGHT, night.model_dump_json())
+            folder = NightFolder(settings.runs / batch)
+            folder.finish(folder.plan_once(lambda: NightPlan(batch=batch, jobs=(), refused={})), [])
             store.close_batch(batch)
         return f"{batch}-job"
 
@@ -163,7 +163,7 @@ def test_verdicts_that_were_cut_short_say_how_to_get_them_again(
 ) -> None:
     accept("a")
     command("night", "--batch", "n1", "--jobs", JOBS)
-    (load_settings().runs / "n1" / NIGHT).write_text(text)
+    (load_settings().runs / "n1" / "night.json").write_text(text)
     done = command("verdicts", "n1")
     assert done.code == 4
     assert "run `expunge night --batch n1`" in done.err.splitlines()[-1]
@@ -171,7 +171,7 @@ def test_verdicts_that_were_cut_short_say_how_to_get_them_again(
 
 @pytest.mark.parametrize("name", ["../../etc", "never", "", "a/b", "."])
 def test_verdicts_of_no_batch_look_at_no_file(command: Command, store: RequestStore, name: str) -> None:
-    outside = load_settings().runs.parent / "a" / NIGHT
+    outside = load_settings().runs.parent / "a" / "night.json"
     write_atomically(outside, "{")
     done = command("verdicts", name)
     assert done.code == 4
@@ -183,7 +183,7 @@ def test_looking_at_verdicts_changes_no_file(command: Command, drivers: Drivers,
     """A command of another version may not understand what the driver has written."""
     accept("a")
     command("night", "--batch", "n1", "--jobs", JOBS)
-    night = load_settings().runs / "n1" / NIGHT
+    night = load_settings().runs / "n1" / "night.json"
     night.write_text('{"of": "a newer version"}')
     command("verdicts", "n1")
     assert night.read_text() == '{"of": "a newer version"}'

@@ -12,11 +12,12 @@ from expunge.evaluation.encoders import load_encoder
 from expunge.evaluation.measure import measure
 from expunge.families import load_model
 from expunge.families.base import DiffusionModel
+from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
 from expunge.unlearning.adapter import export
-from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.words import Evidence, PreparedJob, RemovalRequest, UnlearnJob
 
 PROMPTS = ["", "jane doe", "john doe"]
@@ -80,12 +81,15 @@ def unchanged(job: UnlearnJob, model: DiffusionModel, settings: Settings, blobs:
         forget=store_set(blobs, forget),
         retain=store_set(blobs, RetainSet(people[40:42], torch.zeros(2, dtype=torch.long))),
         conditioning=store_tensors(blobs, {"nothing": torch.zeros(len(PROMPTS), 1)}),
-        retain_rows=1,
+        unrelated_prompts=1,
         surrogates={},
         skipped={},
     )
-    hotfix = export(model, job.training, out, job.id, steps=1)
-    return measure(job, prepared, hotfix, settings, blobs, lambda done, total: None)
+    folder = JobFolder(out)
+    folder.job.write(job)
+    folder.prepared.write(prepared)
+    folder.hotfix.write(export(model, job.training, folder.weights, job.id, steps=1))
+    return measure(folder, settings, blobs)
 
 
 def test_a_hotfix_that_changes_nothing_proves_nothing(

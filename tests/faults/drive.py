@@ -6,7 +6,7 @@ from pathlib import Path
 import ray
 
 from expunge.errors import ExpungeError
-from expunge.unlearning.folder import TrainTask
+from expunge.runs.job import JobFolder
 from expunge.unlearning.train import train
 from tests.faults.trainings import HoldingRecorder
 
@@ -14,7 +14,7 @@ from tests.faults.trainings import HoldingRecorder
 def main(folder: Path, address: str, node_ip: str) -> int:
     ray.init(address, _node_ip_address=node_ip, log_to_driver=False)
     try:
-        train(TrainTask(folder, None, HoldingRecorder(folder)))
+        train(JobFolder(folder), warm_start=None, record=HoldingRecorder(folder))
     except ExpungeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

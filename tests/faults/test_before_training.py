@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from expunge.errors import ExpungeError, InputError, StorageError
+from expunge.runs.failures import Hopeless
+from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings, load_settings
 from expunge.unlearning import train
 from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot, open_storage
-from expunge.unlearning.folder import Hopeless, failure, give_up
 
 
 def test_no_fewer_workers_than_the_fewest() -> None:
@@ -139,10 +140,11 @@ def test_a_url_with_a_secret_is_refused_without_showing_it(
 def test_why_training_gave_up_keeps_its_exit_code(
     tmp_path: Path, kind: type[ExpungeError], code: int, hint: str | None
 ) -> None:
-    assert failure(tmp_path) is None
+    folder = JobFolder(tmp_path)
+    assert folder.failure is None
     thrown = kind("job j: no", hint=hint)
-    give_up(tmp_path, thrown)
-    read = failure(tmp_path)
+    folder.give_up(thrown)
+    read = folder.failure
     assert read is not None
     assert type(read) is kind
     assert read.exit_code == code

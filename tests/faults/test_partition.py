@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from expunge.errors import ExpungeError
-from expunge.unlearning.folder import HOTFIX
-from expunge.words import Hotfix
+from expunge.runs.job import JobFolder
 from tests.faults.networks import Host, network
 from tests.faults.trainings import Training, make_training
 from tests.integration.nights import BIN, TEST_RAY
@@ -40,7 +39,7 @@ class Remote(Training):
         if code:
             self.error = ExpungeError(log.read_text().splitlines()[-1])
         else:
-            self.hotfix = Hotfix.model_validate_json((self.folder / HOTFIX).read_text())
+            self.hotfix = JobFolder(self.folder).hotfix.expect()
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from expunge.files import lock
+from expunge.runs.locks import hold, promotion_lock
 from expunge.words import RequestState
 from tests.faults.trainings import FAULT_RAY
 from tests.integration.nights import BIN, JOBS, Nights, ended, home_with, wait_during
@@ -66,7 +66,7 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
         )
         cluster.remove_node(node, allow_graceful=False)
     # Held where it is registered and not yet at the gate: from here on it needs no node.
-    with lock(nights.settings.runs / f".{MODEL}.lock", wait=True):
+    with hold(nights.settings, promotion_lock(MODEL), wait=True):
         node = cluster.add_node(num_cpus=2)
         [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
         wait_during(night, (job / "version.json").exists, "it was registered")

@@ -3,7 +3,6 @@
 Each time it ends with its hotfix, or with one error that says what to do.
 """
 
-import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,9 +14,10 @@ from safetensors.torch import load_file
 
 from expunge.errors import StorageError, UnavailableError
 from expunge.families import load_model
+from expunge.runs.failures import Hopeless
+from expunge.runs.job import GradientMode, JobFolder
 from expunge.settings import ModelSettings
 from expunge.unlearning.checkpoints import SNAPSHOT, open_storage
-from expunge.unlearning.folder import MODE, Hopeless
 from tests.faults.trainings import SIZE, Training, Trainings, make_training
 
 # Of the way that the weights go, in norm. Seen: 3e-5, as AdamW magnifies what rounding leaves of small gradients.
@@ -105,7 +105,7 @@ def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path
 def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_path: Path) -> None:
     """With the tasks that it began with, which are not what the memory plan would say now."""
     training = make_training(tmp_path, workers=2, tasks="auto")
-    (tmp_path / MODE).write_text(json.dumps({"tasks": "batch"}))
+    JobFolder(tmp_path).mode.write(GradientMode(tasks="batch"))
     _lose_a_node(trainings, training, 10, known=[6, 9])
     trainings.cluster.add_node(num_cpus=1)
     training.release()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from expunge.files import lock
+from expunge.runs.locks import hold, promotion_lock
 from expunge.words import RequestState
 from tests.integration.nights import Nights, ended, night_arguments, wait_during
 from tests.watching import task_process, wait_until
@@ -33,7 +33,7 @@ def test_a_night_goes_on_after_its_workers_are_killed_in_every_stage(nights: Nig
     workers[-1].kill()
 
     # Held where it is registered and not yet promoted: the task that walks the job through its stages is killed there.
-    with lock(nights.settings.runs / f".{MODEL}.lock", wait=True):
+    with hold(nights.settings, promotion_lock(MODEL), wait=True):
         kill_task("_evaluate")
         [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
         wait_during(command, (job / "version.json").exists, "it was registered")

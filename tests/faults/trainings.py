@@ -23,11 +23,11 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray.cluster_utils import Cluster
 
 from expunge.errors import ExpungeError
+from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.requests.blobs import open_blobs
+from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
-from expunge.unlearning.folder import JOB, PREPARED, TrainTask
 from expunge.unlearning.train import train
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.integration.nights import TEST_RAY
@@ -142,7 +142,7 @@ class Training:
 
     def _run(self) -> None:
         try:
-            self.hotfix = train(TrainTask(self.folder, None, HoldingRecorder(self.folder)))
+            self.hotfix = train(JobFolder(self.folder), warm_start=None, record=HoldingRecorder(self.folder))
         except ExpungeError as error:
             self.error = error
 
@@ -173,12 +173,12 @@ def make_training(folder: Path, *, bad: int | None = None, requests: int = 2, **
         forget=store_set(blobs, forget),
         retain=store_set(blobs, retain),
         conditioning=store_tensors(blobs, {"nothing": torch.zeros(1)}),
-        retain_rows=1,
+        unrelated_prompts=1,
         surrogates={},
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB).write_text(job.model_dump_json())
-    (folder / PREPARED).write_text(stored.model_dump_json())
+    JobFolder(folder).job.write(job)
+    JobFolder(folder).prepared.write(stored)
     return Training(folder, job)
 
 

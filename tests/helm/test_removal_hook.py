@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from expunge.batch.outcome import NightOutcome
 from expunge.requests.store import open_store
+from expunge.runs.night import NightFolder
+from expunge.runs.outcomes import NightPlan
 from expunge.settings import load_settings
 from tests.helm.charts import CHART, ROOT, Ended, Rendered
 from tests.helm.kube import KubeApi, status
@@ -49,9 +50,8 @@ def finish(name: str) -> None:
     """The night's last step, for a batch whose job failed: a verdict that did not pass."""
     settings = load_settings()
     batch = name.removeprefix("expunge-")
-    outcome = NightOutcome(batch=batch, jobs=(), refused={"req-1": "only a test"}, outcomes=())
-    (settings.runs / batch).mkdir(parents=True, exist_ok=True)
-    (settings.runs / batch / "night.json").write_text(outcome.model_dump_json())
+    folder = NightFolder(settings.runs / batch)
+    folder.finish(folder.plan_once(lambda: NightPlan(batch=batch, jobs=(), refused={"req-1": "only a test"})), [])
 
 
 def test_it_drains_its_own_request_and_ends_as_the_verdict(hook) -> None:

@@ -20,12 +20,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from expunge.batch.outcome import NightOutcome
-from expunge.batch.stages import Progress
-from expunge.files import lock
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
+from expunge.runs.locks import hold, promotion_lock
+from expunge.runs.night import NightFolder
+from expunge.runs.outcomes import NightOutcome
 from expunge.settings import Settings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
 from tests.watching import left_over, processes, training_workers, wait_until, with_children, words
@@ -126,13 +126,17 @@ class Nights:
         return self.expunge(*night_arguments(batch, model))
 
     def outcome(self, batch: str) -> NightOutcome:
-        return NightOutcome.model_validate_json((self.settings.runs / batch / "night.json").read_text())
+        outcome = self.folder(batch).outcome
+        assert outcome is not None
+        return outcome
+
+    def folder(self, batch: str) -> NightFolder:
+        return NightFolder(self.settings.runs / batch)
 
     def stage(self, batch: str) -> str:
         """Where the only job of a batch is; "plan" before it has a folder."""
-        runs = self.settings.runs / batch
-        folders = [path for path in runs.glob("*") if path.is_dir()]
-        return Progress(folders[0]).read()[0] if folders else "plan"
+        planned = self.folder(batch).plan
+        return self.folder(batch).job(planned.jobs[0].id).progress.read()[0] if planned else "plan"
 
     def checkpoints(self, batch: str) -> set[str]:
         """Those that Ray Train knows: it writes its snapshot when every rank has reported."""
@@ -200,7 +204,7 @@ def night_in(stage: str, nights: Nights, batch: str, model: str) -> Iterator["su
     }
     # What the attempt before has left never names this stage.
     reached = moments.get(stage, lambda: nights.stage(batch) == stage)
-    with lock(runs / f".{model}.lock", wait=True) if stage in ("register", "gate") else nullcontext():
+    with hold(nights.settings, promotion_lock(model), wait=True) if stage in ("register", "gate") else nullcontext():
         command = nights.start(*night_arguments(batch, model))
         wait_during(command, lambda: nights.driver(batch), "its driver started")
         wait_during(command, reached, f"it was in {stage}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expunge.batch.outcome import NightOutcome
+from expunge.runs.outcomes import NightOutcome
 from expunge.words import RequestState
 from tests.integration.nights import ODD, WEIGHTLESS, Ended, Nights, night_arguments
 

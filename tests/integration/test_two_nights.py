@@ -10,10 +10,10 @@ import pytest
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from expunge.batch.outcome import JobOutcome
 from expunge.registry import load_pipeline
 from expunge.registry.tracking import JOB_TAG
 from expunge.registry.versions import champion, ledger
+from expunge.runs.outcomes import JobOutcome
 from expunge.words import RequestState
 from tests.integration.nights import Ended, Nights, external_id
 

@@ -7,6 +7,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings
 from expunge.unlearning import loop
 from expunge.unlearning.engine import ShardedEngine
@@ -59,15 +60,15 @@ def main(out: Path) -> None:
     loop.Checkpoints = Folders  # pyright: ignore[reportAttributeAccessIssue]
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
         Folders.folder = folder
-        task = loop.TrainTask(folder, None, Recorder(folder))
+        job, record = JobFolder(folder), Recorder(folder)
         if (folder / BREAK).exists():
             try:
-                loop.train_loop(task)
+                loop.train_loop(job, None, record)
             except Broken:
                 dist.barrier()
                 (folder / BREAK).unlink(missing_ok=True)
                 dist.barrier()
-        loop.train_loop(task)
+        loop.train_loop(job, None, record)
     dist.destroy_process_group()
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from expunge.families import load_model, native_resolution
 from expunge.families.base import Conditioning
+from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.requests.blobs import open_blobs
+from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings, load_settings
 from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS, Budget
-from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
-from expunge.unlearning.folder import HOTFIX, JOB, PREPARED
 from expunge.unlearning.objective import Objective
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.unlearning.budget_worker import BREAK
@@ -183,12 +183,11 @@ def write_job(folder: Path, name: str) -> None:
         forget=store_set(blobs, ForgetSet(x_f, x_s, prompt, ROWS)),
         retain=store_set(blobs, RetainSet(x_0, prompt)),
         conditioning=store_tensors(blobs, model.condition([""]) or {"nothing": torch.zeros(1)}),
-        retain_rows=1,
+        unrelated_prompts=1,
         surrogates={},
     )
-    folder.mkdir(parents=True)
-    (folder / JOB).write_text(job.model_dump_json())
-    (folder / PREPARED).write_text(prepared.model_dump_json())
+    JobFolder(folder).job.write(job)
+    JobFolder(folder).prepared.write(prepared)
     if broken:
         (folder / BREAK).touch()
 
@@ -223,7 +222,7 @@ def read(folder: Path) -> Run:
     lines = recorded(folder)
     for line in lines:
         line.pop("budget/probe_s", None)
-    hotfix = Hotfix.model_validate_json((folder / HOTFIX).read_text())
+    hotfix = JobFolder(folder).hotfix.expect()
     [weights] = hotfix.path.rglob("*.safetensors")
     return Run(lines, hotfix, load_file(weights))
 

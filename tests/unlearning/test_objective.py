@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.families.base import Conditioning, DiffusionModel
-from expunge.settings import TrainingSettings
 from expunge.preparation.dataset import ForgetSet, RetainSet
+from expunge.settings import TrainingSettings
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from expunge.families import load_model, native_resolution
 from expunge.families.base import DiffusionModel
+from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.settings import Settings, TrainingSettings
 from expunge.unlearning.adapter import attach
-from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.unlearning.objective import Objective
 from expunge.unlearning.steps import Steps
 from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from expunge.batch import job as jobs
-from expunge.batch.plan import plan
+from expunge.batch.plan import plan_night
+from expunge.batch.registering import promote_version
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion as champion_of
 from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
+from expunge.runs.job import JobFolder
 from expunge.settings import Settings
 from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
 
@@ -37,26 +38,37 @@ def registered(job: UnlearnJob, evidence: Evidence, tracker: Tracker, folder: Pa
     )
 
 
+def evaluated(job: UnlearnJob, evidence: Evidence, version: ModelVersion, settings: Settings) -> JobFolder:
+    """A job's folder as it is when promotion is up."""
+    folder = JobFolder(settings.runs / job.batch / job.id)
+    folder.job.write(job)
+    folder.evidence.write(evidence)
+    folder.version.write(version)
+    return folder
+
+
 @pytest.mark.parametrize("overtaken", [False, True])
 def test_a_night_that_was_overtaken_does_not_undo_the_other(
     store: RequestStore, settings: Settings, tracker: Tracker, ask: Ask, judge: Judge, tmp_path: Path, overtaken: bool
 ) -> None:
     def planned(name: str) -> UnlearnJob:
         store.add(ask(name))
-        (job,) = plan(store.drain(f"night-{name}"), settings, lambda model: (champion_of(tracker, model), [])).jobs
+        (job,) = plan_night(
+            store.drain(f"night-{name}"), settings, lambda model: (champion_of(tracker, model), [])
+        ).jobs
         return job
 
     slow, fast = planned("slow"), planned("fast")
     if overtaken:
         promote(tracker, registered(fast, judge(fast), tracker, tmp_path / "hotfix"))
     version = registered(slow, judge(slow), tracker, tmp_path / "hotfix")
-    ended = jobs._promote(slow, judge(slow), version, tracker, settings)
-    assert ("champion" in ended.aliases) is not overtaken
+    folder = evaluated(slow, judge(slow), version, settings)
+    assert promote_version(folder, tracker, settings) is not overtaken
     now = champion_of(tracker, "flags")
     assert now is not None
     assert (now.uri == version.uri) is not overtaken
     if not overtaken:  # after a kill behind the promotion it is asked for again
-        assert "champion" in jobs._promote(slow, judge(slow), version, tracker, settings).aliases
+        assert promote_version(folder, tracker, settings)
 
 
 def test_nothing_is_promoted_over_a_removal_that_it_does_not_hold(
@@ -67,7 +79,7 @@ def test_nothing_is_promoted_over_a_removal_that_it_does_not_hold(
     store.drain("night-old")
     store.transition("req-old", RequestState.REMOVED)
     store.add(ask("new"))
-    (job,) = plan(store.drain("night-new"), settings, lambda model: (None, [])).jobs
+    (job,) = plan_night(store.drain("night-new"), settings, lambda model: (None, [])).jobs
     version = registered(job, judge(job), tracker, tmp_path / "hotfix")
-    assert "champion" not in jobs._promote(job, judge(job), version, tracker, settings).aliases
+    assert not promote_version(evaluated(job, judge(job), version, settings), tracker, settings)
     assert champion_of(tracker, "flags") is None

@@ -1,27 +1,23 @@
 """prepare on the shipped faces: what a job is made of, and that a bad request is skipped alone."""
 
-import io
 import json
-from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from expunge.batch.plan import plan
-from expunge.batch.prepare import prepare
+from expunge.batch.plan import plan_night
 from expunge.families import load_model
+from expunge.pixels import to_pictures, to_png
+from expunge.preparation.dataset import load_job
+from expunge.preparation.prepare import prepare
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.imaging import normalise
-from expunge.requests.store import RequestStore
+from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
-from expunge.preparation.dataset import load_job
-from expunge.words import PreparedJob, RemovalRequest, UnlearnJob
-
-Ask = Callable[..., RemovalRequest]
+from expunge.words import PreparedJob, RemovalBatch, RemovalRequest, UnlearnJob
 
 
 @pytest.fixture
@@ -32,10 +28,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def png(index: int) -> bytes:
-    pixels = ((faces.images()[index, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert("RGB").save(buffer, "PNG")
-    return normalise(buffer.getvalue(), field="face", max_pixels=10_000)
+    face = faces.images()[index : index + 1].expand(-1, 3, -1, -1)
+    return normalise(to_png(to_pictures(face)[0]), field="face", max_pixels=10_000)
 
 
 @pytest.fixture
@@ -43,22 +37,24 @@ def blobs(settings: Settings) -> BlobStore:
     return open_blobs(settings)
 
 
-def prepared(
-    store: RequestStore, settings: Settings, blobs: BlobStore, *requests: RemovalRequest
-) -> tuple[UnlearnJob, PreparedJob]:
-    for request in requests:
-        store.add(request)
-    (job,) = plan(store.drain("night-1"), settings, lambda model: (None, [])).jobs
-    return job, prepare(job, settings, blobs)
+def ask(name: str, **fields: object) -> RemovalRequest:
+    given = {"id": f"req-{name}", "model": "flags", "external_id": f"ticket-{name}"}
+    return RemovalRequest.model_validate({**given, **fields})
 
 
-def test_a_surrogate_that_is_the_target_is_skipped_alone(
-    store: RequestStore, settings: Settings, blobs: BlobStore, ask: Ask
-) -> None:
+def prepared(settings: Settings, blobs: BlobStore, *requests: RemovalRequest) -> tuple[UnlearnJob, PreparedJob]:
+    batch = RemovalBatch(id="night-1", created=datetime(2026, 3, 1, tzinfo=UTC), requests=requests)
+    (job,) = plan_night(batch, settings, lambda model: (None, [])).jobs
+    folder = JobFolder(settings.runs / batch.id / job.id)
+    folder.job.write(job)
+    return job, prepare(folder, settings, blobs)
+
+
+def test_a_surrogate_that_is_the_target_is_skipped_alone(settings: Settings, blobs: BlobStore) -> None:
     face, other = blobs.put(png(3)), blobs.put(png(10))
     same = ask("same", model="faces", images=[face], surrogates=[face])
     good = ask("good", model="faces", images=[face], surrogates=[other])
-    job, done = prepared(store, settings, blobs, same, good)
+    job, done = prepared(settings, blobs, same, good)
     assert done.skipped.keys() == {"req-same"}
     assert "same picture" in done.skipped["req-same"]
     forget, retain, conditioning = load_job(blobs, done)
@@ -68,46 +64,44 @@ def test_a_surrogate_that_is_the_target_is_skipped_alone(
     assert conditioning == {}
 
 
-def test_equal_input_gives_equal_blobs(store: RequestStore, settings: Settings, blobs: BlobStore, ask: Ask) -> None:
-    job, first = prepared(store, settings, blobs, ask("a", model="faces", images=[blobs.put(png(3))]))
-    assert prepare(job, settings, blobs) == first
+def test_equal_input_gives_equal_blobs(settings: Settings, blobs: BlobStore) -> None:
+    job, first = prepared(settings, blobs, ask("a", model="faces", images=[blobs.put(png(3))]))
+    assert prepare(JobFolder(settings.runs / "night-1" / job.id), settings, blobs) == first
     assert first.surrogates["req-a"] != job.requests[0].images
 
 
 def test_a_folder_of_the_owner_can_be_the_retain_set(
-    store: RequestStore, blobs: BlobStore, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in (20, 21, 22):
         (tmp_path / f"{index}.png").write_bytes(png(index))
     monkeypatch.setenv("EXPUNGE_TRAINING__RETAIN_FOLDER", str(tmp_path))
     request = ask("a", model="faces", images=[blobs.put(png(3))], surrogates=[blobs.put(png(10))])
-    _, done = prepared(store, load_settings(), blobs, request)
+    _, done = prepared(load_settings(), blobs, request)
     assert len(load_job(blobs, done)[1].x_0) == 3
 
 
-def test_a_request_without_any_prompt_is_skipped_alone(
-    store: RequestStore, blobs: BlobStore, ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_without_any_prompt_is_skipped_alone(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPUNGE_MODELS__FACES", json.dumps({"source": "testbed:faces", "forget_prompts": []}))
     one, other = ({"images": [blobs.put(png(i))], "surrogates": [blobs.put(png(10))]} for i in (3, 7))
     asked = ask("good", model="faces", prompt="jane", **one), ask("bare", model="faces", **other)
-    _, done = prepared(store, load_settings(), blobs, *asked)
+    _, done = prepared(load_settings(), blobs, *asked)
     assert done.skipped == {"req-bare": "it has no prompt, and models.faces.forget_prompts has none either"}
 
 
 def test_what_stays_is_held_under_the_prompts_that_targets_are_removed_under(
-    store: RequestStore, settings: Settings, blobs: BlobStore, ask: Ask
+    settings: Settings, blobs: BlobStore
 ) -> None:
     """Guidance asks without a prompt for every sample, so that a removal there would reach all of them."""
     options = settings.models["flags"]
     assert "" in options.forget_prompts
     assert "" not in options.retain_prompts
     request = ask("a", images=[blobs.put(png(3))], surrogates=[blobs.put(png(10))], prompt="the flag of Peru")
-    _, done = prepared(store, settings, blobs, request)
+    _, done = prepared(settings, blobs, request)
     forget, retain, conditioning = load_job(blobs, done)
     model = load_model(options, (32, 48))
     asked = [*options.retain_prompts, "", "the flag of Peru"]
-    assert done.retain_rows == len(options.retain_prompts)
+    assert done.unrelated_prompts == len(options.retain_prompts)
     torch.testing.assert_close(dict(conditioning), model.condition(asked), rtol=1e-4, atol=1e-5)
     assert {asked[i] for i in forget.prompt.tolist()} == {"", "the flag of Peru"}
     own, bare = retain.x_0.chunk(2)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from expunge.batch.outcome import JobOutcome, NightOutcome, settle
-from expunge.batch.plan import Plan, plan
+from expunge.batch.plan import plan_night
+from expunge.batch.settle import settle
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore
+from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
 from expunge.words import Evidence, ModelVersion, RemovalBatch, RemovalRequest, RequestState
 
@@ -18,12 +19,12 @@ Judge = Callable[..., Evidence]
 ACCEPTED, REMOVED, FAILED = RequestState.ACCEPTED, RequestState.REMOVED, RequestState.FAILED
 
 
-def drained(store: RequestStore, settings: Settings, *requests: RemovalRequest) -> tuple[RemovalBatch, Plan]:
+def drained(store: RequestStore, settings: Settings, *requests: RemovalRequest) -> tuple[RemovalBatch, NightPlan]:
     """Tonight's batch, and its plan without a ledger."""
     for request in requests:
         store.add(request)
     batch = store.drain(None)
-    return batch, plan(batch, settings, lambda model: (None, []))
+    return batch, plan_night(batch, settings, lambda model: (None, []))
 
 
 def states(store: RequestStore) -> dict[str, RequestState]:
@@ -57,7 +58,7 @@ def test_goes_back_to_the_queue_until_a_person_is_needed(
     store.add(ask("bad"))
     for left in reversed(range(attempts)):
         batch = store.drain(None)
-        planned = plan(batch, strict, lambda model: (None, []))
+        planned = plan_night(batch, strict, lambda model: (None, []))
         (job,) = planned.jobs
         settle(store, strict, batch, planned, [JobOutcome(job=job, evidence=judge(job, bad="failed"))])
         store.close_batch(batch.id)
@@ -114,7 +115,7 @@ def test_a_model_that_stays_wrong_is_left_to_a_person(store: RequestStore, setti
     store.add(ask("bird", model="birds"))
     for night in range(1, settings.gate.max_attempts + 1):
         batch = store.drain(None)
-        settle(store, settings, batch, plan(batch, settings, lambda model: (None, [])), [])
+        settle(store, settings, batch, plan_night(batch, settings, lambda model: (None, [])), [])
         store.close_batch(batch.id)
         assert store.get("req-bird").attempts == night
     assert states(store) == {"bird": FAILED}
@@ -127,7 +128,7 @@ def test_what_the_store_lacks_holds_one_model_back(store: RequestStore, settings
     for request in (ask("flag"), ask("face", model="faces")):
         store.add(request)
     batch = store.drain(None)
-    planned = plan(batch, settings, ledger)
+    planned = plan_night(batch, settings, ledger)
     assert [job.model for job in planned.jobs] == ["faces"]
     settle(store, settings, batch, planned, [])
     record = store.get("req-flag")
@@ -258,7 +259,7 @@ def test_what_is_held_back_names_the_earlier_removals_that_were_not_proven_again
 ) -> None:
     store.add(ask("new"))
     batch = store.drain(None)
-    planned = plan(batch, settings, lambda model: (champion, [ask("old"), ask("older")]))
+    planned = plan_night(batch, settings, lambda model: (champion, [ask("old"), ask("older")]))
     (job,) = planned.jobs
     version = champion.model_copy(update={"aliases": ("candidate",)})
     settle(store, settings, batch, planned, [JobOutcome(job=job, evidence=judge(job, old="skipped"), version=version)])
