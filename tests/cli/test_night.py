@@ -16,8 +16,6 @@ from expunge.settings import Settings, load_settings
 from expunge.words import RequestState
 from tests.cli.conftest import Command
 
-JOBS = Path(__file__).parents[2] / "jobs"
-
 
 class Drivers:
     """Stands where Ray would start a driver: it decides each batch at once, or fails as it is told."""
@@ -26,7 +24,7 @@ class Drivers:
         self.submitted: list[str] = []
         self.failures: dict[str, ExpungeError] = {}
 
-    def submit(self, batch: str, settings: Settings, jobs: Path) -> str:
+    def submit(self, batch: str, settings: Settings) -> str:
         self.submitted.append(batch)
         store = open_store(settings)
         store.start_batch(batch, 0)
@@ -80,10 +78,10 @@ def accept(command: Command, tmp_path: Path) -> Accept:
 def test_a_named_night_of_nothing_does_not_hold_later_requests_back(
     command: Command, drivers: Drivers, store: RequestStore, accept: Accept
 ) -> None:
-    empty = command("night", "--batch", "friday", "--jobs", JOBS)
+    empty = command("night", "--batch", "friday")
     assert (empty.code, empty.out) == (0, "nothing to do: no request waits\n")
     request = accept("a")
-    done = command("night", "--jobs", JOBS)
+    done = command("night")
     assert done.code == 0
     assert "nothing to do" not in done.out + done.err
     assert store.get(request).state is RequestState.REMOVED
@@ -94,7 +92,7 @@ def test_nothing_to_do_for_one_model_says_what_waits_for_others(
 ) -> None:
     accept("a")
     accept("b")
-    done = command("night", "--model", "flags", "--jobs", JOBS)
+    done = command("night", "--model", "flags")
     assert (done.code, done.out) == (0, "nothing to do: no request of flags waits; 2 others do\n")
     assert drivers.submitted == []
 
@@ -109,7 +107,7 @@ def test_an_open_batch_is_continued_and_what_waits_is_run_after_it(
     new = accept("new")
     if fails:
         drivers.failures[left] = ExpungeError("its driver was killed by SIGKILL")
-    done = command("night", "--jobs", JOBS)
+    done = command("night")
     assert [batch == left for batch in drivers.submitted] == [True, False]
     assert store.get(new).state is RequestState.REMOVED
     assert store.get(old).state is (RequestState.BATCHED if fails else RequestState.REMOVED)
@@ -125,7 +123,7 @@ def test_a_service_that_is_away_ends_it(
     store.start_batch(left, 0)
     new = accept("new")
     drivers.failures[left] = UnavailableError("MLflow does not answer")
-    done = command("night", "--jobs", JOBS)
+    done = command("night")
     assert done.code == 5
     assert drivers.submitted == [left]
     assert store.get(new).state is RequestState.ACCEPTED
@@ -133,7 +131,7 @@ def test_a_service_that_is_away_ends_it(
 
 def test_a_new_batch_is_run_once_and_alone(command: Command, drivers: Drivers, accept: Accept) -> None:
     accept("a")
-    assert command("night", "--jobs", JOBS).code == 0
+    assert command("night").code == 0
     assert len(drivers.submitted) == 1
 
 
@@ -143,18 +141,8 @@ def test_no_more_than_the_limit_of_a_night(
     monkeypatch.setenv("EXPUNGE_NIGHT_LIMIT", "2")
     for name in "abc":
         accept(name)
-    assert command("night", "--jobs", JOBS).code == 0
+    assert command("night").code == 0
     assert store.count(RequestState.ACCEPTED) == 1
-
-
-def test_a_folder_of_jobs_that_will_not_do_drains_nothing(
-    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, tmp_path: Path
-) -> None:
-    request = accept("a")
-    done = command("night", "--jobs", tmp_path)
-    assert done.code == 2
-    assert "nightly.py does not exist" in done.err
-    assert store.get(request).state is RequestState.ACCEPTED
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"batch": 3}'])
@@ -162,7 +150,7 @@ def test_verdicts_that_were_cut_short_say_how_to_get_them_again(
     command: Command, drivers: Drivers, store: RequestStore, accept: Accept, text: str
 ) -> None:
     accept("a")
-    command("night", "--batch", "n1", "--jobs", JOBS)
+    command("night", "--batch", "n1")
     (load_settings().runs / "n1" / NIGHT).write_text(text)
     done = command("verdicts", "n1")
     assert done.code == 4
@@ -182,7 +170,7 @@ def test_verdicts_of_no_batch_look_at_no_file(command: Command, store: RequestSt
 def test_looking_at_verdicts_changes_no_file(command: Command, drivers: Drivers, accept: Accept) -> None:
     """A command of another version may not understand what the driver has written."""
     accept("a")
-    command("night", "--batch", "n1", "--jobs", JOBS)
+    command("night", "--batch", "n1")
     night = load_settings().runs / "n1" / NIGHT
     night.write_text('{"of": "a newer version"}')
     command("verdicts", "n1")
@@ -196,7 +184,7 @@ def test_nothing_to_do_never_hides_an_open_batch(
     accept("a", "faces")
     accept("b", "flags")
     left = store.drain(None).id
-    done = command("night", *arguments, "--jobs", JOBS)
+    done = command("night", *arguments)
     assert done.code == 2
     assert f"batch {left} is open and holds " in done.err
     assert f"run `expunge night --batch {left}`" in done.err
@@ -209,7 +197,7 @@ def test_a_batch_that_ray_never_took_is_continued_as_one_that_was_started(
     accept("old")
     left = store.drain(None).id
     new = accept("new")
-    assert command("night", "--jobs", JOBS).code == 0
+    assert command("night").code == 0
     assert drivers.submitted[0] == left
     assert store.get(new).state is RequestState.REMOVED
 

@@ -2,7 +2,6 @@
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,24 +29,20 @@ Batch = Annotated[
     str | None, typer.Option("--batch", help="Continue this batch (default: the open one, else a new one).")
 ]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only requests of this model; may be repeated.")]
-Jobs = Annotated[Path, typer.Option("--jobs", help="The folder that holds nightly.py.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing the progress.")]
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 
 
-def night(
-    batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False
-) -> None:
+def night(batch: Batch = None, model: Models = None, wait: Wait = True, as_json: AsJson = False) -> None:
     """Run what waits as one batch, with `ray job submit`. Exits with 3 if a verdict is not `passed`.
 
     A batch that an earlier night left open is continued first; then what waits is run, however that ended.
     """
-    from expunge.batch.submit import address_of, check_reachable, check_upload, submit_night
+    from expunge.batch.submit import address_of, check_reachable, submit_night
     from expunge.requests.store import nothing_to_do, open_store
 
     settings = open_settings()
-    check_upload(jobs, settings)  # all that can be refused is, before anything is drained
-    check_reachable(address_of(settings))
+    check_reachable(address_of(settings))  # before anything is drained
     store = open_store(settings)
     began = datetime.now(UTC)
     done: list[str] = []
@@ -57,7 +52,7 @@ def night(
         if not drained.requests and (done or not _lost(store, settings, model)):
             break
         continued = drained.created < began
-        submission = submit_night(drained.id, settings, jobs)
+        submission = submit_night(drained.id, settings)
         typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
         done.append(drained.id)
         if not wait:
