@@ -1,5 +1,6 @@
 """`expunge night` up to Ray: which batches it runs, and that "nothing to do" never hides what waits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,3 +211,51 @@ def test_what_a_person_takes_out_of_a_night_is_no_attempt(
     assert command("requeue", request).code == 0
     record = store.get(request)
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)
+
+
+def requests_file(folder: Path, *names: str) -> Path:
+    for name in names:
+        Image.new("RGB", (24, 24), (ord(name[0]), 9, 9)).save(folder / name)
+    lines = [json.dumps({"model": "faces", "images": [name]}) for name in names]
+    (folder / "requests.jsonl").write_text("\n".join(lines))
+    return folder / "requests.jsonl"
+
+
+def test_a_file_of_requests_is_run_alone_and_once(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, tmp_path: Path
+) -> None:
+    waiting = accept("w")
+    file = requests_file(tmp_path, "a.png", "b.png")
+    done = command("night", "--requests", file)
+    assert done.code == 0
+    assert "2 accepted" in done.err
+    assert [len(store.batch(batch).requests) for batch in drivers.submitted] == [2]
+    assert store.get(waiting).state is RequestState.ACCEPTED
+    again = command("night", "--requests", file)
+    assert (again.code, len(drivers.submitted)) == (0, 1)
+    assert again.out.startswith("nothing to do")
+
+
+def test_an_open_batch_that_holds_one_of_its_requests_is_continued_first(
+    command: Command, drivers: Drivers, store: RequestStore, tmp_path: Path
+) -> None:
+    command("submit", "--batch", requests_file(tmp_path, "a.png"))
+    left = store.drain(None).id
+    done = command("night", "--requests", requests_file(tmp_path, "a.png", "b.png"))
+    assert done.code == 0
+    assert [batch == left for batch in drivers.submitted] == [True, False]
+
+
+def test_a_refused_line_is_reported_and_the_others_are_run(command: Command, drivers: Drivers, tmp_path: Path) -> None:
+    file = requests_file(tmp_path, "a.png")
+    file.write_text(f"nonsense\n{file.read_text()}")
+    done = command("night", "--requests", file)
+    assert done.code == 2
+    assert "line 1: " in done.err
+    assert len(drivers.submitted) == 1
+
+
+def test_a_url_that_others_would_see_with_its_key_is_refused(command: Command, drivers: Drivers) -> None:
+    done = command("night", "--requests", "https://example.org/r.jsonl?X-Amz-Signature=hunter2")
+    assert done.code == 2
+    assert "hunter2" not in done.out + done.err
