@@ -1,7 +1,7 @@
 {{/* One night as a RayJobSpec: the CronJob's trigger creates it from a ConfigMap, the RayCronJob has it inline. */}}
 {{- define "expunge.rayJobSpec" -}}
 {{- $job := .Values.rayJob -}}
-entrypoint: python /opt/expunge/jobs/nightly.py
+entrypoint: python -m expunge.jobs.nightly
 submissionMode: {{ $job.submissionMode }}
 backoffLimit: {{ int $job.backoffLimit }}
 activeDeadlineSeconds: {{ int $job.activeDeadlineSeconds }}

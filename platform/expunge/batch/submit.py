@@ -22,8 +22,8 @@ REACH_TIMEOUT_S = 5
 STATUS_TRIES, STATUS_PAUSE_S = 5, 2.0
 SUBMIT_PATIENCE_S, SUBMIT_PAUSE_S = 120.0, 3.0
 """A head that was just started has no agent yet, for half a minute on a busy machine."""
-MOST_BYTES = 20_000_000
-"""Of a folder that Ray uploads. The entry points are a few kB: more is a checkout, a home or a model by mistake."""
+ENTRY_POINT = ("python", "-m", "expunge.jobs.nightly")
+"""What Ray starts. Every node has Expunge installed, so nothing is uploaded."""
 
 _PASSING = re.compile(
     r"try again later|no available agent|temporarily unavailable|timed? ?out|connection (reset|refused|aborted)"
@@ -74,20 +74,18 @@ def check_reachable(address: str) -> None:
         ) from None
 
 
-def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
-    """Submit `nightly.py` in the folder `jobs` for `batch`; returns the submission id.
+def submit_night(batch: str, settings: Settings) -> str:
+    """Submit the night of `batch` to Ray and return the submission id.
 
-    Raises InputError where the folder has no nightly.py or holds too much, UnavailableError where Ray does not take the
-    job.
+    Raises UnavailableError where Ray does not answer or does not take the job.
     """
-    check_upload(jobs, settings)
     address = address_of(settings)
     check_reachable(address)
     # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
     submission = f"{batch}-{secrets.token_hex(2)}"
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
-    command += ["--submission-id", submission, "--no-wait", "--working-dir", str(jobs)]
-    command += ["--", "python", "nightly.py", "--batch", batch, "--home", remember(settings).id]
+    command += ["--submission-id", submission, "--no-wait"]
+    command += ["--", *ENTRY_POINT, "--batch", batch, "--home", remember(settings).id]
     until = time.monotonic() + SUBMIT_PATIENCE_S
     while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -103,23 +101,6 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
         f"Ray at {address} refused the job: {reason}",
         hint=f"check RAY_AUTH_TOKEN and the cluster's state, then run `expunge night --batch {batch}`",
     )
-
-
-def check_upload(jobs: Path, settings: Settings) -> None:
-    """Raises InputError where `jobs` is not the folder of the entry points: Ray would upload all that is in it."""
-    if not (jobs / "nightly.py").is_file():
-        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", hint="name the checkout's folder with --jobs")
-    if settings.home.resolve().is_relative_to(jobs.resolve()):
-        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", hint="move it: set EXPUNGE_HOME")
-    sizes = {path: path.stat().st_size for path in jobs.rglob("*") if path.is_file()}
-    total = sum(sizes.values())
-    if total > MOST_BYTES:
-        largest = max(sizes, key=lambda path: sizes[path])
-        raise InputError(
-            f"jobs: {jobs} holds {total / 1e6:.0f} MB, which Ray would upload; the largest file is "
-            f"{largest.relative_to(jobs)} ({sizes[largest] / 1e6:.0f} MB)",
-            hint="name a folder that holds only the entry points with --jobs",
-        )
 
 
 def failure_of(batch: str, submission: str, status: str, settings: Settings) -> ExpungeError:

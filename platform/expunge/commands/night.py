@@ -2,15 +2,15 @@
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, open_settings, print_error, print_json, print_table
+from expunge.commands.common import AsJson, one_line, open_settings, print_error, print_json, print_table
 from expunge.errors import ExpungeError, GateError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
+    from expunge.requests.batch_file import BatchFile
     from expunge.requests.store import RequestStore
     from expunge.runs.outcomes import NightOutcome
     from expunge.settings import Settings
@@ -30,39 +30,56 @@ Batch = Annotated[
     str | None, typer.Option("--batch", help="Continue this batch (default: the open one, else a new one).")
 ]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only requests of this model; may be repeated.")]
-Jobs = Annotated[Path, typer.Option("--jobs", help="The folder that holds nightly.py.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing the progress.")]
+Requests = Annotated[
+    str | None,
+    typer.Option(
+        "--requests",
+        metavar="URL.jsonl",
+        help="Take in this file, one request per line as for `submit --batch`, and run its requests alone. A path, or "
+        "a URL without credentials or a query, as others can see arguments. Running the same file again is safe.",
+    ),
+]
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 
 
 def night(
-    batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False
+    batch: Batch = None,
+    model: Models = None,
+    requests: Requests = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Run what waits as one batch, with `ray job submit`. Exits with 3 if a verdict is not `passed`.
+    """Run the queue as one batch, with `ray job submit`. Exit 3 if a verdict is not `passed`.
 
-    A batch that an earlier night left open is continued first; then what waits is run, however that ended.
+    A batch that an earlier night left open is continued first; then the queue is run, whether or not that one passed.
+
+    With --requests, only the requests of that file are run, as a batch of their own; the batch that still has one of
+    them to decide is continued first. A line that is refused does not stop the others: it is printed with its number
+    and the reason, and the exit code is 2 where the night itself ends with 0.
     """
-    from expunge.batch.submit import address_of, check_reachable, check_upload, submit_night
+    from expunge.batch.submit import address_of, check_reachable, submit_night
     from expunge.requests.store import nothing_to_do, open_store
 
     settings = open_settings()
-    check_upload(jobs, settings)  # all that can be refused is, before anything is drained
-    check_reachable(address_of(settings))
+    check_reachable(address_of(settings))  # before anything is taken in or drained
     store = open_store(settings)
+    file = None if requests is None else _take_in(requests, settings, store)
+    only = None if file is None else file.ids
     began = datetime.now(UTC)
     done: list[str] = []
     failure: ExpungeError | None = None
     while True:
-        drained = store.drain(batch, model, settings.night_limit, skip=done)
-        if not drained.requests and (done or not _lost(store, settings, model)):
+        drained = store.drain(batch, model, settings.night_limit, skip=done, only=only)
+        if not drained.requests and (done or file is not None or not _lost(store, settings, model)):
             break
         continued = drained.created < began
-        submission = submit_night(drained.id, settings, jobs)
+        submission = submit_night(drained.id, settings)
         typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
         done.append(drained.id)
         if not wait:
             print_json({"batch": drained.id, "submission": submission}) if as_json else typer.echo(drained.id)
-            return
+            break
         try:
             _watch(drained.id, submission, settings)
             _show(drained.id, settings, as_json)
@@ -75,10 +92,26 @@ def night(
         if batch is not None or not continued:
             break
     if not done:
-        nothing = nothing_to_do(store, model)
+        nothing = nothing_to_do(store, model) if file is None else "nothing to do: no request of the file waits"
         print_json({"batch": None}) if as_json else typer.echo(nothing)
     if failure is not None:
         raise failure
+    if file is not None:
+        file.check()
+
+
+def _take_in(name: str, settings: "Settings", store: "RequestStore") -> "BatchFile":
+    from expunge.commands.checking import SubmitCheck
+    from expunge.requests.batch_file import take_in
+    from expunge.requests.blobs import open_blobs
+
+    check = SubmitCheck(settings)
+    file = take_in(name, settings=settings, store=store, blobs=open_blobs(settings), check=check)
+    for line in file.refused:
+        hint = f": {line.hint}" if line.hint else ""
+        typer.echo(f"error: line {line.line}: {one_line(f'{line.error}{hint}')}", err=True)
+    typer.echo(one_line(file.summary()), err=True)
+    return file
 
 
 def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None) -> bool:
