@@ -9,6 +9,7 @@ from torch import Tensor
 from expunge.evaluation.pictures import grid
 from expunge.families import load_model
 from expunge.families.path import PathPoint
+from expunge.families.sampler import denoise
 from expunge.preparation.retain import generate_latents
 from expunge.settings import load_settings
 from expunge.testbed import faces, flags
@@ -32,7 +33,7 @@ def _faces() -> list[tuple[str, Tensor]]:
     x_0 = faces.images()
     point = model.at(torch.tensor([250]))
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    back = model.denoise(point.a * x_0 + point.b * noise, _level(point), {}, steps=20, guidance=1, empty={})
+    back = denoise(model, point.a * x_0 + point.b * noise, _level(point), {}, steps=20, guidance=1, empty={})
     print(f"faces: correlation after noise to t=250 and back, mean of 100: {_correlation(back, x_0).mean():.3f}")
     none = torch.zeros(64, dtype=torch.long)
     samples = generate_latents(model, {}, none, seed=1, steps=100, guidance=1, empty={})

@@ -1,4 +1,4 @@
-"""`expunge plan` prints what fits, and says what to set."""
+"""`expunge plan` prints what fits, and names the settings to choose."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +15,20 @@ def test_the_choice_is_marked_and_said(command: Command) -> None:
     shown = command("plan", "--model", "flags", "--gpus", "2", "--gpu-memory", "1")
     assert shown.code == 0
     assert "set training.zero_stage = 1 and training.tasks = request" in shown.out
-    assert "MB a GPU" in shown.out
+    assert "MB per GPU" in shown.out
 
 
 def test_json_holds_bytes(command: Command) -> None:
-    plan = command("plan", "--model", "flags", "--gpus", "2", "--requests", "4", "--json").json
-    assert [row["stage"] for row in plan["plan"] if row["chosen"]] == [1]
-    (row,) = (r for r in plan["plan"] if (r["stage"], r["tasks"]) == (1, "request"))
-    assert row["stash"] == 4 * plan["trained"] // 2 * 2
+    printed = command("plan", "--model", "flags", "--gpus", "2", "--requests", "4", "--json").json
+    assert [row["stage"] for row in printed["estimates"] if row["chosen"]] == [1]
+    (row,) = (r for r in printed["estimates"] if (r["stage"], r["tasks"]) == (1, "request"))
+    assert row["stash"] == 4 * printed["trained"] // 2 * 2
     assert row["total"] == sum(row[p] for p in ("weights", "gradient", "stash", "optimizer", "activations"))
 
 
 def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
     arguments = ["plan", "--model", "flags", "--gpus", "2", "--gpu-memory", "1", "--offload"]
-    rows = command(*arguments, "--json").json["plan"]
+    rows = command(*arguments, "--json").json["estimates"]
     assert [row["stage"] for row in rows] == [1, 1, 3, 3]
     assert all(row["host"] > 0 == row["optimizer"] for row in rows)
     shown = command(*arguments)
@@ -41,6 +41,7 @@ def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
     [
         (["--model", "flags", "--adapter", "tiny"], "--adapter: Input should be 'auto', 'lora' or 'full'"),
         (["--model", "flags", "--precision", "fp16"], "precision: fp16 needs a loss scale"),
+        (["--model", "faces", "--adapter", "lora"], "this family has no LoRA layers"),
         (["--model", "sd9"], "'sd9' is not known: use one of faces, flags, sd3-medium, sd3.5-large"),
     ],
 )
@@ -63,7 +64,7 @@ def test_a_model_is_counted_at_its_resolution_or_refused(
 
     def activations(resolution: str) -> int:
         monkeypatch.setenv("EXPUNGE_MODELS__MINE__RESOLUTION", resolution)
-        return command("plan", "--model", "mine", "--json").json["plan"][0]["activations"]
+        return command("plan", "--model", "mine", "--json").json["estimates"][0]["activations"]
 
     assert activations("[16, 16]") > 2 * activations("[8, 8]")
     edit(folder / "unet" / "config.json", {"norm_num_groups": 3})

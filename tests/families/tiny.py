@@ -15,7 +15,10 @@ from diffusers import (
     StableDiffusion3Pipeline,
     UNet2DModel,
 )
+from safetensors.torch import load_file
 
+from expunge.families import load_model
+from expunge.settings import ModelSettings
 from expunge.testbed import flags
 
 Build = Callable[[Path], Path]
@@ -102,3 +105,10 @@ def in_the_hubs_cache(folder: Path, cache: Path) -> Path:
     snapshot.parent.mkdir(parents=True)
     shutil.move(folder, snapshot)
     return snapshot
+
+
+def same_network(settings: ModelSettings, reference: Path) -> None:
+    """Check that the model which is loaded at 8x8 has the weights of the file `reference`, in float32."""
+    expected = load_file(reference)
+    for name, value in load_model(settings, (8, 8)).network.state_dict().items():
+        torch.testing.assert_close(value, expected[name].float(), msg=name)

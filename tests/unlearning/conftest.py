@@ -1,7 +1,6 @@
 """The shipped models, for reading, loaded once a module; and a toy model for everything that needs no real one."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -52,10 +51,7 @@ class Toy(DiffusionModel):
     def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         return self.network(x_t) + 0.01 * conditioning["length"].view(-1, 1, 1, 1)
 
-    def save_adapter(self, folder: Path) -> None:
-        raise NotImplementedError
-
-    def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
+    def times_down(self, first: Tensor, steps: int) -> list[Tensor]:
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""What is trained leaves the base model askable, and comes back from disk as it was."""
+"""Training leaves the base model at hand, and what was trained comes back from disk as it was."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from expunge.families import resolve_source
 from expunge.families.base import DiffusionModel
 from expunge.families.loading import load_pipeline
 from expunge.settings import TrainingSettings
-from expunge.unlearning.adapter import FULL_FILE, LORA_FILE, apply, attach, export, kind_of
+from expunge.unlearning.adapter import FULL_FILE, LORA_FILE, apply_hotfix, attach, export, kind_of
 
 LORA = TrainingSettings(lora_rank=3)
 FULL = TrainingSettings(adapter="full")
@@ -49,12 +49,12 @@ def trained(model: DiffusionModel) -> dict[str, Tensor]:
 )
 def test_kind(name: str, adapter: str, kind: str, request: pytest.FixtureRequest) -> None:
     training = TrainingSettings.model_validate({"adapter": adapter})
-    assert kind_of(request.getfixturevalue(name), training) == kind
+    assert kind_of(request.getfixturevalue(name).lora_targets, training) == kind
 
 
 def test_a_ddpm_takes_no_lora(faces: DiffusionModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no LoRA layers: set it to full or auto"):
-        kind_of(faces, TrainingSettings(adapter="lora"))
+    with pytest.raises(InputError, match="no LoRA layers"):
+        kind_of(faces.lora_targets, TrainingSettings(adapter="lora"))
     with pytest.raises(InputError, match="trained in full"):
         faces.save_adapter(tmp_path)
 
@@ -69,10 +69,10 @@ def test_export_and_apply(name: str, training: TrainingSettings, fresh: Load, tm
     moved = ask(model)
     assert (moved - base).abs().max().item() > 1e-2
     hotfix = export(model, training, tmp_path / "hotfix", "job", steps=training.steps)
-    assert hotfix.kind == kind_of(model, training)
+    assert hotfix.kind == kind_of(model.lora_targets, training)
 
     again = fresh(name)
-    apply(again, hotfix)
+    apply_hotfix(again, hotfix)
     torch.testing.assert_close(ask(again), moved, rtol=0, atol=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_lora_trains_the_adapter_alone(fresh: Load) -> None:
 
 
 def test_an_adapter_of_fewer_layers_will_do(fresh: Load, tmp_path: Path) -> None:
-    """As a champion of before `lora_targets` grew is."""
+    """A champion from before `lora_targets` grew has such an adapter."""
     model = fresh("flags")
     model.lora_targets = ("to_q", "to_k")
     attach(model, LORA, None)

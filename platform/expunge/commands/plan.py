@@ -1,4 +1,4 @@
-"""`expunge plan`: what a job needs of each GPU, and which ZeRO stage to set."""
+"""`expunge plan`: the memory plan of a job, and the ZeRO stage to set."""
 
 import os
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ GB = 10**9
 
 
 def plan(
-    model: Annotated[str, typer.Option("--model", help="A configured model, or sd3-medium, sd3.5-large.")],
+    model: Annotated[str, typer.Option("--model", help="A configured model, or a published one, as sd3-medium.")],
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share one job.")] = 1,
     gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.")] = 80.0,
     micro_batch: Annotated[int, typer.Option("--micro-batch", min=1, help="Samples in the network at once.")] = 1,
@@ -29,7 +29,7 @@ def plan(
     offload: Annotated[bool, typer.Option("--offload", help="Keep the optimizer in host memory.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the memory of weights, gradients, stash, optimizer and activations a GPU by ZeRO stage, and the choice."""
+    """Print the memory per GPU of weights, gradients, stash, optimizer and activations, by ZeRO stage, and choose."""
     from pydantic import ValidationError
 
     from expunge.settings import TrainingSettings
@@ -61,35 +61,34 @@ def plan(
     choice = choose(options, gpu_bytes)
     if as_json:
         rows = [{**option.as_dict(), "fits": option.fits(gpu_bytes), "chosen": option is choice} for option in options]
-        print_json(
-            {"model": model, "parameters": counted.parameters, "trained": counted.trained, "gpus": gpus, "plan": rows}
-        )
+        sizes = {"parameters": counted.parameters, "trained": counted.trained}
+        print_json({"model": model, **sizes, "gpus": gpus, "estimates": rows})
         return
     typer.echo(
         f"{model}: {counted.parameters / 1e6:,.1f}M parameters, {counted.trained / 1e6:,.1f}M trained, {precision}, "
         f"{gpus} GPUs of {gpu_memory:g} GB, {micro_batch} samples at once"
     )
-    _print(options, choice, gpu_bytes)
+    _print_estimates(options, choice, gpu_bytes)
     if choice is None:
         typer.echo("nothing fits: try --checkpointing, --offload, more --gpus, --adapter lora or fewer --requests")
     else:
         offloaded = "training.offload_optimizer = true, " if offload else ""
-        samples = f" ({requests * gpus} forget samples a step or more)" if choice.tasks == "request" else ""
+        samples = f" ({requests * gpus} forget samples per step or more)" if choice.tasks == "request" else ""
         typer.echo(f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}{samples}")
     typer.echo("counted, not measured; 8% of a GPU is left for what is not counted")
 
 
-def _print(options: "list[Estimate]", choice: "Estimate | None", gpu_bytes: int) -> None:
+def _print_estimates(options: "list[Estimate]", choice: "Estimate | None", gpu_bytes: int) -> None:
     from rich.table import Table
 
     unit, name = (GB, "GB") if max(option.total for option in options) > GB else (10**6, "MB")
     parts = ("weights", "gradient", "stash", "optimizer", "activations", "total")
     if any(option.host for option in options):
         parts = (*parts, "host")
-    table = Table("stage", "tasks", *parts, f"{name} a GPU", box=None)
+    table = Table("stage", "tasks", *parts, f"{name} per GPU", box=None)
     for option in options:
         values = option.as_dict()
-        says = "chosen" if option is choice else "fits" if option.fits(gpu_bytes) else "too large"
+        verdict = "chosen" if option is choice else "fits" if option.fits(gpu_bytes) else "too large"
         figures = (f"{int(str(values[part])) / unit:,.2f}" for part in parts)
-        table.add_row(str(option.stage), option.tasks, *figures, says)
+        table.add_row(str(option.stage), option.tasks, *figures, verdict)
     print_table(table)

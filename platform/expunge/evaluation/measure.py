@@ -14,12 +14,13 @@ from expunge.evaluation.metrics import centred_cosine, kid, psnr, shift, ssim
 from expunge.evaluation.pictures import grid
 from expunge.families import load_model
 from expunge.families.base import Conditioning, DiffusionModel, rows
+from expunge.families.sampler import denoise
 from expunge.preparation.dataset import ForgetSet, load_set, load_tensors
 from expunge.preparation.retain import generate_latents, prompt_rows, unlike
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, Settings
-from expunge.unlearning.adapter import apply
+from expunge.unlearning.adapter import apply_hotfix
 from expunge.words import (
     Evidence,
     IntegrityEvidence,
@@ -71,7 +72,7 @@ class _Bench:
         cond = rows(self.conditioning, prompt.repeat(seeds))
         blank = rows(self.empty, torch.zeros(len(x_t), dtype=torch.long))
         steps = max(2, round(level * self.options.sampling_steps))
-        return model.denoise(x_t, level, cond, steps=steps, guidance=self.guidance, empty=blank).unflatten(
+        return denoise(model, x_t, level, cond, steps=steps, guidance=self.guidance, empty=blank).unflatten(
             0, (seeds, count)
         )
 
@@ -86,7 +87,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
     options, model = settings.evaluation, settings.model(job.model)
     forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
     base, fixed = (load_model(model, job.resolution, job.base) for _ in range(2))
-    apply(fixed, hotfix)
+    apply_hotfix(fixed, hotfix)
     encoder, gate = load_encoder(options.encoder), settings.gate_for(job.model)
     total = len(job.everything) + 1
     progress(0, total)

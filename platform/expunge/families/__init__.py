@@ -1,4 +1,7 @@
-"""The diffusion models behind one small protocol."""
+"""The diffusion models behind one small protocol; each family is one file.
+
+Public: everything in `__all__`, and for those who may wait for torch `base`, `path`, `sampler` and `loading`.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,10 +9,11 @@ from expunge.errors import InputError
 from expunge.families.checks import check
 from expunge.families.preflight import deep_preflight, preflight
 from expunge.families.source import locate, pinned_source, resolve_source, source_digest
+from expunge.families.supported import family_of
 from expunge.settings import ModelSettings, Resolution
 
 if TYPE_CHECKING:
-    from expunge.families.base import DiffusionModel
+    from expunge.families.family import Family
 
 __all__ = [
     "deep_preflight",
@@ -23,15 +27,15 @@ __all__ = [
 
 
 def native_resolution(settings: ModelSettings) -> Resolution:
-    """(height, width) of the pipeline's own sample size, read from its config files alone.
+    """Return (height, width) of the pipeline's own sample size, read from its config files alone.
 
     Raises InputError where it has none, or where the model is not supported.
     """
     return check(locate(pinned_source(settings), f"model {settings.source}"), None)
 
 
-def load_model(settings: ModelSettings, resolution: Resolution, digest: str | None = None) -> "DiffusionModel":
-    """Load a base model in float32 for one resolution.
+def load_model(settings: ModelSettings, resolution: Resolution, digest: str | None = None) -> "Family":
+    """Load a base model in float32 for one resolution, with all of its weights frozen.
 
     Raises InputError where weights or files are missing, where the model is not supported at this resolution, or where
     its files are not those of `digest`.
@@ -44,17 +48,12 @@ def load_model(settings: ModelSettings, resolution: Resolution, digest: str | No
             hint="give every node the same files, and run the night again",
         )
 
-    from diffusers import DDIMPipeline, DDPMPipeline, StableDiffusion3Pipeline  # not above: it costs seconds
+    from torch import nn  # not above: it costs seconds
 
-    from expunge.families.ddpm import DDPM
     from expunge.families.loading import load
-    from expunge.families.sd3 import SD3
 
     pipeline = load(layout)
-    if isinstance(pipeline, StableDiffusion3Pipeline):
-        model = SD3(pipeline, resolution, settings.prompt_tokens)
-    else:
-        assert isinstance(pipeline, DDPMPipeline | DDIMPipeline)
-        model = DDPM(pipeline, resolution)
-    model.network.eval().requires_grad_(False)
-    return model
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+    return family_of(layout)(pipeline, resolution, settings)

@@ -1,15 +1,19 @@
-"""The Gaussian path x_t = a x_0 + b eps, and what a network on it predicts: all that tells the families apart.
+"""The Gaussian path x_t = a x_0 + b eps, and what a network on it predicts: the algebra that every family shares.
 
 A network predicts `alpha eps + beta x_0` on the path (flow: 1, -1; epsilon: 1, 0; v: a, -b). The regression target that
 makes it point at a clean endpoint y from x_t = a x_f + b eps is then `c_eps eps + c_f x_f + c_s y`, which gives the
 ordinary target back for y = x_f. The noise level of a time is b / (a + b): sigma itself for a rectified flow.
+
+Imports no torch, as `family` explains.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Prediction = Literal["flow", "epsilon", "v_prediction"]
 
@@ -29,37 +33,45 @@ class PathPoint:
     @property
     def scales(self) -> Tensor:
         """[B, 2]: (a, b)."""
-        return torch.stack([self.a, self.b], dim=1)
+        return _columns(self.a, self.b)
 
     @property
     def coefficients(self) -> Tensor:
         """[B, 3]: (c_eps, c_f, c_s)."""
         c_f = self.alpha * self.a / self.b
-        return torch.stack([self.alpha, c_f, self.beta - c_f], dim=1)
+        return _columns(self.alpha, c_f, self.beta - c_f)
 
     @property
     def clean_scale(self) -> Tensor:
-        """[B]: |d x_0 / d prediction| at fixed x_t: an error in prediction space is so much larger in image space."""
+        """[B]: |d x_0 / d prediction| at fixed x_t, the factor from an error of the prediction to one of the image."""
         return (self.b / (self.b * self.beta - self.a * self.alpha)).abs()
 
     @property
     def snr(self) -> Tensor:
+        """[B]: the signal-to-noise ratio a^2 / b^2."""
         return (self.a / self.b) ** 2
 
     def clean(self, x_t: Tensor, prediction: Tensor) -> Tensor:
-        """The clean image that a prediction p stands for: solves x_t = a x_0 + b eps, p = alpha eps + beta x_0."""
+        """Return the clean image that a prediction p implies: solves x_t = a x_0 + b eps, p = alpha eps + beta x_0."""
         a, b, alpha, beta = (v.view(-1, *[1] * (x_t.ndim - 1)) for v in (self.a, self.b, self.alpha, self.beta))
         return (b * prediction - alpha * x_t) / (b * beta - a * alpha)
 
 
 def point(prediction: Prediction, a: Tensor, b: Tensor) -> PathPoint:
-    """`a`, `b` float32 [B]; b is clamped to MIN_B."""
+    """Make the path's point from `a`, `b`, float32 [B]; b is clamped to MIN_B."""
     b = b.clamp_min(MIN_B)
+    one = a.new_ones(a.shape)
     match prediction:
         case "flow":
-            alpha, beta = torch.ones_like(a), -torch.ones_like(a)
+            alpha, beta = one, -one
         case "epsilon":
-            alpha, beta = torch.ones_like(a), torch.zeros_like(a)
+            alpha, beta = one, a.new_zeros(a.shape)
         case "v_prediction":
             alpha, beta = a, -b
     return PathPoint(a, b, alpha, beta)
+
+
+def _columns(*values: Tensor) -> Tensor:
+    import torch
+
+    return torch.stack(values, dim=1)

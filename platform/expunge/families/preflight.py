@@ -13,7 +13,8 @@ from pathlib import Path
 
 from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.families.checks import check
-from expunge.families.source import Layout, complete, locate, pinned_source
+from expunge.families.layout import Layout
+from expunge.families.source import complete, locate, pinned_source
 from expunge.families.weights import shapes
 from expunge.files import write_atomically
 from expunge.settings import ModelSettings, Resolution

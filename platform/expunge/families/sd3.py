@@ -1,28 +1,79 @@
 """Stable Diffusion 3: an MMDiT on a rectified flow in the latent space of an autoencoder."""
 
+from __future__ import annotations
+
 import copy
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
-
-import torch
-from diffusers import StableDiffusion3Pipeline
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 from expunge.errors import InputError
-from expunge.families.base import Conditioning, DiffusionModel
+from expunge.families.family import MOST_TIMESTEPS, Family
 from expunge.families.path import MIN_B, PathPoint, point
+from expunge.families.resolution import divisible, own_resolution
+from expunge.families.weights import COMPLETE, LORA_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+    from torch import Tensor, nn
+
+    from expunge.families.architectures import Architecture
+    from expunge.families.base import Conditioning
+    from expunge.families.layout import Config, Layout
+    from expunge.settings import ModelSettings, Resolution
+
+_CLIP, _CLIP_TOKENIZER = ("CLIPTextModelWithProjection",), ("CLIPTokenizer", "CLIPTokenizerFast")
+
+_T5_TOKENS = 256
+"""Tokens that T5, or zeros in its place, adds to a prompt by default."""
+
+_MEDIUM = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+_LARGE = {
+    **_MEDIUM,
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "qk_norm": "rms_norm",
+}
 
 
-class SD3(DiffusionModel):
+class SD3(Family):
     """Time is sigma * num_train_timesteps, as the transformer takes it.
 
     Latents are (z - shift_factor) * scaling_factor.
     """
 
+    pipelines = ("StableDiffusion3Pipeline",)
     component = "transformer"
+    classes = MappingProxyType(
+        {
+            "transformer": ("SD3Transformer2DModel",),
+            "vae": ("AutoencoderKL",),
+            "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+            "text_encoder": _CLIP,
+            "text_encoder_2": _CLIP,
+            "text_encoder_3": ("T5EncoderModel", ""),
+            "tokenizer": _CLIP_TOKENIZER,
+            "tokenizer_2": _CLIP_TOKENIZER,
+            "tokenizer_3": ("T5Tokenizer", "T5TokenizerFast", ""),
+        }
+    )
+    published = MappingProxyType({"sd3-medium": _MEDIUM, "sd3.5-large": _LARGE})
     # Every linear layer of a block, of both streams: after as many steps, 9 of 16 instances are forgotten, and 4 with
     # the attention projections alone, as LoRA is often trained (README of `unlearning`).
     lora_targets = (
@@ -31,11 +82,83 @@ class SD3(DiffusionModel):
         *("norm1.linear", "norm1_context.linear"),
     )
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: tuple[int, int], prompt_tokens: int) -> None:
+    @classmethod
+    def check(cls, layout: Layout) -> None:
+        transformer, vae = layout.config("transformer"), layout.config("vae")
+        latents = vae.integer("latent_channels", 4)
+        for name in ("in_channels", "out_channels"):
+            if transformer.integer(name, 16) != latents:
+                raise transformer.refuse(name, f"must be the autoencoder's latent_channels, {latents}")
+            if vae.integer(name, 3) != 3:
+                raise vae.refuse(name, "a picture has 3 channels")
+        vae.positive("scaling_factor", 0.18215)
+        if vae.has("shift_factor"):
+            vae.number("shift_factor")
+        _check_scheduler(layout.config("scheduler"))
+        transformer.integer("joint_attention_dim", 4096)
+        encoders = [layout.config(name) for name in ("text_encoder", "text_encoder_2")]
+        pooled = sum(encoder.integer("projection_dim", 512) for encoder in encoders)
+        if transformer.integer("pooled_projection_dim", 2048) != pooled:
+            raise transformer.refuse("pooled_projection_dim", f"the text encoders' projection_dim add up to {pooled}")
+
+    @classmethod
+    def resolution(cls, layout: Layout, configured: Resolution | None) -> Resolution:
+        transformer = layout.config("transformer")
+        factor, patch = _downscaling(layout), transformer.integer("patch_size", 2)
+        size = transformer.integer("sample_size", 128) * factor
+        resolution = configured or own_resolution(layout, [size, size])
+        divisible(layout, resolution, factor * patch, f"the autoencoder's {factor} times the patch size {patch}")
+        largest = transformer.integer("pos_embed_max_size", 96) * factor * patch
+        if max(resolution) > largest:
+            why = f"the sides can have up to {largest} pixels, not {max(resolution)}"
+            raise transformer.refuse("pos_embed_max_size", why, "set a lower resolution")
+        return resolution
+
+    @classmethod
+    def architecture(cls, layout: Layout, resolution: Resolution) -> Architecture:
+        factor = _downscaling(layout)
+        tokens = layout.config("text_encoder").integer("max_position_embeddings", 77)
+        if layout.class_of("text_encoder_3") is not None:
+            tokens += _T5_TOKENS
+        sides = resolution[0] // factor, resolution[1] // factor
+        return cls._architecture(layout.config("transformer").fields, tokens, sides)
+
+    @classmethod
+    def published_architecture(cls, name: str) -> Architecture:
+        config = cls.published[name]
+        return cls._architecture(config, 77 + _T5_TOKENS, (config["sample_size"], config["sample_size"]))
+
+    @classmethod
+    def _architecture(cls, config: Mapping[str, Any], tokens: int, sides: tuple[int, int]) -> Architecture:
+        """sides: height and width in latents."""
+        from diffusers import SD3Transformer2DModel
+
+        from expunge.families.architectures import Architecture
+
+        network = SD3Transformer2DModel.from_config(dict(config))
+        assert isinstance(network, SD3Transformer2DModel)
+        inputs = {
+            "hidden_states": (int(network.config["in_channels"]), *sides),
+            "encoder_hidden_states": (tokens, int(network.config["joint_attention_dim"])),
+            "pooled_projections": (int(network.config["pooled_projection_dim"]),),
+            "timestep": (),
+        }
+        return Architecture(cls, network, tuple(network.transformer_blocks), inputs)
+
+    @classmethod
+    def other_networks(cls, layout: Layout, resolution: Resolution) -> dict[str, nn.Module]:
+        from expunge.families.architectures import pass_through_autoencoder
+
+        factor = _downscaling(layout)
+        sides = resolution[0] // factor, resolution[1] // factor
+        channels = layout.config("vae").integer("latent_channels", 4)
+        return {"vae": pass_through_autoencoder(layout, "vae", resolution, (channels, *sides))}
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: Resolution, settings: ModelSettings) -> None:
         self.pipeline = pipeline
         self.network = pipeline.transformer
         self._vae = pipeline.vae
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens = settings.prompt_tokens
         self._scheduler = copy.deepcopy(pipeline.scheduler)
         self._unit = int(pipeline.scheduler.config["num_train_timesteps"])
         factor = pipeline.vae_scale_factor
@@ -46,24 +169,21 @@ class SD3(DiffusionModel):
         )
         self._patches = math.prod(self.latent_shape[1:]) // int(pipeline.transformer.config["patch_size"]) ** 2
 
-    @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         # The mode, not a sample: x_f and x_s must not differ by the encoder's noise.
         latents = self._vae.encode(pictures).latent_dist.mode()
         return (latents - self._vae.config.shift_factor) * self._vae.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         latents = latents / self._vae.config.scaling_factor + self._vae.config.shift_factor
         return self._vae.decode(latents).sample.clamp(-1, 1)
 
-    @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         texts = list(prompts)
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=self._prompt_tokens
         )
-        return {"encoder_hidden_states": cast(Tensor, embeds), "pooled_projections": cast(Tensor, pooled)}
+        return {"encoder_hidden_states": cast("Tensor", embeds), "pooled_projections": cast("Tensor", pooled)}
 
     def at(self, time: Tensor) -> PathPoint:
         sigma = (time / self._unit).clamp_min(MIN_B)
@@ -78,16 +198,11 @@ class SD3(DiffusionModel):
     def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         return self.network(hidden_states=x_t, timestep=time, **conditioning).sample
 
-    def save_adapter(self, folder: Path) -> None:
-        from peft import get_peft_model_state_dict
+    def times_down(self, first: Tensor, steps: int) -> list[Tensor]:
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
-        StableDiffusion3Pipeline.save_lora_weights(
-            folder, transformer_lora_layers=dict(get_peft_model_state_dict(self.network))
-        )
-
-    def _descending(self, first: Tensor, steps: int) -> list[Tensor]:
-        # The scheduler's own levels, so that a picture here is the one the pipeline would make. It has them from
-        # `set_timesteps` alone: what its constructor computes is shifted once more there (diffusers#13243).
+        # The scheduler's own levels, so that a picture here is the one that the pipeline would make. They are read
+        # after `set_timesteps`: it shifts once more what the constructor computes (diffusers#13243).
         about = self._scheduler.config
         mu = None
         if about["use_dynamic_shifting"]:
@@ -101,3 +216,46 @@ class SD3(DiffusionModel):
             )
         # Not below the lowest of them, nor below what `at` tells apart from clean.
         return list((first * sigma).clamp_min(self._unit * min(MIN_B, sigma.min().item())).split(1))
+
+    def save_adapter(self, folder: Path) -> None:
+        from diffusers import StableDiffusion3Pipeline
+        from peft import get_peft_model_state_dict
+
+        layers: dict[str, nn.Module | Tensor] = {**get_peft_model_state_dict(self.network)}
+        StableDiffusion3Pipeline.save_lora_weights(folder, transformer_lora_layers=layers)
+
+    @classmethod
+    def load_adapter(cls, pipeline: DiffusionPipeline, folder: Path) -> bool:
+        from diffusers.loaders import SD3LoraLoaderMixin
+
+        if not isinstance(pipeline, SD3LoraLoaderMixin):
+            return False
+        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        return True
+
+
+def _downscaling(layout: Layout) -> int:
+    """How many times smaller than a picture its latents are: the autoencoder halves the sides between its blocks."""
+    return 2 ** (len(layout.config("vae").items("block_out_channels")) - 1)
+
+
+def _check_scheduler(config: Config) -> None:
+    for name, why in (
+        ("stochastic_sampling", "sampling has to be deterministic"),
+        ("invert_sigmas", "noise levels must go down"),
+    ):
+        if config.flag(name):
+            raise config.refuse(name, why, "use the scheduler that the model was published with")
+    config.integer("num_train_timesteps", 1000, least=2, most=MOST_TIMESTEPS)
+    config.positive("shift", 1.0)
+    if config.has("shift_terminal") and not 0 < config.number("shift_terminal") < 1:
+        raise config.refuse("shift_terminal", "must be between 0 and 1")
+    kinds = [f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta")]
+    if sum(config.flag(kind) for kind in kinds) > 1:
+        raise InputError(f"{config.where}: only one of {', '.join(kinds)} can be true", hint=COMPLETE)
+    if config.flag("use_dynamic_shifting"):
+        for name in ("base_shift", "max_shift"):
+            config.number(name, 1.0)
+        if config.integer("max_image_seq_len", 4096) <= config.integer("base_image_seq_len", 256):
+            raise config.refuse("max_image_seq_len", "must be above base_image_seq_len")
+        config.choice("time_shift_type", "exponential", ("exponential", "linear"))

@@ -11,6 +11,12 @@ from expunge.errors import InputError
 
 COMPLETE = "source must be a complete diffusers pipeline: model_index.json and every component's weights and config"
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""How diffusers names an adapter."""
+
+FULL_FILE = "diffusion_pytorch_model.safetensors"
+"""How diffusers names a network's weights."""
+
 STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers name them."""
 

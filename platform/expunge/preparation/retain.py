@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from expunge.families.base import Conditioning, DiffusionModel, rows
+from expunge.families.sampler import generate
 
 RESEMBLES = 0.9
 """Centred cosine in latent space above which two images count as the same one. A guess, looked at on the testbed."""
@@ -26,7 +27,7 @@ def generate_latents(
     for index in torch.arange(len(prompt)).split(CHUNK):
         noise = torch.stack([torch.randn(model.latent_shape, generator=_generator(seed, int(i))) for i in index])
         cond, blank = rows(conditioning, prompt[index]), rows(empty, torch.zeros(len(index), dtype=torch.long))
-        parts.append(model.generate(noise, cond, steps=steps, guidance=guidance, empty=blank))
+        parts.append(generate(model, noise, cond, steps=steps, guidance=guidance, empty=blank))
     return torch.cat(parts)
 
 

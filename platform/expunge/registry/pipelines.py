@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.errors import InputError
+from expunge.families import supported
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-NETWORKS = ("unet", "transformer")
-
 
 def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None = None) -> "DiffusionPipeline":
-    """The base pipeline with the hotfix applied, float32 on the CPU.
+    """Load the base pipeline and apply the hotfix to it, in float32 on the CPU.
 
     `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `tracking_uri` defaults to the settings', `base` to the
     source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
@@ -30,29 +28,37 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
         tracking_uri = load_settings().tracking
     folder = download(Tracker(tracking_uri), uri)
     about = json.loads((folder / "expunge.json").read_text())
-    return apply(_base(base or about["source"]), folder, about["kind"])
+    pipeline = _base(base or about["source"])
+    if about["kind"] == "lora":
+        _put_adapter_on(pipeline, folder)
+    else:
+        _replace_network(pipeline, folder)
+    return pipeline
 
 
-def apply(pipeline: "DiffusionPipeline", folder: Path, kind: str) -> "DiffusionPipeline":
-    """Put the hotfix in `folder` into `pipeline`, in place. Raises InputError where it has no place there."""
+def _put_adapter_on(pipeline: "DiffusionPipeline", folder: Path) -> None:
+    if not any(family.load_adapter(pipeline, folder) for family in supported.FAMILIES):
+        raise _no_place("a LoRA adapter", pipeline)
+
+
+def _replace_network(pipeline: "DiffusionPipeline", folder: Path) -> None:
     import torch
-    from diffusers.loaders import SD3LoraLoaderMixin
 
-    if kind == "lora" and isinstance(pipeline, SD3LoraLoaderMixin):
-        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
-        return pipeline
-    name = next((name for name in NETWORKS if (folder / name).is_dir()), "")
-    if kind == "lora" or name not in pipeline.components:
-        what = "a LoRA adapter" if kind == "lora" else f"weights of {name or 'no network'}"
-        raise InputError(
-            f"the hotfix is {what}, which {type(pipeline).__name__} has no place for",
-            hint="name the pipeline that it was trained from",
-        )
+    components = [family.component for family in supported.FAMILIES if (folder / family.component).is_dir()]
+    if not components or components[0] not in pipeline.components:
+        raise _no_place(f"weights of {components[0] if components else 'no network'}", pipeline)
+    name = components[0]
     network = type(pipeline.components[name]).from_pretrained(
         folder / name, torch_dtype=torch.float32, use_safetensors=True
     )
     pipeline.register_modules(**{name: network.eval()})
-    return pipeline
+
+
+def _no_place(hotfix: str, pipeline: "DiffusionPipeline") -> InputError:
+    return InputError(
+        f"the hotfix is {hotfix}, which {type(pipeline).__name__} has no place for",
+        hint="name the pipeline that it was trained from",
+    )
 
 
 def _base(source: str) -> "DiffusionPipeline":

@@ -1,4 +1,4 @@
-"""What is trained: a LoRA adapter on the network, or all of its weights; and how to ask the base model meanwhile."""
+"""The weights that are trained, a LoRA adapter or all of the network's, and how the base model is asked meanwhile."""
 
 import copy
 from collections.abc import Iterator
@@ -13,19 +13,18 @@ from torch import nn
 
 from expunge.errors import InputError
 from expunge.families.base import DiffusionModel
+from expunge.families.weights import FULL_FILE, LORA_FILE
 from expunge.files import file_digest
 from expunge.settings import TrainingSettings
 from expunge.unlearning.objective import Frozen
 from expunge.words import Hotfix
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-FULL_FILE = "diffusion_pytorch_model.safetensors"
 
-
-def kind_of(model: DiffusionModel, training: TrainingSettings) -> Literal["lora", "full"]:
+def kind_of(lora_targets: tuple[str, ...], training: TrainingSettings) -> Literal["lora", "full"]:
+    """Decide what is trained of a model with these LoRA targets. Raises InputError for LoRA without targets."""
     if training.adapter == "auto":
-        return "lora" if model.lora_targets else "full"
-    if training.adapter == "lora" and not model.lora_targets:
+        return "lora" if lora_targets else "full"
+    if training.adapter == "lora" and not lora_targets:
         raise InputError("training.adapter: this family has no LoRA layers", hint="set it to full or auto")
     return training.adapter
 
@@ -37,9 +36,9 @@ def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path |
     adapters off, else a frozen copy of the weights.
     """
     if training.activation_checkpointing:
-        _recompute(model.network)
-    if kind_of(model, training) == "lora":
-        _attach_lora(model.network, model.lora_targets, training.lora_rank, warm_start)
+        _recompute_activations(model.network)
+    if kind_of(model.lora_targets, training) == "lora":
+        _attach_lora(model, training.lora_rank, warm_start)
         return lambda: _adapters_off(model.network)
     base = copy.deepcopy(model.network)
     if warm_start is not None:
@@ -50,7 +49,7 @@ def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path |
 
 def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job: str, *, steps: int) -> Hotfix:
     """Write the hotfix of `steps` steps in diffusers' own format; the folder is complete when this returns."""
-    kind = kind_of(model, training)
+    kind = kind_of(model.lora_targets, training)
     if kind == "lora":
         model.save_adapter(folder)
         weights = folder / LORA_FILE
@@ -60,8 +59,8 @@ def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job:
     return Hotfix(job=job, kind=kind, path=folder, steps=steps, digest=file_digest(weights))
 
 
-def apply(model: DiffusionModel, hotfix: Hotfix) -> None:
-    """Turn a freshly loaded base model into the hotfixed one."""
+def apply_hotfix(model: DiffusionModel, hotfix: Hotfix) -> None:
+    """Turn a freshly loaded base model into the hotfixed one, in place."""
     if hotfix.kind == "full":
         model.network.load_state_dict(load_file(hotfix.path / model.component / FULL_FILE))
         return
@@ -69,24 +68,25 @@ def apply(model: DiffusionModel, hotfix: Hotfix) -> None:
     if not isinstance(network, PeftAdapterMixin):
         raise InputError("hotfix: a LoRA adapter cannot be put on this network", hint="retrain with adapter = full")
     network.load_lora_adapter(load_file(hotfix.path / LORA_FILE), prefix=model.component)
-    # One matrix product a layer instead of three.
+    # One matrix product per layer instead of three.
     network.fuse_lora()
     network.unload_lora()
 
 
-def _attach_lora(network: nn.Module, targets: tuple[str, ...], rank: int, warm_start: Path | None) -> None:
+def _attach_lora(model: DiffusionModel, rank: int, warm_start: Path | None) -> None:
     from peft import LoraConfig, set_peft_model_state_dict
 
+    network = model.network
     if not isinstance(network, PeftAdapterMixin):
         raise InputError("training.adapter: this network takes no LoRA adapter", hint="set it to full")
-    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(model.lora_targets)))
     if warm_start is not None:
         state = load_file(warm_start / LORA_FILE)
-        state = {name.removeprefix("transformer."): value for name, value in state.items()}
+        state = {name.removeprefix(f"{model.component}."): value for name, value in state.items()}
         set_peft_model_state_dict(network, state)
 
 
-def _recompute(network: nn.Module) -> None:
+def _recompute_activations(network: nn.Module) -> None:
     mixin = _as_diffusers(network)
     try:
         mixin.enable_gradient_checkpointing()

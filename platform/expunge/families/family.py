@@ -1,0 +1,94 @@
+"""Everything that the platform must know of a kind of diffusers pipeline: a model family, each in one file.
+
+A submit looks at a model's config files and must not wait seconds for torch and diffusers. So this module and those of
+the families import them where a method needs them, not above.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from expunge.families.base import DiffusionModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+    from expunge.families.architectures import Architecture
+    from expunge.families.layout import Layout
+    from expunge.settings import ModelSettings, Resolution
+
+MOST_TIMESTEPS = 100_000
+"""A scheduler computes its whole schedule when it is made: at a config's ten billion timesteps it would not end."""
+
+
+class Family(DiffusionModel):
+    """A subclass is a family, and an instance of it a loaded model.
+
+    The class methods take a pipeline's files and know nothing of its weights; they raise InputError naming the file and
+    the field.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]
+    """The pipeline classes of the family, as model_index.json names them."""
+    classes: ClassVar[Mapping[str, tuple[str, ...]]]
+    """The classes that each component may have; "" where it may be absent."""
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Configs of published networks by name, so that a memory plan needs none of their files."""
+
+    @abstractmethod
+    def __init__(self, pipeline: DiffusionPipeline, resolution: Resolution, settings: ModelSettings) -> None:
+        """Take over a loaded pipeline whose files passed `check`."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, layout: Layout) -> None:
+        """Refuse configs that this family cannot follow. The components are there and of a class in `classes`.
+
+        A setting that changes what the pipeline itself would sample is either followed or refused.
+        """
+
+    @classmethod
+    @abstractmethod
+    def resolution(cls, layout: Layout, configured: Resolution | None) -> Resolution:
+        """Return (height, width) in pixels: the configured one, else the pipeline's own; refuse an impossible one."""
+
+    @classmethod
+    @abstractmethod
+    def architecture(cls, layout: Layout, resolution: Resolution) -> Architecture:
+        """Build the network from its config alone."""
+
+    @classmethod
+    def published_architecture(cls, name: str) -> Architecture:
+        """Build the network that is called `name` in `published`."""
+        raise NotImplementedError
+
+    @classmethod
+    def other_networks(cls, layout: Layout, resolution: Resolution) -> dict[str, nn.Module]:
+        """Build the other networks that a picture passes through, by component, and pass one through them."""
+        return {}
+
+    @classmethod
+    def index_at_root(cls, network: str, scheduler: str) -> dict[str, object] | None:
+        """Make the model_index.json of a repository that has none, and the files of two such classes at its root.
+
+        Returns None where this family has no such repositories.
+        """
+        return None
+
+    @classmethod
+    def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
+        """Read the pipeline in float32 from safetensors alone. Raises whatever diffusers raises."""
+        from expunge.families.loading import read_pipeline
+
+        return read_pipeline(layout, variant)
+
+    @classmethod
+    def load_adapter(cls, pipeline: DiffusionPipeline, folder: Path) -> bool:
+        """Put the LoRA adapter that `save_adapter` wrote to `folder` on `pipeline`; False if it has no place there."""
+        return False

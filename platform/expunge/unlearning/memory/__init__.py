@@ -1,0 +1,11 @@
+"""The memory plan: what a job needs of each GPU, counted before one is rented.
+
+`footprint` counts the network's architecture on fake tensors, `estimate` gives the bytes at each ZeRO stage, and
+`choice` picks among the estimates.
+"""
+
+from expunge.unlearning.memory.choice import choose, tasks_that_fit
+from expunge.unlearning.memory.estimate import Estimate, estimate, estimates
+from expunge.unlearning.memory.footprint import Footprint, footprint
+
+__all__ = ["Estimate", "Footprint", "choose", "estimate", "estimates", "footprint", "tasks_that_fit"]
