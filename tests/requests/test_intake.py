@@ -150,7 +150,7 @@ class _Refusing(RequestStore):
     """Between the pictures and the row, something happens."""
 
     def __init__(self, store: RequestStore, happens: Callable[[], None]) -> None:
-        super().__init__(store._database)
+        super().__init__(store.database)
         self._happens = happens
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:

@@ -431,6 +431,6 @@ print("alembic" in sys.modules)
 
 
 def test_an_error_of_the_database_quotes_no_value(store: RequestStore) -> None:
-    with pytest.raises(IntegrityError, match="NOT NULL") as caught, store._database.write() as connection:
+    with pytest.raises(IntegrityError, match="NOT NULL") as caught, store.database.write() as connection:
         connection.execute(text("INSERT INTO requests (id, body) VALUES ('r', :body)"), {"body": "a private prompt"})
     assert "private" not in str(caught.value)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from pydantic import JsonValue
 from sqlalchemy import (
+    BigInteger,
     Column,
     Date,
     DateTime,
@@ -21,6 +22,9 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from expunge.errors import StorageError
@@ -96,6 +100,26 @@ class State(TypeDecorator[RequestState]):
         return RequestState(value)
 
 
+class clock(FunctionElement[datetime]):
+    """The time at which the statement runs, by the database's own clock.
+
+    An embedded SQLite has none but this machine's. That is enough: its write-ahead log serves one machine only.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _clock_of_sqlite(element: clock, compiler: SQLCompiler, **_: object) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
+
+@compiles(clock, "postgresql")
+def _clock_of_postgresql(element: clock, compiler: SQLCompiler, **_: object) -> str:
+    return "clock_timestamp()"  # now() would be the start of the transaction
+
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
@@ -160,4 +184,18 @@ events = Table(
     Column("state", State, nullable=False),
     Column("batch", String(63)),
     Column("detail", Text, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("holder", String(32), nullable=False),
+    Column("node", String(255), nullable=False),
+    Column("place", String(100), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started", BigInteger, nullable=False),
+    Column("acquired", UtcDateTime, nullable=False),
+    Column("heartbeat", UtcDateTime, nullable=False),
+    Column("expires", UtcDateTime, nullable=False),
 )
