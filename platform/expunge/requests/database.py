@@ -93,8 +93,8 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:
-            raise
+        except IntegrityError as error:  # PostgreSQL appends the whole row, with its prompt and reason
+            raise IntegrityError(error.statement, None, _first_line(error.orig)) from None
         except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
             raise InputError("what was asked for is not text", hint="write ids and names in UTF-8") from None
         except ValidationError:  # its text would quote a request
@@ -215,6 +215,10 @@ def _known(error: DatabaseError, name: str, url: URL) -> ExpungeError | None:
             f"database {name} does not answer ({reason})", hint="check EXPUNGE_DATABASE_URL and that it runs"
         )
     return None
+
+
+def _first_line(error: BaseException | None) -> Exception:
+    return Exception(next(iter(str(error).splitlines()), ""))
 
 
 def _version(connection: Connection) -> str | None:

@@ -55,8 +55,9 @@ class HeldError(UnavailableError):
 
     @classmethod
     def by(cls, name: str, holder: Holder) -> "HeldError":
+        since = f"{holder.acquired:%Y-%m-%d %H:%M:%S} UTC"
         error = cls(
-            f"{name} has been held by process {holder.pid} on {holder.node} since {holder.acquired:%Y-%m-%d %H:%M:%S} UTC",
+            f"{name} has been held by process {holder.pid} on {holder.node} since {since}",
             hint=f"wait for it to end, or stop it; if its machine is down, retry after {holder.expires:%H:%M:%S} UTC",
         )
         error.holder = holder
