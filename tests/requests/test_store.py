@@ -186,8 +186,9 @@ def test_more_requests_than_a_statement_takes(store: RequestStore, ask: Ask) -> 
     store.add(ask("first"))
     with store.database.write() as connection:  # as `add` would, one by one
         row = connection.execute(select(requests)).one()._asdict()
-        others = [{**row, "id": f"req-{i}", "external_id": str(i)} for i in range(1, many)]
-        connection.execute(insert(requests), others)
+        others = [ask(str(i)) for i in range(1, many)]
+        fresh = [{"id": it.id, "external_id": it.external_id, "body": it.model_dump_json()} for it in others]
+        connection.execute(insert(requests), [{**row, **fields} for fields in fresh])
     assert len(store.drain("all").requests) == store.count(S.BATCHED) == many
     store.release_batch("all", "too many")
     assert store.count(S.ACCEPTED) == many
