@@ -87,7 +87,8 @@ def submit(
 
 def _submit_one(fields: dict[str, object], as_json: bool) -> None:
     from expunge.commands.checking import SubmitCheck
-    from expunge.requests.intake import Submission, accept, validated
+    from expunge.requests.intake import accept
+    from expunge.requests.submission import Submission, validated
 
     if "images" not in fields:
         raise InputError("images: none given", hint="name at least one IMAGE, or --batch FILE.jsonl")
