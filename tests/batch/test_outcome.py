@@ -7,7 +7,7 @@ import pytest
 
 from expunge.batch.outcome import JobOutcome, NightOutcome, settle
 from expunge.batch.plan import Plan, plan
-from expunge.requests.schema import RequestRecord
+from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
 from expunge.words import Evidence, ModelVersion, RemovalBatch, RemovalRequest, RequestState

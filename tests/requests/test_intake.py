@@ -19,7 +19,7 @@ from expunge.requests.blobs import MARKER, BlobStore
 from expunge.requests.imaging import to_array
 from expunge.requests.intake import accept
 from expunge.requests.lines import LineResult, accept_jsonl
-from expunge.requests.schema import RequestRecord
+from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import EditInput, Submission, parse_edit, validated
 from expunge.settings import Settings

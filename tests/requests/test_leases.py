@@ -21,8 +21,8 @@ from sqlalchemy import text, update
 from expunge.errors import UnavailableError
 from expunge.requests.database import Database
 from expunge.requests.leases import HeldError, holder, lease
-from expunge.requests.schema import leases
 from expunge.requests.store import RequestStore, open_store
+from expunge.requests.tables import leases
 from expunge.settings import Settings
 from expunge.words import RemovalRequest
 

@@ -22,8 +22,8 @@ from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
 from expunge.requests import database
 from expunge.requests.database import Database
 from expunge.requests.lifecycle import ALLOWED
-from expunge.requests.schema import metadata, requests
 from expunge.requests.store import RequestStore, open_store
+from expunge.requests.tables import metadata, requests
 from expunge.settings import Settings
 from expunge.words import RemovalRequest, RequestState
 

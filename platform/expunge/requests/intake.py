@@ -13,7 +13,7 @@ from expunge.requests.assembly import Pictures, assemble
 from expunge.requests.blobs import BlobStore
 from expunge.requests.box import Size, same_shape
 from expunge.requests.inventory import NEEDED
-from expunge.requests.schema import RequestRecord
+from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore, check_same
 from expunge.requests.submission import Submission, canonical
 from expunge.requests.together import store_together

@@ -20,10 +20,11 @@ from sqlalchemy.exc import IntegrityError
 
 from expunge.errors import ExpungeError, UnavailableError
 from expunge.logs import get_logger
+from expunge.requests.columns import clock
 from expunge.requests.database import Database
 from expunge.requests.processes import Process, is_gone, this_process
-from expunge.requests.schema import clock, leases
 from expunge.requests.store import RequestStore
+from expunge.requests.tables import leases
 
 TTL_S = 60.0
 """How long a lease outlives its last heartbeat."""

@@ -15,7 +15,8 @@ from expunge.errors import InputError, StorageError, TransitionError
 from expunge.requests import lifecycle, queries
 from expunge.requests.database import Database
 from expunge.requests.home import recall, remember
-from expunge.requests.schema import BatchRecord, RequestRecord, batch_requests, batches, events, identity, requests
+from expunge.requests.records import BatchRecord, RequestRecord
+from expunge.requests.tables import batch_requests, batches, events, identity, requests
 from expunge.settings import Settings
 from expunge.words import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
