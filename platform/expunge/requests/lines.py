@@ -12,9 +12,10 @@ from typing import BinaryIO, NoReturn
 
 from expunge.errors import InputError, StorageError, UnavailableError
 from expunge.requests.blobs import BlobStore
-from expunge.requests.intake import Check, Submission, accept, validated
+from expunge.requests.intake import Check, accept
 from expunge.requests.locations import Location, beside, folder_of, read_location
 from expunge.requests.store import RequestStore
+from expunge.requests.submission import Submission, validated
 from expunge.settings import Settings
 from expunge.text import masked
 
