@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from expunge.settings import load_settings
 from tests.helm.charts import CHART, ROOT, Ended, Rendered
 from tests.helm.kube import KubeApi, status
 
+Hook = Callable[[KubeApi, str], Ended]
+
 
 @pytest.fixture
-def hook(rendered: dict[str, Rendered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def hook(rendered: dict[str, Rendered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hook:
     """Runs the pod's command with its arguments: the mounted files are the chart's own."""
     config = rendered["dev"].one("ConfigMap", "-config")["data"]
     (tmp_path / "config.toml").write_text(config["config.toml"])
@@ -54,7 +57,7 @@ def finish(name: str) -> None:
     (settings.runs / batch / "night.json").write_text(outcome.model_dump_json())
 
 
-def test_it_drains_its_own_request_and_ends_as_the_verdict(hook) -> None:
+def test_it_drains_its_own_request_and_ends_as_the_verdict(hook: Hook) -> None:
     with KubeApi([status("RUNNING", "Running"), status("SUCCEEDED", "Complete")]).running() as api:
         api.asked = finish
         done = hook(api, "0b5c")
@@ -66,7 +69,7 @@ def test_it_drains_its_own_request_and_ends_as_the_verdict(hook) -> None:
     assert f"nightly.py --batch {record.batch} " in job["spec"]["entrypoint"]
 
 
-def test_a_night_that_fails_fails_the_test(hook) -> None:
+def test_a_night_that_fails_fails_the_test(hook: Hook) -> None:
     with KubeApi([status("FAILED", "Failed", message="no GPU")]).running() as api:
         done = hook(api, "0b5d")
     assert done.code == 1
