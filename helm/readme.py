@@ -1,6 +1,6 @@
-"""Write the table of values into helm/expunge/README.md from the `# --` comments of values.yaml.
+"""Write the table of values in helm/expunge/README.md from the `# --` comments in values.yaml.
 
-`python helm/readme.py`, or with `--check` to fail where the README is not what would be written.
+Run `python helm/readme.py`; with `--check`, it fails if the README is out of date and writes nothing.
 """
 
 import json
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def table(source: str) -> str:
-    """A row a value that holds something of its own; a described tree of values is one row."""
+    """Return the table in Markdown: one row per value, and a single row for a tree of values with a description."""
     node = yaml.compose(source, Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)
     rows = list(_rows(node, "", source.splitlines()))
@@ -46,7 +46,7 @@ def _rows(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[str
 
 
 def _comment(lines: list[str], line: int) -> str:
-    """The comment block that ends right above `line`, if it begins with `# --`."""
+    """Return the comment block that ends right above `line`, if it begins with `# --`."""
     block: list[str] = []
     while line and lines[line - 1].strip().startswith("#"):
         line -= 1

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -148,7 +149,7 @@ def _python(root: Path) -> Path:
     return folder
 
 
-def _copy(words: list[str], here: Path, moved, file: Path) -> None:
+def _copy(words: list[str], here: Path, moved: Callable[[str], str], file: Path) -> None:
     """From the context, without what is ignored."""
     *sources, target = words
     lines = file.with_name(f"{file.name}.dockerignore").read_text().splitlines()

@@ -1,6 +1,7 @@
 """Each metric against its definition, its bounds, and what it refuses."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_ssim_refuses_two_pixels() -> None:
 
 
 @pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim])
-def test_pairs_must_have_one_shape(metric, images: torch.Tensor) -> None:
+def test_pairs_must_have_one_shape(metric: Callable[..., torch.Tensor], images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="of one shape"):
         metric(images, images[:2])
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from expunge.settings import load_settings
 from tests.helm.charts import CHART, Ended, Rendered
 from tests.helm.kube import KubeApi, status
 
+Hook = Callable[[KubeApi, str], Ended]
+
 
 @pytest.fixture
-def hook(rendered: dict[str, Rendered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def hook(rendered: dict[str, Rendered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hook:
     """Runs the pod's command with its arguments: the mounted files are the chart's own."""
     config = rendered["dev"].one("ConfigMap", "-config")["data"]
     (tmp_path / "config.toml").write_text(config["config.toml"])
@@ -53,7 +56,7 @@ def finish(name: str) -> None:
     folder.finish(folder.plan_once(lambda: NightPlan(batch=batch, jobs=(), refused={"req-1": "only a test"})), [])
 
 
-def test_it_drains_its_own_request_and_ends_as_the_verdict(hook) -> None:
+def test_it_drains_its_own_request_and_ends_as_the_verdict(hook: Hook) -> None:
     with KubeApi([status("RUNNING", "Running"), status("SUCCEEDED", "Complete")]).running() as api:
         api.asked = finish
         done = hook(api, "0b5c")
@@ -65,7 +68,7 @@ def test_it_drains_its_own_request_and_ends_as_the_verdict(hook) -> None:
     assert f"expunge.jobs.nightly --batch {record.batch} " in job["spec"]["entrypoint"]
 
 
-def test_a_night_that_fails_fails_the_test(hook) -> None:
+def test_a_night_that_fails_fails_the_test(hook: Hook) -> None:
     with KubeApi([status("FAILED", "Failed", message="no GPU")]).running() as api:
         done = hook(api, "0b5d")
     assert done.code == 1

@@ -83,7 +83,10 @@ def test_it_says_what_it_needs(wheel: Path) -> None:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode())
         scripts = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+        licences = [n for n in archive.namelist() if n.endswith("/licenses/LICENSE")]
     assert metadata["Name"] == "expunge"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert len(licences) == 1
     assert metadata["Requires-Python"] == "<3.13,>=3.11"
     assert "torch<2.14,>=2.9" in metadata.get_all("Requires-Dist", [])
     assert set(metadata.get_all("Provides-Extra", [])) == {
