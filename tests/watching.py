@@ -11,13 +11,19 @@ import psutil
 import pytest
 
 FIGURES = "figures.jsonl"
+HANGS_S = 900.0
+"""What has not happened after this long is called hung. No wait for something that should happen has a shorter limit:
+it costs nothing where all is well, and a busy machine needs a good part of it."""
+
+GRACE_S = 120.0
+"""How long processes that were told to end may take, as on a machine that has no time for them."""
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 240) -> None:
-    deadline = time.monotonic() + timeout
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + HANGS_S
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:.0f} s for {what}")
+            pytest.fail(f"waited {HANGS_S:.0f} s for {what}")
         time.sleep(0.05)
 
 
@@ -72,9 +78,9 @@ def with_children(found: Iterable[psutil.Process]) -> set[psutil.Process]:
     return everything
 
 
-def left_over(watched: Iterable[psutil.Process], grace: float = 30) -> list[str]:
+def left_over(watched: Iterable[psutil.Process]) -> list[str]:
     """Those that do not end by themselves. They are killed, so that a failing test leaves nothing behind either."""
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + GRACE_S
     while (left := list(filter(is_alive, watched))) and time.monotonic() < deadline:
         time.sleep(0.2)
     names = [f"{process.pid} {' '.join(words(process)[:1])}" for process in left]

@@ -20,19 +20,19 @@ import psutil
 import pytest
 from PIL import Image
 
-from expunge.batch.outcome import NightOutcome
+from expunge.batch.outcome import JobOutcome, NightOutcome
 from expunge.batch.stages import Progress
 from expunge.files import lock
 from expunge.registry.tracking import Tracker
+from expunge.registry.versions import champion
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from tests.watching import left_over, processes, training_workers, wait_until, with_children, words
+from tests.watching import HANGS_S, left_over, processes, training_workers, wait_until, with_children, words
 
 JOBS = Path(__file__).parents[2] / "jobs"
 BIN = Path(sys.executable).parent
-COMMAND_TIMEOUT_S = 400
 # Ray Train looks after its workers more often than every 2 s; and they get their share of a busy machine: Ray's own
 # niceness of 15 leaves them next to nothing beside the other tests.
 TEST_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_worker_niceness": "0"}
@@ -59,10 +59,12 @@ min_ssim = -1.0
 max_kid_ratio = 1e9
 """
 LEARNING_RATE = 2e-4
-MODELS = ("two-nights", "bad-night", "driver-kill", "worker-kill", "unreachable")
+MODELS = ("faces", "driver-kill", "worker-kill", "unreachable")
 WEIGHTLESS, ODD = "weightless", "odd"
 STAGES = ("plan", "prepare", "train", "evaluate", "register", "gate")
 SURROGATES = {3: 90, 10: 60}
+FIRST = "night-first"
+REASON, PROMPT = "a letter from her lawyer", "jane doe at the lake"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,16 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Night:
+    """What one night on the model `faces` has left."""
+
+    end: Ended
+    job: JobOutcome
+    request: str
+    champion: str
 
 
 @dataclass(frozen=True)
@@ -171,11 +183,11 @@ def night_arguments(batch: str, model: str | None = None) -> list[str]:
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
     try:
-        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        out, err = process.communicate(timeout=HANGS_S)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        pytest.fail(f"the command did not end in {COMMAND_TIMEOUT_S} s:\n{out}\n{err}")
+        pytest.fail(f"the command did not end in {HANGS_S:.0f} s:\n{out}\n{err}")
     return Ended(process.returncode, out, err)
 
 
@@ -224,6 +236,21 @@ def ray_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]
         before = with_children(processes(home))
     left = left_over(before | with_children(processes(home)))
     assert not left, f"still alive after Ray was stopped: {left}"
+
+
+@pytest.fixture(scope="session")
+def first_night(ray_of_session: Nights) -> Night:
+    """One whole night, from a request to a champion, that every test which needs one reads."""
+    nights = ray_of_session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_HOME", str(nights.home))
+        request = nights.submit("faces", 3, "--reason", REASON, "--prompt", PROMPT)
+        end = nights.night(FIRST, "faces")
+        assert end.code == 0, end.out + end.err
+        [job] = nights.outcome(FIRST).outcomes
+        version = champion(nights.tracker, "faces")
+        assert version is not None
+        return Night(end, job, request, version.version)
 
 
 @pytest.fixture
