@@ -91,8 +91,9 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tells the process that prints; each of several has collected the same."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["left out"] = dict(session.config.stash[LEFT_OUT])
+    if hasattr(session.config, "workeroutput"):  # which xdist gives to the processes that it starts
+        told: dict[str, object] = session.config.workeroutput  # pyright: ignore[reportAttributeAccessIssue]
+        told["left out"] = dict(session.config.stash[LEFT_OUT])
 
 
 def pytest_testnodedown(node: WorkerController) -> None:

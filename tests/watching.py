@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"waited {HANGS_S:.0f} s for {what}")
-        time.sleep(0.05)
+        time.sleep(0.2)  # a look at every process costs some hundredths
 
 
 @dataclass(frozen=True)
