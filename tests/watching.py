@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
+
+T = TypeVar("T")
 
 FIGURES = "figures.jsonl"
 HANGS_S = 900.0
@@ -19,12 +22,14 @@ GRACE_S = 120.0
 """How long processes that were told to end may take, as on a machine that has no time for them."""
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], T], what: str) -> T:
+    """What the condition returns once that is true."""
     deadline = time.monotonic() + HANGS_S
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {HANGS_S:.0f} s for {what}")
         time.sleep(0.2)  # a look at every process costs some hundredths
+    return found
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from tests.watching import HANGS_S, left_over, processes, training_workers, wait_until, with_children, words
+from tests.watching import HANGS_S, T, left_over, processes, training_workers, wait_until, with_children, words
 
 JOBS = Path(__file__).parents[2] / "jobs"
 BIN = Path(sys.executable).parent
@@ -60,6 +60,8 @@ max_kid_ratio = 1e9
 """
 LEARNING_RATE = 2e-4
 MODELS = ("faces", "driver-kill", "worker-kill", "unreachable")
+LONG = {"steps": 40, "keep_checkpoints": 10}
+"""The training of `worker-kill`: a busy machine must not be at its end before the test has seen that it began."""
 WEIGHTLESS, ODD = "weightless", "odd"
 STAGES = ("plan", "prepare", "train", "evaluate", "register", "gate")
 SURROGATES = {3: 90, 10: 60}
@@ -191,10 +193,14 @@ def ended(process: "subprocess.Popen[str]") -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], object], what: str) -> None:
-    """Until something holds, while the night runs: it may not end before that."""
-    wait_until(lambda: night.poll() is not None or condition(), what)
-    assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
+def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], T], what: str) -> T:
+    """What the condition returns once that is true, while the night runs: it may not end before that."""
+
+    def reached() -> T:
+        assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
+        return condition()
+
+    return wait_until(reached, what)
 
 
 @contextmanager
@@ -288,7 +294,8 @@ def _config(home: Path) -> str:
             copy.write_bytes(config.read_bytes())
     sources = {**dict.fromkeys(MODELS, "testbed:faces"), **folders}
     tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
-    return CONFIG.format(learning_rate=LEARNING_RATE) + tables
+    longer = "\n[models.worker-kill.training]\n" + "".join(f"{name} = {value}\n" for name, value in LONG.items())
+    return CONFIG.format(learning_rate=LEARNING_RATE) + tables + longer
 
 
 def demo() -> ModuleType:
