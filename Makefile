@@ -9,7 +9,7 @@ export MKL_NUM_THREADS ?= 1
 export DS_BUILD_OPS := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup test lint demo bench-kernels bench-engine clean
+.PHONY: setup test test-slow test-all lint demo bench-kernels bench-engine clean
 
 setup: $(STAMP)
 
@@ -19,9 +19,18 @@ $(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*.[ch] unlearn_kernels/
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $(STAMP)
 
-# All of them in two processes: see tests/conftest.py. A selection, as ARGS=tests/cli, in one.
+# Every component, and one small night on Ray, in two processes. A selection, as ARGS=tests/cli, in one and with its slow
+# tests.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 --no-loadscope-reorder)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 -m "not slow")
+
+# What `make test` leaves out: faults, more nights, Triton's builds and interpreter, every combination.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses=2 -m slow
+
+test-all:
+	$(MAKE) test
+	$(MAKE) test-slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,19 +6,30 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
 
+T = TypeVar("T")
+
 FIGURES = "figures.jsonl"
+HANGS_S = 900.0
+"""What has not happened after this long is called hung. No wait for something that should happen has a shorter limit:
+it costs nothing where all is well, and a busy machine needs a good part of it."""
+
+GRACE_S = 120.0
+"""How long processes that were told to end may take, as on a machine that has no time for them."""
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 240) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
+def wait_until(condition: Callable[[], T], what: str) -> T:
+    """What the condition returns once that is true."""
+    deadline = time.monotonic() + HANGS_S
+    while not (found := condition()):
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:.0f} s for {what}")
-        time.sleep(0.05)
+            pytest.fail(f"waited {HANGS_S:.0f} s for {what}")
+        time.sleep(0.2)  # a look at every process costs some hundredths
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,9 @@ def with_children(found: Iterable[psutil.Process]) -> set[psutil.Process]:
     return everything
 
 
-def left_over(watched: Iterable[psutil.Process], grace: float = 30) -> list[str]:
+def left_over(watched: Iterable[psutil.Process]) -> list[str]:
     """Those that do not end by themselves. They are killed, so that a failing test leaves nothing behind either."""
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + GRACE_S
     while (left := list(filter(is_alive, watched))) and time.monotonic() < deadline:
         time.sleep(0.2)
     names = [f"{process.pid} {' '.join(words(process)[:1])}" for process in left]

@@ -11,7 +11,7 @@ MODEL, BATCH = "driver-kill", "night-driver-kill"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_night_killed_in_every_stage_registers_once_and_loses_no_request(nights: Nights) -> None:
     requests = [nights.submit(MODEL, person) for person in (3, 10)]
     checkpoints: set[str] = set()

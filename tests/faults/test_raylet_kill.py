@@ -39,7 +39,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluster, tmp_path: Path) -> None:
     home = tmp_path / "home"
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "EXPUNGE_HOME": str(home)}

@@ -31,7 +31,7 @@ from expunge.unlearning.checkpoints import SNAPSHOT
 from expunge.unlearning.train import train
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.integration.nights import TEST_RAY
-from tests.watching import Recorder, recorded, training_workers, wait_until
+from tests.watching import GRACE_S, HANGS_S, Recorder, recorded, training_workers, wait_until
 
 HOLD = "hold"
 SIZE = (24, 24)
@@ -87,10 +87,10 @@ class Training:
         self.start()
         self.join()
 
-    def join(self, timeout: float = 400) -> None:
+    def join(self) -> None:
         assert self._thread is not None
-        self._thread.join(timeout)
-        assert not self._thread.is_alive(), f"the training did not end in {timeout:.0f} s"
+        self._thread.join(HANGS_S)
+        assert not self._thread.is_alive(), f"the training did not end in {HANGS_S:.0f} s"
 
     def hold_at(self, step: int) -> None:
         (self.folder / HOLD).write_text(str(step))
@@ -98,13 +98,15 @@ class Training:
     def release(self) -> None:
         (self.folder / HOLD).unlink()
 
-    def wait_for(self, step: int, timeout: float = 300, times: int = 1) -> None:
-        deadline = time.monotonic() + timeout
-        while [line["step"] for line in self.figures].count(step) < times:
+    def wait_for(self, step: int, times: int = 1) -> None:
+        def reached() -> bool:
             assert self._thread is not None
-            assert self._thread.is_alive(), f"ended before step {step}: {self.error}"
-            assert time.monotonic() < deadline, f"waited {timeout:.0f} s for step {step}"
-            time.sleep(0.1)
+            alive = self._thread.is_alive()  # asked first: it may end between two questions
+            there = [line["step"] for line in self.figures].count(step) >= times
+            assert there or alive, f"ended before step {step}: {self.error}"
+            return there
+
+        wait_until(reached, f"step {step}")
 
     @property
     def figures(self) -> list[dict[str, float]]:
@@ -137,8 +139,8 @@ class Training:
         return [int(entry["metrics"]["step"]) for entry in listed]
 
     def wait_until_known(self, *steps: int) -> None:
-        wait_until(lambda: self.known == list(steps), f"Ray to know of the checkpoints of steps {steps}", timeout=120)
-        wait_until(lambda: len(self.checkpoints) == len(steps), "Ray to delete the others", timeout=120)
+        wait_until(lambda: self.known == list(steps), f"Ray to know of the checkpoints of steps {steps}")
+        wait_until(lambda: len(self.checkpoints) == len(steps), "Ray to delete the others")
 
     def _run(self) -> None:
         try:
@@ -226,7 +228,7 @@ def _cluster(_s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
             ray.shutdown()
         finally:
             cluster.shutdown()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=GRACE_S)
     assert not alive, "workers outlive their cluster"
 
 

@@ -20,17 +20,17 @@ from PIL import Image
 
 from expunge.jobs.local_ray import environment_for, local_ray
 from expunge.registry.tracking import Tracker
+from expunge.registry.versions import champion
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
 from expunge.runs.locks import hold, promotion_lock
 from expunge.runs.night import NightFolder
-from expunge.runs.outcomes import NightOutcome
+from expunge.runs.outcomes import JobOutcome, NightOutcome
 from expunge.settings import Settings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
-from tests.watching import left_over, processes, training_workers, wait_until, with_children, words
+from tests.watching import HANGS_S, T, left_over, processes, training_workers, wait_until, with_children, words
 
 BIN = Path(sys.executable).parent
-COMMAND_TIMEOUT_S = 400
 ENTRY_POINT = ["-m", "expunge.jobs.nightly"]
 # Ray Train looks after its workers more often than every 2 s; and they get their share of a busy machine: Ray's own
 # niceness of 15 leaves them next to nothing beside the other tests.
@@ -58,10 +58,14 @@ min_ssim = -1.0
 max_kid_ratio = 1e9
 """
 LEARNING_RATE = 2e-4
-MODELS = ("two-nights", "bad-night", "driver-kill", "worker-kill", "unreachable")
+MODELS = ("faces", "driver-kill", "worker-kill", "unreachable")
+LONG = {"steps": 40, "keep_checkpoints": 10}
+"""The training of `worker-kill`: a busy machine must not be at its end before the test has seen that it began."""
 WEIGHTLESS, ODD = "weightless", "odd"
 STAGES = ("plan", "prepare", "train", "evaluate", "register", "gate")
 SURROGATES = {3: 90, 10: 60}
+FIRST = "night-first"
+REASON, PROMPT = "a letter from her lawyer", "jane doe at the lake"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Night:
+    """What one night on the model `faces` has left."""
+
+    end: Ended
+    job: JobOutcome
+    request: str
+    champion: str
 
 
 @dataclass(frozen=True)
@@ -173,18 +187,22 @@ def night_arguments(batch: str, model: str | None = None) -> list[str]:
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
     try:
-        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        out, err = process.communicate(timeout=HANGS_S)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        pytest.fail(f"the command did not end in {COMMAND_TIMEOUT_S} s:\n{out}\n{err}")
+        pytest.fail(f"the command did not end in {HANGS_S:.0f} s:\n{out}\n{err}")
     return Ended(process.returncode, out, err)
 
 
-def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], object], what: str) -> None:
-    """Until something holds, while the night runs: it may not end before that."""
-    wait_until(lambda: night.poll() is not None or condition(), what)
-    assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
+def wait_during(night: "subprocess.Popen[str]", condition: Callable[[], T], what: str) -> T:
+    """What the condition returns once that is true, while the night runs: it may not end before that."""
+
+    def reached() -> T:
+        assert night.poll() is None, f"the night ended before {what}: {ended(night)}"
+        return condition()
+
+    return wait_until(reached, what)
 
 
 @contextmanager
@@ -228,6 +246,21 @@ def ray_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]
     assert not left, f"still alive after Ray was stopped: {left}"
 
 
+@pytest.fixture(scope="session")
+def first_night(ray_of_session: Nights) -> Night:
+    """One whole night, from a request to a champion, that every test which needs one reads."""
+    nights = ray_of_session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_HOME", str(nights.home))
+        request = nights.submit("faces", 3, "--reason", REASON, "--prompt", PROMPT)
+        end = nights.night(FIRST, "faces")
+        assert end.code == 0, end.out + end.err
+        [job] = nights.outcome(FIRST).outcomes
+        version = champion(nights.tracker, "faces")
+        assert version is not None
+        return Night(end, job, request, version.version)
+
+
 @pytest.fixture
 def nights(ray_of_session: Nights, monkeypatch: pytest.MonkeyPatch) -> Nights:
     """The session's home instead of the test's own."""
@@ -263,4 +296,5 @@ def _config(home: Path) -> str:
             copy.write_bytes(config.read_bytes())
     sources = {**dict.fromkeys(MODELS, "testbed:faces"), **folders}
     tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
-    return CONFIG.format(learning_rate=LEARNING_RATE) + tables
+    longer = "\n[models.worker-kill.training]\n" + "".join(f"{name} = {value}\n" for name, value in LONG.items())
+    return CONFIG.format(learning_rate=LEARNING_RATE) + tables + longer
