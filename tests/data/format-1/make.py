@@ -3,6 +3,7 @@
 HOME is a folder that does not exist yet: the release writes its path into `hotfix.json`. See README.md.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -112,7 +113,7 @@ def _png(image: object) -> bytes:
 
 
 def _keep(home: Path, target: Path) -> None:
-    """What the tests read: no registry, no weights of the night that is over, no traces of Ray's."""
+    """Copy what the tests read: no registry, no tensors, no weights of the night that is over, no traces of Ray."""
     with sqlite3.connect(home / "expunge.db") as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode=DELETE")
@@ -121,6 +122,10 @@ def _keep(home: Path, target: Path) -> None:
     shutil.copytree(home, target, ignore=left_out)
     for weights in (target / "runs" / "finished").glob("*/hotfix"):
         shutil.rmtree(weights)
+    for path in (target / "runs").rglob("prepared.json"):
+        prepared = json.loads(path.read_bytes())
+        for name in ("forget", "retain", "conditioning"):
+            (target / "blobs" / prepared[name][:2] / prepared[name]).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
