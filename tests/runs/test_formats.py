@@ -96,7 +96,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tuple[JobOutcome, ...]:
         for each in planned.jobs:
-            job.run_job._function(folder.job(each.id), remember(settings).id)
+            job.walk_job(folder.job(each.id), remember(settings).id)
         outcomes = [folder.job(each.id).outcome for each in planned.jobs]
         return tuple(outcome for outcome in outcomes if outcome)
 
@@ -156,7 +156,7 @@ def test_a_newer_format_is_refused_and_nothing_is_touched(
         driver.run_night(settings, OPEN)
     [path] = folder.path.glob("*/")
     with pytest.raises(StorageError, match=r"reads formats up to 2: upgrade expunge"):
-        job.run_job._function(JobFolder(path), remember(settings).id)
+        job.walk_job(JobFolder(path), remember(settings).id)
     assert open_store(settings).get("req-banner").state is RequestState.BATCHED
     shown = command("verdicts", OPEN)
     assert shown.code == StorageError.exit_code

@@ -87,9 +87,9 @@ def _verdicts(folder: NightFolder) -> NightOutcome:
 
 
 def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) -> int:
-    """Before anything else that may end this process: a batch that kills every driver is given up, too.
+    """Count one more driver that starts on the batch, before anything that may end this process.
 
-    Raises ExpungeError where that has been tried often enough.
+    So a batch that kills every driver is given up, too. Raises ExpungeError where that has been tried often enough.
     """
     if not batch.requests:  # it is made for what is lost
         return 1

@@ -27,6 +27,11 @@ from expunge.words import PreparedJob, UnlearnJob
 
 @ray.remote(num_cpus=0, max_retries=2)
 def run_job(folder: JobFolder, home: str) -> None:
+    """Run `walk_job` as a Ray task. Nothing is returned: Ray carries the folder and no more."""
+    walk_job(folder, home)
+
+
+def walk_job(folder: JobFolder, home: str) -> None:
     """Walk the job of `folder` through what it has not done yet, and leave its end there.
 
     What is wrong with the job becomes its end. Raises only what the platform has to answer for; the job can then be

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from torch import Tensor
+
 CONFIG = """
 [training]
 steps = 24
@@ -106,7 +108,7 @@ def _run(batch: str) -> None:
     assert [outcome.promoted for outcome in night.outcomes] == [True]
 
 
-def _png(image: object) -> bytes:
+def _png(image: Tensor) -> bytes:
     from expunge.batch.prepare import to_pictures, to_png
 
     return to_png(to_pictures(image[None])[0])
