@@ -1,8 +1,7 @@
-"""Four habits with files: only their owner reads them, nobody ever sees half of one, a lock ends with its process, a
-digest reads in pieces."""
+"""Habits with files: only their owner may read them, nobody ever sees half of one, and a power cut loses none."""
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import os
 import secrets
@@ -10,30 +9,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP)  # what a file system without hard links says
+
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file of mode 0600, whole or not at all, in folders that are made with mode 0700 where they are missing.
+    """Write a file of mode 0600, whole or not at all; missing folders are made with mode 0700.
 
     A reader sees the old file or the new one, also after a kill or a power cut in the middle. Raises OSError.
     """
-    make_private(path.parent)
-    neighbour = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        write_new(neighbour, data)
-        neighbour.replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            neighbour.unlink(missing_ok=True)
-        raise
+    with _neighbour(path) as new:
+        write_new(new, data)
+        move_into_place(new, path)
+
+
+def write_once(path: Path, data: str | bytes) -> None:
+    """Write a file of mode 0600 unless there is one; of several processes that try, one succeeds. Raises OSError."""
+    if path.exists():
+        return
+    with _neighbour(path) as new, contextlib.suppress(FileExistsError):
+        write_new(new, data)
+        try:
+            os.link(new, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            write_new(path, data)
 
 
 def write_new(path: Path, data: str | bytes) -> None:
-    """Write a file of mode 0600 to the disk itself. Raises FileExistsError where there is one, OSError."""
+    """Write a file of mode 0600 and wait until the disk has it. Raises FileExistsError where there is one, OSError."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Rename a file or folder, and wait until the disk has the new name. Raises OSError."""
+    source.replace(target)
+    _sync_folder(target.parent)
 
 
 def make_private(folder: Path) -> None:
@@ -45,22 +60,25 @@ def make_private(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256, in hexadecimal, of what is in it."""
+    """Returns the SHA-256 of the file's content, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold `path` for this process, however that ends. Without `wait`, raises BlockingIOError where it is held."""
+def _neighbour(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write to first; nothing is left of it."""
     make_private(path.parent)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+    new = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield new
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself has to reach the disk, too; not every file system lets a folder be synced."""
+    """A name reaches the disk with its folder; not every file system lets a folder be synced."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

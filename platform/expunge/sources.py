@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler
 from pydantic.fields import FieldInfo
 
 from expunge.errors import InputError
+from expunge.validation import Problem, input_error
 
 PREFIX, NESTED = "EXPUNGE_", "__"
 
@@ -90,17 +91,19 @@ def check_variables(settings: type[BaseModel]) -> None:
             raise InputError(f"the environment variable {name} is not a setting", hint=hint)
 
 
-def refused(error: ValidationError, where: Sequence[str], known: Iterable[str]) -> InputError:
+def refused(error: ValidationError, where: Sequence[str], known: Collection[str]) -> InputError:
     """What is wrong with the first setting of `error`, which lies at `where`; `known` are the names that there are."""
-    first = error.errors(include_input=False)[0]
-    path = [*where, *map(str, first["loc"])]
-    name, hint = ".".join(path), f"see {_variable(path)} and {config_file()}"
-    if first["type"] == "extra_forbidden":
-        close = did_you_mean(path[-1], {each.rpartition(".")[2] for each in known})
-        return InputError(f"setting {name}: there is no such setting", hint=f"{close} {hint}".strip())
-    if first["type"] in ("tuple_type", "dict_type", "model_type"):
-        hint = f'write a list as ["a", "b"] and a table as {{"a": 1}}; {hint}'
-    return InputError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}", hint=hint)
+
+    def hint(problem: Problem) -> str:
+        see = f"see {_variable(problem.path)} and {config_file()}"
+        if problem.is_unknown:
+            close = did_you_mean(problem.path[-1], {each.rpartition(".")[2] for each in known})
+            return f"{close} {see}".strip()
+        if problem.kind in ("tuple_type", "dict_type", "model_type"):
+            return f'write a list as ["a", "b"] and a table as {{"a": 1}}; {see}'
+        return see
+
+    return input_error(error, prefix="setting ", where=where, noun="setting", hint=hint)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from expunge.batch.plan import plan_night
 from expunge.batch.settle import settle
-from expunge.requests.schema import RequestRecord
+from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, insert
 
 from expunge.requests import queries
-from expunge.requests.schema import RequestEvent, events, requests
+from expunge.requests.records import RequestEvent
 from expunge.requests.store import RequestStore, open_store
+from expunge.requests.tables import events, requests
 from expunge.settings import load_settings
 from expunge.words import RemovalRequest, RequestState
 

@@ -11,8 +11,9 @@ from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.box import lost, same_shape
 from expunge.requests.imaging import to_array
-from expunge.requests.intake import Submission, accept, validated
+from expunge.requests.intake import accept
 from expunge.requests.store import RequestStore
+from expunge.requests.submission import Submission, validated
 from expunge.settings import Settings
 from expunge.words import RemovalRequest
 

@@ -1,5 +1,7 @@
 """The home remembers what was made for it: what is missing or another one is refused, never made anew in silence."""
 
+import errno
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -121,6 +123,15 @@ def test_processes_that_make_a_home_at_once_agree(settings: Settings) -> None:
         made = list(pool.map(lambda _: remember(settings, database="d").id, range(16)))
     assert len(set(made)) == 1
     assert json.loads((settings.home / FILE).read_text())["id"] == made[0]
+
+
+def test_a_home_may_lie_on_a_volume_without_file_locks(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    database = open_store(settings).identity()
+    assert remember(settings, key="a" * 16).database == database
 
 
 def test_a_night_on_another_home_is_refused(settings: Settings, tmp_path: Path) -> None:

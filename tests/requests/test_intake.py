@@ -17,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 from expunge.errors import InputError, StorageError, UnavailableError
 from expunge.requests.blobs import MARKER, BlobStore
 from expunge.requests.imaging import to_array
-from expunge.requests.intake import EditInput, Submission, accept, parse_edit, validated
+from expunge.requests.intake import accept
 from expunge.requests.lines import LineResult, accept_jsonl
-from expunge.requests.schema import RequestRecord
+from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
+from expunge.requests.submission import EditInput, Submission, parse_edit, validated
 from expunge.settings import Settings
 from expunge.words import RemovalRequest, RequestState
 
@@ -150,7 +151,7 @@ class _Refusing(RequestStore):
     """Between the pictures and the row, something happens."""
 
     def __init__(self, store: RequestStore, happens: Callable[[], None]) -> None:
-        super().__init__(store._database)
+        super().__init__(store.database)
         self._happens = happens
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
@@ -247,7 +248,7 @@ def test_a_picture_stays_where_the_database_cannot_be_asked(
         ({"images": ["a.png"], "edit": "blend:mask=black.png"}, r"^edit\.mask: nothing is marked: white is what"),
         ({"images": ["a.png"], "due": "tomorrow"}, "^due: Input should be a valid date"),
         ({"images": ["a.png"], "external_id": "a\nb"}, "^external_id: it holds a control character: leave it out$"),
-        ({"images": ["a.png"], "colour": 1}, "^colour: Extra inputs are not permitted: the fields are model, images"),
+        ({"images": ["a.png"], "colour": 1}, "^colour: there is no such field: the fields are model, images"),
         ({"images": ["a.png"], "edit": {"editor": "x", "wait": 1}}, r"^edit"),
     ],
 )
@@ -424,7 +425,7 @@ def test_good_lines_survive_bad_ones(lines: Callable[..., list[LineResult]], pai
     for line, message in {
         2: "column 39: not JSON (Expecting ',' delimiter): write one JSON object a line, e.g. {",
         4: "a JSON list, not an object: write one",
-        5: "modell: Extra inputs are not permitted: the fields are",
+        5: "modell: there is no such field: the fields are",
         6: "priority: Input should be a valid integer",
         7: "model: 'nobody' is not configured: use one of faces, flags",
         8: "images[0]: ",
@@ -434,7 +435,7 @@ def test_good_lines_survive_bad_ones(lines: Callable[..., list[LineResult]], pai
         12: "reason: it is not text: a character in it is half of a pair",
         15: "edit.options.\ufffd",
         16: "edit.options.x: it is not text",
-        17: f"{'n' * 50}...: Extra inputs",
+        17: f"{'n' * 50}...: there is no such field",
     }.items():
         assert told.pop(line).startswith(message)
     assert told == {}

@@ -35,7 +35,7 @@ def test_only_editors_are_imported(name: str) -> None:
         ({"mod": "soft"}, r"edit\.options\.mod: .*: known are mode, ellipse, strength, match"),
         ({"mode": "hard"}, r"edit\.options\.mode: .*: mode is soft or seamless"),
         ({"strength": "2"}, r"edit\.options\.strength: .*: strength is a number from 0"),
-        ({"ellipse": "0.5/0.5"}, r"edit\.options\.ellipse: .*: ellipse is cx/cy/rx/ry"),
+        ({"ellipse": "0.5/0.5"}, r"edit\.options\.ellipse\b.*: ellipse is cx/cy/rx/ry"),
         ({"match": "perhaps"}, r"edit\.options\.match: .*: match is true or false"),
     ],
 )

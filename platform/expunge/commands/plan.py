@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expunge.commands.common import AsJson, open_settings, print_json, print_table
-from expunge.errors import InputError
 
 if TYPE_CHECKING:
     from expunge.unlearning.memory import Estimate
@@ -33,6 +32,7 @@ def plan(
     from pydantic import ValidationError
 
     from expunge.settings import TrainingSettings
+    from expunge.validation import input_error
 
     settings = open_settings()
     known = settings.training_for(model) if model in settings.models else settings.training
@@ -46,10 +46,7 @@ def plan(
     try:
         training = TrainingSettings.model_validate({**known.model_dump(), **asked})
     except ValidationError as error:
-        first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
-        where = f"--{first['loc'][0]}: " if first["loc"] else ""
-        raise InputError(f"{where}{said}", hint="see `expunge plan --help`") from None
+        raise input_error(error, prefix="--", hint=lambda _: "see `expunge plan --help`") from None
 
     # transformers says on import that it does without torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

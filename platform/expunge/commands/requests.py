@@ -8,7 +8,7 @@ from expunge.commands.common import AsJson, one_line, open_store, print_json, pr
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
-    from expunge.requests.schema import RequestRecord
+    from expunge.requests.records import RequestRecord
     from expunge.words import RequestState
 
 LIMIT = 100

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from sqlalchemy import make_url
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
-from expunge.files import file_digest, write_atomically
+from expunge.files import file_digest, move_into_place, write_atomically
 from expunge.requests import passphrase as passphrases
 from expunge.requests.blobs import KEY_FILE, BlobStore, mark, open_blobs
 from expunge.requests.database import HEAD
@@ -59,7 +59,7 @@ def back_up(
             if not allow_damaged:
                 _check_whole(manifest)
             write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=2).encode())
-            partial.replace(target)
+            move_into_place(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 
 from expunge.errors import InputError, NotFoundError, StorageError
+from expunge.files import write_once
 from expunge.requests import keys
-from expunge.requests.filesystems import Folder, write_file_once
+from expunge.requests.filesystems import Folder
 from expunge.requests.home import recall, remember
 from expunge.requests.sealing import LARGEST, Seal
 from expunge.settings import Settings
@@ -201,7 +202,7 @@ def _open(settings: Settings) -> BlobStore:
                 f"{file} is gone, and the blob store holds blobs sealed with it",
                 hint="restore it or set EXPUNGE_BLOB_KEY",
             )
-        write_file_once(file, f"{keys.new_key()}\n".encode())
+        write_once(file, f"{keys.new_key()}\n".encode())
         text = file.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(

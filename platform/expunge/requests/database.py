@@ -17,7 +17,7 @@ from expunge.errors import ExpungeError, InputError, StorageError, UnavailableEr
 from expunge.files import make_private
 from expunge.requests.locks import writers
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. Known without importing Alembic, so that opening a current database stays fast."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -33,10 +33,14 @@ class Database:
     does not answer. Raises InputError for a URL that is malformed, in memory, or whose driver is not installed.
     """
 
-    def __init__(self, url: str, *, patience: float = 15.0) -> None:
+    def __init__(self, url: str | URL, *, patience: float = 15.0) -> None:
         self._engine = _engine(url, patience)
         self._patience = patience
         self.name = self._engine.url.render_as_string(hide_password=True)
+
+    def with_patience(self, patience: float) -> "Database":
+        """Another connection to the same database, with a patience of its own; to be closed by whoever asks for it."""
+        return Database(self._engine.url, patience=patience)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -89,8 +93,8 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:
-            raise
+        except IntegrityError as error:  # PostgreSQL appends the whole row, with its prompt and reason
+            raise IntegrityError(error.statement, None, _first_line(error.orig)) from None
         except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
             raise InputError("what was asked for is not text", hint="write ids and names in UTF-8") from None
         except ValidationError:  # its text would quote a request
@@ -104,12 +108,13 @@ class Database:
             raise known from None
 
 
-def _engine(url: str, patience: float) -> Engine:
+def _engine(url: str | URL, patience: float) -> Engine:
     # An error quotes the values of its statement otherwise: prompts, reasons and external ids.
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+            timeouts = _timeouts(parsed, patience)
+            return create_engine(parsed, pool_pre_ping=True, connect_args=timeouts, hide_parameters=True)
         _check_sqlite(parsed)
         # No pool: a file opens in a millisecond, and no handle is carried across a fork.
         engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": patience}, hide_parameters=True)
@@ -139,6 +144,20 @@ def _engine(url: str, patience: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _timeouts(url: URL, patience: float) -> dict[str, int]:
+    """Timeouts of libpq, in seconds and ms: left to the system, a broken network is noticed after hours."""
+    if not url.get_driver_name().startswith("psycopg"):
+        return {}
+    seconds = max(1, round(patience))
+    options = {
+        "connect_timeout": seconds,
+        "keepalives_idle": seconds,
+        "keepalives_interval": seconds,
+        "tcp_user_timeout": 1000 * seconds,
+    }
+    return {name: value for name, value in options.items() if name not in url.query}
 
 
 def _check_sqlite(url: URL) -> None:
@@ -196,6 +215,10 @@ def _known(error: DatabaseError, name: str, url: URL) -> ExpungeError | None:
             f"database {name} does not answer ({reason})", hint="check EXPUNGE_DATABASE_URL and that it runs"
         )
     return None
+
+
+def _first_line(error: BaseException | None) -> Exception:
+    return Exception(next(iter(str(error).splitlines()), ""))
 
 
 def _version(connection: Connection) -> str | None:

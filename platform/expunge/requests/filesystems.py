@@ -1,10 +1,7 @@
 """A folder on any durable file system: what is written is whole, and still there when this process has ended."""
 
 import contextlib
-import errno
-import os
 import re
-import secrets
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from expunge.errors import InputError
-from expunge.files import make_private, write_atomically, write_new
+from expunge.files import write_atomically, write_once
 
 # Those of fsspec's protocols that store what they are given. Others forget it (memory), cannot write (http, zip, data),
 # or are a layer over another (dir, simplecache).
@@ -25,7 +22,6 @@ DURABLE = frozenset(
         *("s3", "s3a", "tos", "tosfs", "webhdfs"),
     }
 )
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP)  # what a file system without hard links says
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -53,7 +49,7 @@ class Folder:
     def write_once(self, name: str, data: bytes) -> bytes:
         """Writes only where nothing is there; returns what is there afterwards, whoever wrote it."""
         if self._local:
-            write_file_once(Path(self._path(name)), data)
+            write_once(Path(self._path(name)), data)
         elif not self.has(name):
             try:
                 self._fs.pipe_file(self._path(name), data, mode="create")
@@ -84,25 +80,6 @@ class Folder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-
-def write_file_once(file: Path, data: bytes) -> None:
-    """Leaves one whole private file, however many processes try: only the first hard link succeeds. Raises OSError."""
-    if file.exists():
-        return
-    make_private(file.parent)
-    neighbour = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        write_new(neighbour, data)
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.link(neighbour, file)
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                write_new(file, data)
-    finally:
-        neighbour.unlink(missing_ok=True)
 
 
 def _open(url: str, setting: str) -> tuple[fsspec.AbstractFileSystem, str]:

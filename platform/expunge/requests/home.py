@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from expunge.errors import InputError, StorageError
-from expunge.files import lock, write_atomically
+from expunge.files import write_atomically, write_once
 from expunge.settings import Settings
 from expunge.words import Word
 
@@ -46,19 +46,24 @@ def remember(settings: Settings, *, database: str | None = None, key: str | None
 
     Raises StorageError where it was made with another one, or cannot be written.
     """
-    known = recall(settings)
-    if known is not None and _knows(known, settings.home, database, key):
-        return known
-    try:
-        with lock(settings.home / f".{FILE}.lock", wait=True):  # another process may be doing the same
-            known = recall(settings) or Home(id=secrets.token_hex(8))
-            if not _knows(known, settings.home, database, key):
-                known = known.model_copy(update={"database": known.database or database, "key": known.key or key})
-                write_atomically(settings.home / FILE, known.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(f"home {settings.home} cannot be written ({reason})", hint="check EXPUNGE_HOME") from None
-    return known
+    while True:
+        known = recall(settings)
+        if known is not None and _knows(known, settings.home, database, key):
+            return known
+        # Other processes may write at the same time. Only one of them creates the file; if two add to it, the one whose
+        # addition was overwritten finds that out on the next round, and adds it again.
+        try:
+            if known is None:
+                made = Home(id=secrets.token_hex(8), database=database, key=key)
+                write_once(settings.home / FILE, _text(made))
+            else:
+                added = {"database": known.database or database, "key": known.key or key}
+                write_atomically(settings.home / FILE, _text(known.model_copy(update=added)))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StorageError(
+                f"home {settings.home} cannot be written ({reason})", hint="check EXPUNGE_HOME"
+            ) from None
 
 
 def check_home(settings: Settings, expected: str) -> None:
@@ -70,6 +75,10 @@ def check_home(settings: Settings, expected: str) -> None:
             f"home {settings.home} is not the home that this night was submitted from: {what}",
             hint="set EXPUNGE_HOME to one shared folder where commands run and where Ray's nodes are started",
         )
+
+
+def _text(home: Home) -> str:
+    return home.model_dump_json(indent=2) + "\n"
 
 
 def _knows(known: Home, home: Path, database: str | None, key: str | None) -> bool:

@@ -13,8 +13,8 @@ from sqlalchemy import select
 
 from expunge.errors import NotFoundError
 from expunge.requests.blobs import BlobStore
-from expunge.requests.schema import batches, requests
 from expunge.requests.store import RequestStore
+from expunge.requests.tables import batches, requests
 from expunge.words import RemovalRequest, RequestState
 
 NEEDED = frozenset(RequestState) - {RequestState.WITHDRAWN}

@@ -12,8 +12,9 @@ from typing import BinaryIO, NoReturn
 
 from expunge.errors import InputError, StorageError, UnavailableError
 from expunge.requests.blobs import BlobStore
-from expunge.requests.intake import Check, Submission, accept, validated
+from expunge.requests.intake import Check, accept
 from expunge.requests.store import RequestStore
+from expunge.requests.submission import Submission, validated
 from expunge.settings import Settings
 
 MAX_LINE = 1_000_000

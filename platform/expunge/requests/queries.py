@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import Column, Connection, Select, Table, exists, literal, select, tuple_
 
 from expunge.errors import NotFoundError
-from expunge.requests.schema import (
-    BatchRecord,
-    RequestEvent,
-    RequestRecord,
-    UtcDateTime,
-    batch_requests,
-    batches,
-    events,
-    requests,
-)
+from expunge.requests.columns import UtcDateTime
+from expunge.requests.records import BatchRecord, RequestEvent, RequestRecord
+from expunge.requests.tables import batch_requests, batches, events, requests
 from expunge.words import RemovalRequest, RequestState
 
 IDS_A_STATEMENT = 500

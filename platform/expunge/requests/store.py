@@ -15,7 +15,8 @@ from expunge.errors import InputError, StorageError, TransitionError
 from expunge.requests import lifecycle, queries
 from expunge.requests.database import Database
 from expunge.requests.home import recall, remember
-from expunge.requests.schema import BatchRecord, RequestRecord, batch_requests, batches, events, identity, requests
+from expunge.requests.records import BatchRecord, RequestRecord
+from expunge.requests.tables import batch_requests, batches, events, identity, requests
 from expunge.settings import Settings
 from expunge.words import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
@@ -46,14 +47,14 @@ class RequestStore:
     """Every method is atomic, and raises UnavailableError or StorageError when the database does not serve."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction for what is asked of all rows at once."""
-        return self._database.read()
+        return self.database.read()
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
         """Accepts a request; False says that its (model, external_id) was known, and that the known one is returned.
@@ -71,7 +72,7 @@ class RequestStore:
         known = self.find(request.model, request.external_id)
         if known is None:
             try:
-                with self._database.write() as connection:
+                with self.database.write() as connection:
                     connection.execute(insert(requests), values)
                     _record(connection, [request.id], None, RequestState.ACCEPTED, now)
                 return self.get(request.id), True
@@ -84,11 +85,11 @@ class RequestStore:
 
     def get(self, request_id: str) -> RequestRecord:
         """Raises NotFoundError."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return queries.record(connection, request_id)
 
     def find(self, model: str, external_id: str) -> RequestRecord | None:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             where = (requests.c.model == model) & (requests.c.external_id == external_id)
             return next(iter(queries.records(connection, select(requests).where(where))), None)
 
@@ -108,7 +109,7 @@ class RequestStore:
         where there is no request `after`.
         """
         wanted = queries.Wanted(model, state, batch)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             query = queries.page(connection, requests, wanted, after, limit)
             return queries.records(connection, query, history=history)
 
@@ -121,12 +122,12 @@ class RequestStore:
         after: str | None = None,
     ) -> Iterator[RequestRecord]:
         """What `list` gives, one by one: as long as it may be, a few hundred records are held at a time."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             query = queries.page(connection, requests.c.id, queries.Wanted(model, state, batch), after, limit)
             ids = connection.execute(query).scalars().all()
         for start in range(0, len(ids), queries.IDS_A_STATEMENT):
             some = ids[start : start + queries.IDS_A_STATEMENT]
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 found = queries.records(connection, select(requests).where(requests.c.id.in_(some)))
             records = {record.request.id: record for record in found}
             yield from (records[id] for id in some)
@@ -134,7 +135,7 @@ class RequestStore:
     def total(self, model: str | None = None, state: RequestState | None = None, batch: str | None = None) -> int:
         """How many `list` would give without a limit."""
         query = queries.Wanted(model, state, batch).among(select(func.count()).select_from(requests))
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return connection.execute(query).scalar_one()
 
     def backlog(self, states: Collection[RequestState]) -> Backlog:
@@ -142,13 +143,13 @@ class RequestStore:
         model, state = requests.c.model, requests.c.state
         figures = (func.count(), func.min(requests.c.accepted_at), func.min(requests.c.due))
         query = select(model, state, *figures).where(state.in_(states)).group_by(model, state)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(query)
             return {(name, where): Waiting(count, oldest, due) for name, where, count, oldest, due in rows}
 
     def identity(self) -> str:
         """The database's own id, made with it."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return connection.execute(select(identity.c.value).where(identity.c.name == "database")).scalar_one()
 
     def count(self, state: RequestState, models: Sequence[str] | None = None) -> int:
@@ -156,7 +157,7 @@ class RequestStore:
         query = select(func.count()).select_from(requests).where(requests.c.state == state)
         if models is not None:
             query = query.where(requests.c.model.in_(models))
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return connection.execute(query).scalar_one()
 
     def ids(self, state: RequestState, models: Sequence[str] | None = None) -> dict[str, Ids]:
@@ -165,7 +166,7 @@ class RequestStore:
         if models is not None:
             query = query.where(requests.c.model.in_(models))
         found: dict[str, Ids] = {}
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
                 found.setdefault(row.model, []).append(row.id)
         return found
@@ -175,7 +176,7 @@ class RequestStore:
         query = select(requests.c.batch, func.count()).where(requests.c.state == RequestState.BATCHED)
         if models is not None:
             query = query.where(requests.c.model.in_(models))
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(query.group_by(requests.c.batch).order_by(requests.c.batch)).all()
             return {batch: count for batch, count in rows}
 
@@ -202,7 +203,7 @@ class RequestStore:
     def _drain(
         self, batch_id: str | None, models: Sequence[str] | None, limit: int | None, skip: Collection[str]
     ) -> RemovalBatch:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip)
             exists = name is not None and queries.has_batch(connection, name)
             if name is not None and exists:
@@ -230,7 +231,7 @@ class RequestStore:
 
         advance: a number that grows as the batch gets further. Raises NotFoundError.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             here = batches.c.id == batch_id
             row = connection.execute(select(batches.c.starts, batches.c.advance).where(here)).one_or_none()
             if row is None:
@@ -241,12 +242,12 @@ class RequestStore:
 
     def has_ended(self, batch_id: str) -> bool:
         """Whether the batch is closed; one that does not exist is not."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return connection.execute(select(batches.c.closed).where(batches.c.id == batch_id)).scalar() is not None
 
     def release_batch(self, batch_id: str, why: str) -> None:
         """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             _release(connection, batch_id, why)
 
     def resurface(self, batch_id: str, request_ids: Sequence[str], why: str) -> None:
@@ -254,7 +255,7 @@ class RequestStore:
 
         Raises NotFoundError, and TransitionError where one is not removed.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             for request_id in request_ids:
                 here = queries.record(connection, request_id).state
                 if here is not RequestState.REMOVED:
@@ -280,7 +281,7 @@ class RequestStore:
         unless `attempt` is false: the night failed, not the request. Raises NotFoundError, TransitionError naming both
         states.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = connection.execute(
                 select(requests).where(requests.c.id == request_id).with_for_update()
             ).one_or_none()
@@ -304,25 +305,25 @@ class RequestStore:
 
     def batch(self, batch_id: str) -> BatchRecord:
         """Raises NotFoundError."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return queries.batch_record(connection, batch_id)
 
     def batches(self) -> Batches:
         """Oldest first."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             ids = connection.execute(select(batches.c.id).order_by(batches.c.created, batches.c.id)).scalars().all()
             return [queries.batch_record(connection, id) for id in ids]
 
     def set_report(self, batch_id: str, blob_id: str) -> None:
         """Names the sealed report of a batch; a later one takes its place. Raises NotFoundError, InputError."""
         _check(_BLOB_ID, blob_id, "report", "give the id that the blob store returned")
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             queries.batch_record(connection, batch_id)
             connection.execute(update(batches).where(batches.c.id == batch_id).values(report=blob_id))
 
     def close_batch(self, batch_id: str) -> None:
         """Ends a batch; again is no error. Raises TransitionError while a request in it is undecided, NotFoundError."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             if queries.batch_record(connection, batch_id).closed is not None:
                 return
             count = len(queries.undecided(connection, batch_id))

@@ -6,7 +6,7 @@ from contextlib import suppress
 from expunge.errors import ExpungeError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.inventory import names
-from expunge.requests.schema import RequestRecord
+from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.words import RemovalRequest
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from expunge.errors import InputError
 from expunge.settings import ModelSettings
+from expunge.validation import Problem, input_error
 from expunge.words import EditSpec
 
 
@@ -94,11 +95,13 @@ def read_options(kind: type[OptionsT], options: dict[str, str]) -> OptionsT:
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "options"
-        field = kind.model_fields.get(name)
-        hint = f"{name} is {field.description}" if field else f"known are {', '.join(kind.model_fields)}"
-        raise InputError(f"edit.options.{name}: {first['msg']}", hint=hint) from None
+
+        def hint(problem: Problem) -> str:
+            name = problem.path[2] if len(problem.path) > 2 else ""
+            field = kind.model_fields.get(name)
+            return f"{name} is {field.description}" if field else f"known are {', '.join(kind.model_fields)}"
+
+        raise input_error(error, where=("edit", "options"), noun="option", hint=hint) from None
 
 
 def _split(value: object) -> object:

@@ -1,5 +1,6 @@
 """The training loop both testbed recipes share: seeded per step, EMA, cosine schedule, exact resume."""
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from expunge.files import write_atomically
 
 LOG_EVERY = 200
 
@@ -94,8 +97,7 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
-    """Write to a neighbour, then rename: a kill in the middle leaves the previous checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    """A kill in the middle leaves the previous checkpoint."""
+    data = io.BytesIO()
+    torch.save(state, data)
+    write_atomically(path, data.getvalue())

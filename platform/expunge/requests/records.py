@@ -1,0 +1,43 @@
+"""The records that the request store returns."""
+
+from datetime import datetime
+
+from pydantic import JsonValue
+
+from expunge.words import BlobId, Identifier, RemovalRequest, RequestState, Word
+
+
+class RequestEvent(Word):
+    """One line of the audit trail."""
+
+    at: datetime
+    previous: RequestState | None
+    state: RequestState
+    batch: Identifier | None
+    detail: str
+
+
+class RequestRecord(Word):
+    """A request and where it stands. `batch` is the latest one it was in, also after it went back to the queue."""
+
+    request: RemovalRequest
+    state: RequestState
+    batch: Identifier | None
+    attempts: int
+    accepted_at: datetime
+    evidence: dict[str, JsonValue] | None
+    history: tuple[RequestEvent, ...]
+
+
+class BatchRecord(Word):
+    """One night: open until `closed`; `report` names the sealed report once there is one.
+
+    `starts` counts the drivers that have begun on it since it last got any further.
+    """
+
+    id: Identifier
+    created: datetime
+    closed: datetime | None
+    starts: int
+    report: BlobId | None
+    requests: tuple[Identifier, ...]
