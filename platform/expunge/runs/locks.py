@@ -18,8 +18,8 @@ PATIENCE_S = 600.0
 def hold(settings: Settings, what: str, *, wait: bool = False) -> Iterator[Lease]:
     """Hold what `batch_lock`, `job_lock` or `promotion_lock` names, until the block or this process ends.
 
-    Without `wait`, raises HeldError, an UnavailableError, where another process holds it. Ask the lease's `check` whether it
-    is still held right before something that only one process may do.
+    Without `wait`, raises HeldError, an UnavailableError, where another process holds it. The lease's `check` tells
+    whether that is still so: ask it right before something that only one process may do.
     """
     with closing(open_store(settings, patience=PATIENCE_S)) as store, lease(store, what, wait=wait) as held:
         yield held
