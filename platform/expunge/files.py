@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -64,15 +63,6 @@ def file_digest(path: Path) -> str:
     """Returns the SHA-256 of the file's content, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold `path` for this process, however that ends. Without `wait`, raises BlockingIOError where it is held."""
-    make_private(path.parent)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 @contextmanager

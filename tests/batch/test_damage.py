@@ -88,7 +88,7 @@ def test_a_job_whose_champion_changed_ends_before_it_trains_and_costs_no_attempt
     promoted(fast.job, judge(fast.job), tracker, tmp_path / "hotfix")
     folder = JobFolder(tmp_path / slow.job.id)
     folder.job.write(slow.job)
-    folder.end.write(job._end(folder, settings, "home"))
+    job.walk_job(folder, remember(settings).id)
     outcome = folder.outcome
     assert outcome is not None
     assert outcome.error == "the champion has changed since the night was planned: it was none, and is models:/flags/1"

@@ -18,6 +18,7 @@ from expunge.words import (
     RequestEvidence,
     UnlearnJob,
 )
+from tests.cli.conftest import command as command
 
 Evaluated = Callable[[JobFolder, bool], None]
 

@@ -12,7 +12,6 @@ from expunge.batch.job import run_job
 from expunge.batch.lost import WHY, lost_removals
 from expunge.batch.metrics import report_outcomes, report_queue
 from expunge.batch.plan import LedgerOf, plan_night
-from expunge.batch.registering import PATIENCE_S
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
 from expunge.errors import ExpungeError, NotFoundError
@@ -20,9 +19,10 @@ from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
 from expunge.requests.home import check_home, remember
+from expunge.requests.leases import Lease
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import batch_lock, hold
+from expunge.runs.locks import PATIENCE_S, batch_lock, hold
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
@@ -54,14 +54,14 @@ def run_night(
         log.info("nothing waits", batch=batch.id)
         return None
     folder = NightFolder(settings.runs / batch.id)
-    with hold(settings, batch_lock(batch.id)):
+    with hold(settings, batch_lock(batch.id)) as held:
         if store.has_ended(batch.id):
             return _verdicts(folder)
         folder.mark_format()
         try:
             starts = _count_start(store, batch, folder)
             batch = _with_lost(store, tracker, batch, folder, models)
-            return _run(settings, store, tracker, batch, folder, starts)
+            return _run(settings, store, tracker, batch, folder, starts, held)
         except Exception as error:
             if isinstance(error, Unfinished) or is_platforms(error):
                 raise
@@ -87,9 +87,9 @@ def _verdicts(folder: NightFolder) -> NightOutcome:
 
 
 def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) -> int:
-    """Before anything else that may end this process: a batch that kills every driver is given up, too.
+    """Count one more driver that starts on the batch, before anything that may end this process.
 
-    Raises ExpungeError where that has been tried often enough.
+    So a batch that kills every driver is given up, too. Raises ExpungeError where that has been tried often enough.
     """
     if not batch.requests:  # it is made for what is lost
         return 1
@@ -117,7 +117,13 @@ def _with_lost(
 
 
 def _run(
-    settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: NightFolder, starts: int
+    settings: Settings,
+    store: RequestStore,
+    tracker: Tracker,
+    batch: RemovalBatch,
+    folder: NightFolder,
+    starts: int,
+    held: Lease,
 ) -> NightOutcome:
     log = get_logger("batch")
     planned = folder.plan_once(lambda: plan_night(_undecided(store, batch), settings, _ledger_of(store, tracker)))
@@ -133,6 +139,7 @@ def _run(
     for outcome in outcomes:
         log.info("job ended", batch=batch.id, job=outcome.job.id, error=outcome.error, passed=sorted(outcome.passed))
 
+    held.check()
     failed = [outcome for outcome in outcomes if outcome.platform]
     last = starts >= MAX_STARTS
     settle(store, settings, batch, planned, outcomes if last else [o for o in outcomes if not o.platform])

@@ -17,6 +17,7 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, version_of
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home
+from expunge.requests.leases import Lease
 from expunge.runs.document import Content, Document
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import hold, job_lock
@@ -27,6 +28,11 @@ from expunge.words import PreparedJob, UnlearnJob
 
 @ray.remote(num_cpus=0, max_retries=2)
 def run_job(folder: JobFolder, home: str) -> None:
+    """Run `walk_job` as a Ray task. Nothing is returned: Ray carries the folder and no more."""
+    walk_job(folder, home)
+
+
+def walk_job(folder: JobFolder, home: str) -> None:
     """Walk the job of `folder` through what it has not done yet, and leave its end there.
 
     What is wrong with the job becomes its end. Raises only what the platform has to answer for; the job can then be
@@ -36,19 +42,19 @@ def run_job(folder: JobFolder, home: str) -> None:
     configure(settings.log_level)
     folder.check_format()
     # A task whose driver was killed may live on for a moment beside the one that takes its place.
-    with hold(settings, job_lock(folder.id), wait=True):
-        folder.end.once(lambda: _end(folder, settings, home), valid=lambda end: folder.outcome is not None)
+    with hold(settings, job_lock(folder.id), wait=True) as held:
+        folder.end.once(lambda: _end(folder, settings, home, held), valid=lambda end: folder.outcome is not None)
     folder.progress("done")
 
 
-def _end(folder: JobFolder, settings: Settings, home: str) -> JobEnd:
+def _end(folder: JobFolder, settings: Settings, home: str, held: Lease) -> JobEnd:
     job, tracker = folder.job.expect(), Tracker(settings.tracking)
     changed = _changed(job, settings, tracker)
     if changed:
         return JobEnd(error=changed, outdated=True)
     run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
     try:
-        promoted = _walk(folder, settings, tracker, run_id, home)
+        promoted = _walk(folder, settings, tracker, run_id, home, held)
         tracker.finish(run_id, "FINISHED")
     except Exception as error:  # a model's files and a library's complaints about them are of any kind
         with suppress(ExpungeError):
@@ -75,7 +81,7 @@ def _changed(job: UnlearnJob, settings: Settings, tracker: Tracker) -> str | Non
     return None if same else f"the files of model {job.model} have changed since the night was planned"
 
 
-def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, home: str) -> bool:
+def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, home: str, held: Lease) -> bool:
     """Take the job through its stages; returns whether its version was promoted."""
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
 
@@ -92,6 +98,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
         _in_task(lambda: _evaluate.remote(folder, home), folder.evidence)
+    held.check()
     progress("register")
     with timed(job.model, "register"):
         folder.version.once(

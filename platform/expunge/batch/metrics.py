@@ -25,7 +25,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("model",),
     ),
     "expunge_stage_seconds": ("How long a stage took, in the last job that went through it", ("model", "stage")),
-    "expunge_train_steps_per_second": ("Optimizer steps a second, over the last few", ("model",)),
+    "expunge_train_steps_per_second": ("Optimizer steps per second, over the last few", ("model",)),
     "expunge_train_conflict_rate": ("Share of forget gradients that pointed against the retain gradient", ("model",)),
     "expunge_gate_failures": ("Requests of the night that did not pass their gate", ("model",)),
     "expunge_resurfaced": ("Requests removed earlier that the night's hotfix generates again", ("model",)),
@@ -43,7 +43,7 @@ DUE = (*OPEN, RequestState.FAILED)
 
 
 def report_queue(store: RequestStore, settings: Settings, now: datetime | None = None) -> None:
-    """What waits, for every model that has a queue or might have one: a queue that is empty now says so."""
+    """Report what waits for every model that has a queue or might have one: an empty queue is reported as empty."""
     now = now or datetime.now(UTC)
     backlog = store.backlog(DUE)
     for model in sorted({*settings.models, *(model for model, _ in backlog)}):
@@ -57,7 +57,7 @@ def report_queue(store: RequestStore, settings: Settings, now: datetime | None =
 
 
 def report_outcomes(outcomes: Sequence[JobOutcome]) -> None:
-    """How the night ended for each model."""
+    """Report how the night ended for each model."""
     for outcome in outcomes:
         job, evidence = outcome.job, outcome.evidence
         put("expunge_job_errors", int(outcome.error is not None), model=job.model)
@@ -72,14 +72,14 @@ def report_outcomes(outcomes: Sequence[JobOutcome]) -> None:
 
 @contextmanager
 def timed(model: str, stage: str) -> Iterator[None]:
-    """The stage's duration, if it ends well. One that had been done before a resume takes no time."""
+    """Report how long a stage took, if it succeeds. One that was done before a resume takes no time."""
     began = time.monotonic()
     yield
     put("expunge_stage_seconds", time.monotonic() - began, model=model, stage=stage)
 
 
 class TrainingRate:
-    """Steps a second, from one report of a training to the next; it is pickled to rank 0 before the first."""
+    """Reports steps per second, from one record of a training to the next; pickled to rank 0 before the first."""
 
     def __init__(self, model: str) -> None:
         self._model = model

@@ -10,12 +10,9 @@ from expunge.registry.versions import champion, promote, register
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.store import open_store
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import hold, promotion_lock
+from expunge.runs.locks import PATIENCE_S, hold, promotion_lock
 from expunge.settings import Settings
 from expunge.words import Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
-
-PATIENCE_S = 600.0
-"""How long a night waits for a database that another process holds, or that is away."""
 
 
 def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: BlobStore) -> ModelVersion:
@@ -49,12 +46,13 @@ def promote_version(folder: JobFolder, tracker: Tracker, settings: Settings) -> 
     """
     job, evidence, version = folder.job.expect(), folder.evidence.expect(), folder.version.expect()
     store = open_store(settings, patience=PATIENCE_S)
-    with closing(store), hold(settings, promotion_lock(job.model), wait=True):
+    with closing(store), hold(settings, promotion_lock(job.model), wait=True) as held:
         now = champion(tracker, job.model)
         current = now.uri if now else None
         removed = store.ids(RequestState.REMOVED, [job.model]).get(job.model, [])
         if not _promotable(job, evidence, removed) or current not in (job.warm_start, version.uri):
             return False
+        held.check()
         promote(tracker, version)
         return True
 

@@ -15,7 +15,7 @@ from expunge.words import RemovalBatch
 def seal_report(
     settings: Settings, tracker: Tracker, batch: RemovalBatch, planned: NightPlan, outcomes: tuple[JobOutcome, ...]
 ) -> str:
-    """Render the report and seal it; returns its blob id."""
+    """Render the report and seal it; return its blob id."""
     from expunge.evaluation.report import ReportBatch, ReportJob, render_report
 
     blobs = open_blobs(settings)
@@ -39,14 +39,14 @@ def seal_report(
 
 
 def _curves(tracker: Tracker, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Empty where the run is gone: that must not cost the night its report, either."""
+    """Read the run's curves; none where the run is gone, which must not cost the night its report, either."""
     with suppress(NotFoundError):
         return tracker.curves(run_id, CURVES)
     return {}
 
 
 def _pictures(blobs: BlobStore, named: dict[str, str]) -> dict[str, bytes]:
-    """Those that there are: a picture that is lost must not cost the night its report."""
+    """Read the pictures that there are: one that is lost must not cost the night its report."""
     found = {}
     for name, blob in named.items():
         try:

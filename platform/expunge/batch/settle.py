@@ -74,7 +74,7 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
 
 
 def _again(store: RequestStore, settings: Settings, request: str, why: str, evidence: dict | None = None) -> Fate:
-    """Back to the queue, or to a person where it was tried often enough."""
+    """Send a request back to the queue, or to a person where it was tried often enough."""
     record = store.get(request)
     model = record.request.model
     gate = settings.gate_for(model) if model in settings.models else settings.gate

@@ -22,7 +22,7 @@ def generate_latents(
     guidance: float,
     empty: Conditioning,
 ) -> Tensor:
-    """Latents [N, C, H, W] for the prompt rows `prompt` [N]; (seed, i) alone decides the noise of sample i."""
+    """Generate latents [N, C, H, W] for the prompt rows `prompt` [N]; (seed, i) alone decides the noise of sample i."""
     parts = []
     for index in torch.arange(len(prompt)).split(CHUNK):
         noise = torch.stack([torch.randn(model.latent_shape, generator=_generator(seed, int(i))) for i in index])
@@ -32,13 +32,16 @@ def generate_latents(
 
 
 def unlike(latents: Tensor, targets: Tensor) -> Tensor:
-    """bool [N]: which of `latents` [N, ...] resemble none of `targets` [M, ...]. What is to go must not be retained."""
+    """Return bool [N]: which of `latents` [N, ...] resemble none of `targets` [M, ...].
+
+    What is to go must not be retained.
+    """
     a, b = (torch.nn.functional.normalize(_centred(x), dim=1) for x in (latents, targets))
     return (a @ b.T).amax(1) < RESEMBLES
 
 
 def prompt_rows(count: int, prompts: int) -> Tensor:
-    """int64 [count]: the first `prompts` rows of the conditioning in turn."""
+    """Return int64 [count]: the first `prompts` rows of the conditioning in turn."""
     return torch.arange(count) % prompts
 
 

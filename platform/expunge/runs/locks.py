@@ -1,27 +1,28 @@
-"""One process at a time: every lock of nights and jobs is taken here."""
+"""One process at a time: every lock of nights and jobs is taken here, as a lease in the request database.
+
+The database is what all nodes share: a lock on a file is refused, or granted to everybody, by some shared volumes.
+"""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 
-from expunge.errors import UnavailableError
-from expunge.files import lock
+from expunge.requests.leases import Lease, lease
+from expunge.requests.store import open_store
 from expunge.settings import Settings
+
+PATIENCE_S = 600.0
+"""How long a night waits for a database that another process holds, or that is away."""
 
 
 @contextmanager
-def hold(settings: Settings, what: str, *, wait: bool = False) -> Iterator[None]:
+def hold(settings: Settings, what: str, *, wait: bool = False) -> Iterator[Lease]:
     """Hold what `batch_lock`, `job_lock` or `promotion_lock` names, until the block or this process ends.
 
-    Without `wait`, raises UnavailableError where another process holds it.
+    Without `wait`, raises HeldError, an UnavailableError, where another process holds it. The lease's `check` tells
+    whether that is still so: ask it right before something that only one process may do.
     """
-    with ExitStack() as held:
-        try:
-            held.enter_context(lock(settings.runs / f".{what.replace(' ', '-')}.lock", wait=wait))
-        except BlockingIOError:
-            raise UnavailableError(
-                f"{what} is held by another process", hint="wait for it to end, or stop its Ray job"
-            ) from None
-        yield
+    with closing(open_store(settings, patience=PATIENCE_S)) as store, lease(store, what, wait=wait) as held:
+        yield held
 
 
 def batch_lock(batch: str) -> str:

@@ -29,14 +29,14 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 class _Storage(Protocol):
-    """What is used of Ray's, which has no public type."""
+    """The part of Ray's storage context that is used here; it has no public type."""
 
     storage_filesystem: FileSystem
     experiment_fs_path: str
 
 
 class Checkpoints:
-    """Of one worker group, signed with `key`. Every method is called by all workers at the same time."""
+    """The checkpoints of one worker group, signed with `key`. All workers call every method at the same time."""
 
     def __init__(self, engine: "ShardedEngine", training: TrainingSettings, job: str, key: bytes) -> None:
         context = ray.train.get_context()
@@ -48,9 +48,9 @@ class Checkpoints:
         self._log = get_logger("unlearning").bind(job=job)
         self._saved = False
         self.skipped = 0
-        """Checkpoints that could not be written."""
+        """How many checkpoints could not be written."""
         self.fallbacks = 0
-        """Checkpoints that could not be read, so that an older one was taken."""
+        """How often a checkpoint could not be read, so that an older one was taken."""
 
     def restore(self) -> int:
         """Load the newest checkpoint that is intact; returns the steps done, 0 where there is none."""
@@ -101,7 +101,10 @@ class Checkpoints:
             self._log.warning("a checkpoint could not be written: going on without it", step=step, why=why)
 
     def _candidates(self) -> list[Checkpoint]:
-        """Oldest first: those that Ray knows. Where it knows none, as its list may be lost, all that are whole."""
+        """Return the checkpoints that Ray knows, oldest first; all that are whole where it knows none.
+
+        Its list may be lost.
+        """
         known = [reported.checkpoint for reported in ray.train.get_all_reported_checkpoints()]
         if known:
             return known
@@ -109,7 +112,7 @@ class Checkpoints:
         return [Checkpoint(entry.path, storage) for entry in self._written() if _whole(storage, entry.path)]
 
     def _written(self) -> list[FileInfo]:
-        """The folders of all checkpoints, oldest first."""
+        """List the folders of all checkpoints, oldest first."""
         try:
             entries = self._storage.storage_filesystem.get_file_info(FileSelector(self._storage.experiment_fs_path))
         except OSError:
@@ -137,7 +140,7 @@ class Checkpoints:
 
     @contextmanager
     def _at_hand(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[Path, str | None]]:
-        """A folder on this node to load it from, and what is wrong with it, which one worker of the node looks at.
+        """Give a folder on this node to load it from, and what is wrong with it, which one worker per node checks.
 
         What lies at a `checkpoint_url` is copied first: others may write there, also between the look and the load. The
         job's own folder is in the home, which only its owner writes to, and is read in place.
@@ -164,7 +167,7 @@ class Checkpoints:
 
 
 def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
-    """The file system of a folder or URL, and the path of its folder `name`, which is made where it is not there.
+    """Return the file system of a folder or URL, and the path of its folder `name`, which is made where it is missing.
 
     Raises StorageError where that cannot be: Ray would say the same in a page, minutes later. A folder of this machine
     must be there: a shared one that is not mounted would else be made on its disk.

@@ -15,7 +15,7 @@ from expunge.requests.keys import is_signed, sign
 
 @dataclass(frozen=True)
 class CheckpointSeal:
-    """For the checkpoints of one job."""
+    """Signs the checkpoints of one job, and says what is wrong with one."""
 
     key: bytes = field(repr=False)
     job: str
@@ -34,7 +34,7 @@ class CheckpointSeal:
         (folder / f"part-{rank}.json").write_text(json.dumps({**part, "seal": sign(self.key, _content(part))}))
 
     def wrong(self, folder: Path, checkpoint: str) -> str | None:
-        """What is wrong with it; None where every part is there and every file is as this job's workers wrote it."""
+        """Say what is wrong; None where every part is there and every file is as this job's workers wrote it."""
         try:
             return self._wrong(folder, checkpoint)
         except OSError as error:

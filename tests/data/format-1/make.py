@@ -3,6 +3,7 @@
 HOME is a folder that does not exist yet: the release writes its path into `hotfix.json`. See README.md.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from torch import Tensor
 
 CONFIG = """
 [training]
@@ -105,14 +108,14 @@ def _run(batch: str) -> None:
     assert [outcome.promoted for outcome in night.outcomes] == [True]
 
 
-def _png(image: object) -> bytes:
+def _png(image: Tensor) -> bytes:
     from expunge.batch.prepare import to_pictures, to_png
 
     return to_png(to_pictures(image[None])[0])
 
 
 def _keep(home: Path, target: Path) -> None:
-    """What the tests read: no registry, no weights of the night that is over, no traces of Ray's."""
+    """Copy what the tests read: no registry, no tensors, no weights of the night that is over, no traces of Ray."""
     with sqlite3.connect(home / "expunge.db") as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode=DELETE")
@@ -121,6 +124,10 @@ def _keep(home: Path, target: Path) -> None:
     shutil.copytree(home, target, ignore=left_out)
     for weights in (target / "runs" / "finished").glob("*/hotfix"):
         shutil.rmtree(weights)
+    for path in (target / "runs").rglob("prepared.json"):
+        prepared = json.loads(path.read_bytes())
+        for name in ("forget", "retain", "conditioning"):
+            (target / "blobs" / prepared[name][:2] / prepared[name]).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

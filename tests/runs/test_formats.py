@@ -1,0 +1,170 @@
+"""What earlier releases have left on disk is read and continued, never repeated; what a newer one left is refused."""
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from expunge.batch import driver, job
+from expunge.errors import StorageError
+from expunge.registry.tracking import JOB_TAG, Tracker
+from expunge.requests.home import remember
+from expunge.requests.store import open_store
+from expunge.runs import formats
+from expunge.runs.job import JobFolder
+from expunge.runs.night import NightFolder
+from expunge.runs.outcomes import JobOutcome, NightPlan
+from expunge.settings import Settings, load_settings
+from expunge.unlearning import train
+from expunge.words import RequestState
+from tests.cli.conftest import Command
+
+RELEASED = Path(__file__).parents[1] / "data" / "format-1" / "home"
+FINISHED, OPEN = "finished", "open"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A home of release 0.1.0, moved to where this test may write."""
+    home = tmp_path / "moved"
+    shutil.copytree(RELEASED, home)
+    monkeypatch.setenv("EXPUNGE_HOME", str(home))
+    return load_settings()
+
+
+def folder_of(settings: Settings, batch: str) -> NightFolder:
+    return NightFolder(settings.runs / batch)
+
+
+@pytest.mark.parametrize("batch", [FINISHED, OPEN])
+def test_a_job_keeps_the_id_that_its_release_gave_it(settings: Settings, batch: str) -> None:
+    plan = folder_of(settings, batch).plan
+    assert plan is not None
+    folders = [path.name for path in folder_of(settings, batch).path.iterdir() if path.is_dir()]
+    assert [job.id for job in plan.jobs] == folders
+    assert folder_of(settings, batch).job(folders[0]).job.read() == plan.jobs[0]
+
+
+def test_a_finished_night_is_shown(settings: Settings, command: Command, tmp_path: Path) -> None:
+    shown = command("verdicts", FINISHED)
+    assert shown.code == 3, "a request was refused"
+    written = json.loads((folder_of(settings, FINISHED).path / "night.json").read_bytes())
+    said, _ = json.JSONDecoder().raw_decode(command("verdicts", FINISHED, "--json").out)  # the error follows
+    [outcome] = said["outcomes"]
+    assert outcome["job"].pop("id") in shown.out + outcome["evidence"]["job"]
+    assert outcome == written["outcomes"][0]
+    assert "req-flag" in shown.out
+    assert "req-bird" in shown.out
+    report = tmp_path / "report.html"
+    assert command("report", FINISHED, "--output", report).code == 0
+    assert "req-flag" in report.read_text()
+    assert "removed" in command("show", "req-flag").out
+
+
+def test_a_finished_night_needs_no_file_but_its_own(settings: Settings) -> None:
+    """Who has deleted the folders of its jobs, as they hold the weights, can still see it."""
+    before = folder_of(settings, FINISHED).outcome
+    for path in folder_of(settings, FINISHED).path.glob("*/"):
+        shutil.rmtree(path)
+    assert before is not None
+    assert folder_of(settings, FINISHED).outcome == before
+
+
+def test_the_end_of_a_job_is_read_from_what_its_release_left(settings: Settings) -> None:
+    outcome = folder_of(settings, FINISHED).outcome
+    assert outcome is not None
+    [ended] = outcome.outcomes
+    assert folder_of(settings, FINISHED).job(ended.job.id).outcome == ended
+
+
+class NotAgain:
+    """Stands where a stage would be run."""
+
+    def __call__(self, *arguments: object, **options: object) -> None:
+        pytest.fail("a finished stage is repeated")
+
+    remote = __call__
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are run in this process, and none of the stages before the registration may be."""
+    for place, name in ((job, "_prepare"), (job, "_evaluate"), (train, "_trainer")):
+        monkeypatch.setattr(place, name, NotAgain())
+
+    def run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tuple[JobOutcome, ...]:
+        for each in planned.jobs:
+            job.walk_job(folder.job(each.id), remember(settings).id)
+        outcomes = [folder.job(each.id).outcome for each in planned.jobs]
+        return tuple(outcome for outcome in outcomes if outcome)
+
+    monkeypatch.setattr(driver, "_run_jobs", run_jobs)
+
+
+@pytest.mark.parametrize("lost", [None, "job.json"])
+@pytest.mark.usefixtures("here")
+def test_an_open_batch_goes_on_where_its_release_left_it(settings: Settings, lost: str | None) -> None:
+    [folder] = [JobFolder(path) for path in folder_of(settings, OPEN).path.glob("*/")]
+    evidence = folder.evidence.read()
+    if lost:
+        (folder.path / lost).unlink()
+    store = open_store(settings)
+    ended = driver.run_night(settings, OPEN)
+    assert ended is not None
+    [outcome] = ended.outcomes
+    assert (outcome.job.id, outcome.evidence, outcome.error) == (folder.id, evidence, None)
+    assert outcome.promoted
+    assert outcome.version is not None
+    registered = Tracker(settings.tracking).client.get_model_version("banners", outcome.version.version)
+    assert registered.tags[JOB_TAG] == folder.id
+    assert store.get("req-banner").state is RequestState.REMOVED
+    assert store.batch(OPEN).closed
+    assert folder_of(settings, OPEN).outcome == ended
+    assert json.loads((folder_of(settings, OPEN).path / "format.json").read_bytes()) == {"format": formats.FORMAT}
+
+
+def test_a_setting_that_is_new_changes_no_id(settings: Settings, night: NightFolder) -> None:
+    """A job that was planned before a setting with a default existed."""
+    setting = '"forgotten_at":0.6,'
+    old = folder_of(settings, OPEN).path / "plan.json"
+    [raw] = [path.read_text() for path in folder_of(settings, OPEN).path.glob("*/job.json")]
+    assert setting in raw
+    plan = formats.read_plan(old.read_bytes().replace(setting.encode(), b""))
+    [read] = plan.jobs
+    assert not isinstance(read, str)
+    assert read.id == f"banners-{sha256(raw.replace(setting, '').encode()).hexdigest()[:16]}"
+    assert read.training.forgotten_at == 0.6
+
+    before = night.plan
+    assert before is not None
+    for folder in (night.job(each.id) for each in before.jobs):
+        folder.job.path.write_text(folder.job.path.read_text().replace(setting, ""))
+    assert night.plan == before
+
+
+@pytest.mark.parametrize("text", ['{"format": 3}', '{"format": 99, "more": true}'])
+def test_a_newer_format_is_refused_and_nothing_is_touched(
+    settings: Settings,
+    command: Command,
+    text: str,
+) -> None:
+    folder = folder_of(settings, OPEN)
+    (folder.path / "format.json").write_text(text)
+    with pytest.raises(StorageError, match=r"reads formats up to 2: upgrade expunge"):
+        driver.run_night(settings, OPEN)
+    [path] = folder.path.glob("*/")
+    with pytest.raises(StorageError, match=r"reads formats up to 2: upgrade expunge"):
+        job.walk_job(JobFolder(path), remember(settings).id)
+    assert open_store(settings).get("req-banner").state is RequestState.BATCHED
+    shown = command("verdicts", OPEN)
+    assert shown.code == StorageError.exit_code
+    assert "upgrade expunge" in shown.err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "two"}'])
+def test_a_format_that_cannot_be_read_is_not_guessed_at(settings: Settings, text: str) -> None:
+    (folder_of(settings, OPEN).path / "format.json").write_text(text)
+    with pytest.raises(StorageError, match=r"format\.json is damaged: delete it if"):
+        driver.run_night(settings, OPEN)
