@@ -4,8 +4,9 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 
-from sqlalchemy import Column, Connection, Select, Table, exists, literal, select, tuple_
+from sqlalchemy import Column, Connection, Select, Table, exists, func, literal, select, tuple_
 
 from expunge.errors import NotFoundError
 from expunge.requests.columns import UtcDateTime
@@ -15,6 +16,19 @@ from expunge.words import RemovalRequest, RequestState
 
 IDS_A_STATEMENT = 500
 """SQLite takes 32,766 variables, PostgreSQL's driver 65,535."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Requests of one model in one state: how many, when the oldest was accepted, and the nearest due date."""
+
+    requests: int
+    oldest: datetime
+    due: date | None
+
+
+Backlog = dict[tuple[str, RequestState], Waiting]
+"""What waits, by model and state."""
 
 
 @dataclass(frozen=True)
@@ -172,3 +186,32 @@ def queue(
         mine = {*only}
         rows = [row for row in rows if row.id in mine][:limit]
     return [RemovalRequest.model_validate_json(row.body) for row in rows]
+
+
+def backlog(connection: Connection, states: Collection[RequestState]) -> Backlog:
+    """What waits, for each model and each of these states."""
+    model, state = requests.c.model, requests.c.state
+    figures = (func.count(), func.min(requests.c.accepted_at), func.min(requests.c.due))
+    query = select(model, state, *figures).where(state.in_(states)).group_by(model, state)
+    rows = connection.execute(query)
+    return {(name, where): Waiting(count, oldest, due) for name, where, count, oldest, due in rows}
+
+
+def ids_by_model(connection: Connection, state: RequestState, models: Sequence[str] | None) -> dict[str, list[str]]:
+    """The ids of the requests in `state` by model, oldest first; with `models`, of those only."""
+    query = select(requests.c.model, requests.c.id).where(requests.c.state == state)
+    if models is not None:
+        query = query.where(requests.c.model.in_(models))
+    found: dict[str, list[str]] = {}
+    for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
+        found.setdefault(row.model, []).append(row.id)
+    return found
+
+
+def open_batches(connection: Connection, models: Sequence[str] | None) -> dict[str, int]:
+    """How many undecided requests each batch holds; with `models`, only requests of those count."""
+    query = select(requests.c.batch, func.count()).where(requests.c.state == RequestState.BATCHED)
+    if models is not None:
+        query = query.where(requests.c.model.in_(models))
+    rows = connection.execute(query.group_by(requests.c.batch).order_by(requests.c.batch)).all()
+    return {batch: count for batch, count in rows}

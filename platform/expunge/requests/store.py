@@ -1,22 +1,19 @@
 """The durable queue: accepted once, drained into batches, never lost, every step in the audit trail."""
 
-import json
-import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from expunge.errors import InputError, StorageError, TransitionError
-from expunge.requests import lifecycle, queries
+from expunge.requests import changes, queries
 from expunge.requests.database import Database
 from expunge.requests.home import recall, remember
+from expunge.requests.queries import Backlog
 from expunge.requests.records import BatchRecord, RequestRecord
-from expunge.requests.tables import batch_requests, batches, events, identity, requests
+from expunge.requests.tables import batches, identity, requests
 from expunge.settings import Settings
 from expunge.words import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
@@ -29,18 +26,6 @@ MAX_STARTS = 3
 
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 _BLOB_ID: TypeAdapter[str] = TypeAdapter(BlobId)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Requests of one model in one state: how many, when the oldest was accepted, and the nearest due date."""
-
-    requests: int
-    oldest: datetime
-    due: date | None
-
-
-Backlog = dict[tuple[str, RequestState], Waiting]
 
 
 class RequestStore:
@@ -61,20 +46,11 @@ class RequestStore:
 
         Raises InputError if the known one has other content.
         """
-        now = _now()
-        values = {
-            **{name: getattr(request, name) for name in ("id", "model", "external_id", "priority", "due")},
-            "state": RequestState.ACCEPTED,
-            "attempts": 0,
-            "accepted_at": now,
-            "body": request.model_dump_json(),
-        }
         known = self.find(request.model, request.external_id)
         if known is None:
             try:
                 with self.database.write() as connection:
-                    connection.execute(insert(requests), values)
-                    _record(connection, [request.id], None, RequestState.ACCEPTED, now)
+                    changes.accept(connection, request)
                 return self.get(request.id), True
             except IntegrityError:  # another process accepted it in between
                 known = self.find(request.model, request.external_id)
@@ -139,13 +115,9 @@ class RequestStore:
             return connection.execute(query).scalar_one()
 
     def backlog(self, states: Collection[RequestState]) -> Backlog:
-        """What there is of each model in each of these states."""
-        model, state = requests.c.model, requests.c.state
-        figures = (func.count(), func.min(requests.c.accepted_at), func.min(requests.c.due))
-        query = select(model, state, *figures).where(state.in_(states)).group_by(model, state)
+        """Counts what waits, for each model and each of these states."""
         with self.database.read() as connection:
-            rows = connection.execute(query)
-            return {(name, where): Waiting(count, oldest, due) for name, where, count, oldest, due in rows}
+            return queries.backlog(connection, states)
 
     def identity(self) -> str:
         """The database's own id, made with it."""
@@ -161,24 +133,14 @@ class RequestStore:
             return connection.execute(query).scalar_one()
 
     def ids(self, state: RequestState, models: Sequence[str] | None = None) -> dict[str, Ids]:
-        """By model, the ids of the requests in `state`, oldest first."""
-        query = select(requests.c.model, requests.c.id).where(requests.c.state == state)
-        if models is not None:
-            query = query.where(requests.c.model.in_(models))
-        found: dict[str, Ids] = {}
+        """The ids of the requests in `state` by model, oldest first."""
         with self.database.read() as connection:
-            for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
-                found.setdefault(row.model, []).append(row.id)
-        return found
+            return queries.ids_by_model(connection, state, models)
 
     def open_batches(self, models: Sequence[str] | None = None) -> dict[str, int]:
-        """How many undecided requests each batch holds, of these models only where some are named."""
-        query = select(requests.c.batch, func.count()).where(requests.c.state == RequestState.BATCHED)
-        if models is not None:
-            query = query.where(requests.c.model.in_(models))
+        """How many undecided requests each batch holds; with `models`, only requests of those count."""
         with self.database.read() as connection:
-            rows = connection.execute(query.group_by(requests.c.batch).order_by(requests.c.batch)).all()
-            return {batch: count for batch, count in rows}
+            return queries.open_batches(connection, models)
 
     def drain(
         self,
@@ -198,40 +160,11 @@ class RequestStore:
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", "use letters, digits, dot, dash and underscore, at most 63")
         try:
-            return self._drain(batch_id, models, limit, skip, only)
+            with self.database.write() as connection:
+                return changes.drain(connection, batch_id, models, limit, skip, only)
         except IntegrityError:  # another process made the same batch in between: read it
-            return self._drain(batch_id, models, limit, skip, only)
-
-    def _drain(
-        self,
-        batch_id: str | None,
-        models: Sequence[str] | None,
-        limit: int | None,
-        skip: Collection[str],
-        only: Collection[str] | None,
-    ) -> RemovalBatch:
-        with self.database.write() as connection:
-            name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip, only)
-            exists = name is not None and queries.has_batch(connection, name)
-            if name is not None and exists:
-                known = queries.batch_record(connection, name)
-                if known.requests:
-                    bodies = queries.bodies(connection, known.id)
-                    return RemovalBatch(id=known.id, created=known.created, requests=bodies)
-            batch = RemovalBatch(
-                id=name or f"night-{_now():%Y%m%d}-{secrets.token_hex(3)}",
-                created=_now(),
-                requests=tuple(queries.queue(connection, models, limit, only)),
-            )
-            if not batch.requests:
-                return batch
-            if exists:  # an earlier version kept empty batches
-                again = {"created": batch.created, "closed": None}
-                connection.execute(update(batches).where(batches.c.id == name).values(again))
-            else:
-                connection.execute(insert(batches), {"id": batch.id, "created": batch.created})
-            _append(connection, batch.id, [request.id for request in batch.requests], at=batch.created)
-            return batch
+            with self.database.write() as connection:
+                return changes.drain(connection, batch_id, models, limit, skip, only)
 
     def start_batch(self, batch_id: str, advance: int) -> int:
         """Counts one more driver that begins on a batch; returns how many there were since it last got any further.
@@ -239,13 +172,7 @@ class RequestStore:
         advance: a number that grows as the batch gets further. Raises NotFoundError.
         """
         with self.database.write() as connection:
-            here = batches.c.id == batch_id
-            row = connection.execute(select(batches.c.starts, batches.c.advance).where(here)).one_or_none()
-            if row is None:
-                raise queries.no_batch(batch_id)
-            starts = 1 if advance > row.advance else row.starts + 1
-            connection.execute(update(batches).where(here).values(starts=starts, advance=advance))
-            return starts
+            return changes.start_batch(connection, batch_id, advance)
 
     def has_ended(self, batch_id: str) -> bool:
         """Whether the batch is closed; one that does not exist is not."""
@@ -255,7 +182,7 @@ class RequestStore:
     def release_batch(self, batch_id: str, why: str) -> None:
         """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""
         with self.database.write() as connection:
-            _release(connection, batch_id, why)
+            changes.release(connection, batch_id, why)
 
     def resurface(self, batch_id: str, request_ids: Sequence[str], why: str) -> None:
         """Takes removed requests that no model holds any more into a batch, to be removed again; all or none.
@@ -263,14 +190,7 @@ class RequestStore:
         Raises NotFoundError, and TransitionError where one is not removed.
         """
         with self.database.write() as connection:
-            for request_id in request_ids:
-                here = queries.record(connection, request_id).state
-                if here is not RequestState.REMOVED:
-                    raise TransitionError(f"request {request_id} is {here}, not removed", hint="leave it where it is")
-            _move(connection, request_ids, RequestState.REMOVED, RequestState.ACCEPTED, detail=why)
-            if not queries.has_batch(connection, batch_id):
-                connection.execute(insert(batches), {"id": batch_id, "created": _now()})
-            _append(connection, batch_id, request_ids, at=_now())
+            changes.resurface(connection, batch_id, request_ids, why)
 
     def transition(
         self,
@@ -289,25 +209,9 @@ class RequestStore:
         states.
         """
         with self.database.write() as connection:
-            row = connection.execute(
-                select(requests).where(requests.c.id == request_id).with_for_update()
-            ).one_or_none()
-            if row is None:
-                raise queries.unknown(request_id)
-            if batch is not None and row.batch != batch:
-                raise TransitionError(
-                    f"request {request_id} is in batch {row.batch}, not in {batch}",
-                    hint="a later night has it: leave it",
-                )
-            here: RequestState = row.state
-            if here is not to:
-                lifecycle.check(request_id, here, to)
-                counts = attempt and lifecycle.is_attempt(here, to)
-                values: dict[str, object] = {"state": to, "attempts": row.attempts + counts}
-                if evidence is not None:
-                    values["evidence"] = json.dumps(evidence)
-                connection.execute(update(requests).where(requests.c.id == request_id).values(values))
-                _record(connection, [request_id], here, to, _now(), batch=row.batch, detail=detail)
+            changes.transition(
+                connection, request_id, to, detail=detail, evidence=evidence, batch=batch, attempt=attempt
+            )
             return queries.record(connection, request_id)
 
     def batch(self, batch_id: str) -> BatchRecord:
@@ -338,7 +242,7 @@ class RequestStore:
                 raise TransitionError(
                     f"batch {batch_id} holds {count} undecided requests", hint="decide or requeue each, then close it"
                 )
-            connection.execute(update(batches).where(batches.c.id == batch_id).values(closed=_now()))
+            connection.execute(update(batches).where(batches.c.id == batch_id).values(closed=changes.now()))
 
 
 def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
@@ -386,59 +290,8 @@ def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
         raise InputError(message, hint="use a new external_id, or submit the same content")
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _append(connection: Connection, batch: str, ids: Sequence[str], *, at: datetime) -> None:
-    """Puts accepted requests at the end of a batch."""
-    mine = batch_requests.c.batch == batch
-    first = connection.execute(select(func.count()).select_from(batch_requests).where(mine)).scalar_one()
-    rows = [{"batch": batch, "position": first + i, "request": id} for i, id in enumerate(ids)]
-    connection.execute(insert(batch_requests), rows)
-    _move(connection, ids, RequestState.ACCEPTED, RequestState.BATCHED, batch=batch, at=at)
-
-
-def _release(connection: Connection, batch: str, why: str) -> None:
-    waiting = queries.undecided(connection, batch)
-    if waiting:
-        _move(connection, waiting, RequestState.BATCHED, RequestState.ACCEPTED, batch=batch, detail=why)
-    connection.execute(update(batches).where(batches.c.id == batch).values(closed=_now()))
-
-
-def _move(
-    connection: Connection,
-    ids: Sequence[str],
-    previous: RequestState,
-    state: RequestState,
-    *,
-    batch: str | None = None,
-    at: datetime | None = None,
-    detail: str = "",
-) -> None:
-    """One step of many requests, each with its line in the audit trail."""
-    values: dict[str, object] = {"state": state} if batch is None else {"state": state, "batch": batch}
-    for start in range(0, len(ids), queries.IDS_A_STATEMENT):
-        some = ids[start : start + queries.IDS_A_STATEMENT]
-        connection.execute(update(requests).where(requests.c.id.in_(some)).values(values))
-    _record(connection, ids, previous, state, at or _now(), batch=batch, detail=detail)
-
-
 def _check(adapter: TypeAdapter[str], value: str, what: str, hint: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError:
         raise InputError(f"{what} {value!r} is malformed", hint=hint) from None
-
-
-def _record(
-    connection: Connection,
-    ids: Sequence[str],
-    previous: RequestState | None,
-    state: RequestState,
-    at: datetime,
-    batch: str | None = None,
-    detail: str = "",
-) -> None:
-    fixed = {"at": at, "previous": previous, "state": state, "batch": batch, "detail": detail}
-    connection.execute(insert(events), [{"request": id, **fixed} for id in ids])
