@@ -180,14 +180,17 @@ def test_a_flow_generates_what_its_pipeline_does(changes: dict[str, object], sta
     torch.testing.assert_close(times, model.pipeline.scheduler.timesteps, rtol=0, atol=1e-3)
 
 
-def test_the_flows_differ(stable: Path) -> None:
+def test_the_flows_differ() -> None:
     """Else the test above could not fail."""
-    times = [torch.cat(load(stable, changes).times_down(torch.tensor([1000.0]), 6)) for changes in FLOWS[:-1]]
-    assert len({tuple(round(value, 3) for value in time.tolist()) for time in times}) == len(times)
+    times = set()
+    for changes in FLOWS[:-1]:
+        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(changes)
+        scheduler.set_timesteps(6, mu=0.4 if "use_dynamic_shifting" in changes else None)
+        times.add(tuple(round(value, 3) for value in scheduler.timesteps.tolist()))
+    assert len(times) == len(FLOWS) - 1
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("steps", [1, 2, 20])
+@pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 3.0), (20, 3.0)])
 def test_levels_are_the_flow_schedulers(steps: int, shift: float, stable: Path) -> None:
     model = load(stable, {"shift": shift})
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(model.pipeline.scheduler.config)
