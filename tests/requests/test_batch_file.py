@@ -69,8 +69,8 @@ def folder(tmp_path: Path, paint: Paint) -> Path:
 
 @pytest.fixture
 def taken(settings: Settings, store: RequestStore, blobs: BlobStore):
-    def call(name: object, **options: bool) -> BatchFile:
-        return take_in(str(name), settings=settings, store=store, blobs=blobs, **options)
+    def call(name: object, private: bool = False) -> BatchFile:
+        return take_in(str(name), settings=settings, store=store, blobs=blobs, private=private)
 
     return call
 
