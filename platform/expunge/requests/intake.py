@@ -22,7 +22,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     ValidationError,
     model_validator,
 )
@@ -33,7 +32,7 @@ from expunge.requests.blobs import BlobStore
 from expunge.requests.box import Box, Size, cut_companion, one_or_more, pixels, same_shape
 from expunge.requests.imaging import decode, encode
 from expunge.requests.inventory import NEEDED
-from expunge.requests.locations import Location, beside, located, read_location
+from expunge.requests.locations import Location, Picture, beside, read_location
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore, check_same
 from expunge.requests.together import store_together
@@ -82,25 +81,6 @@ def _named(value: str | None) -> str | None:
     return value
 
 
-def _location(value: object) -> Location:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('give the path of a file in quotes: "a.png"')
-    if not value.isascii() and not _is_text(value):
-        raise ValueError("it is not text: a character in it is half of a pair")
-    return located(value)
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-Picture = Annotated[Location, PlainValidator(_location)]
 Pictures = Annotated[tuple[Picture, ...], BeforeValidator(_list_of_paths)]
 
 
