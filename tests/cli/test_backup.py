@@ -29,7 +29,7 @@ def test_a_home_moves(
 
 def test_a_key_left_out_is_said(command: Command, picture: Path, tmp_path: Path) -> None:
     command("submit", picture, "--model", "faces")
-    assert "WITHOUT the key: keep blob.key or EXPUNGE_BLOB_KEY elsewhere" in command("backup", tmp_path / "b").out
+    assert "WITHOUT the key" in command("backup", tmp_path / "b").out
 
 
 def test_json_counts(command: Command, picture: Path, tmp_path: Path) -> None:
