@@ -61,7 +61,7 @@ def test_a_job_server_may_be_named_by_its_host(given: str, expected: str) -> Non
         ("auto", "'auto' does not say where the job server is: leave it empty"),
         ("ray://head:10001", r"ray:// is Ray's client server: write http://head:8265"),
         ("ray://me:hunter2@head:10001", r"ray:// is Ray's client server: write http://head:8265"),
-        ("grpc://head", "grpc:// is no job server of Ray: write http://head:8265"),
+        ("grpc://head", "grpc:// is not Ray's job server: write http://head:8265"),
         ("http://", "it names no host: write http://HOST:8265"),
         ("http://head:port", "ray_address: .*: write http://HOST:8265"),
     ],
@@ -166,10 +166,10 @@ def test_what_does_not_pass_ends_in_one_line(
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (-signal.SIGKILL, "killed by SIGKILL, as when memory runs out"),
+        (-signal.SIGKILL, "killed by SIGKILL"),
         (128 + signal.SIGTERM, "killed by SIGTERM"),
-        (3, "ended with code 3 and named no error"),
-        (None, "ended without a word"),
+        (3, "exit code 3"),
+        (None, "ended without a message"),
     ],
 )
 def test_a_driver_that_says_nothing_is_said_to_be_dead(code: int | None, said: str) -> None:

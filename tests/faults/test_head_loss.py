@@ -60,7 +60,7 @@ def test_a_night_whose_head_is_lost_registers_once(without_ray: Nights) -> None:
         assert end.code == 5, end.err
         said = end.err.strip().splitlines()[-1]
         assert said.startswith(f"error: Ray at {address} does not answer (")
-        assert said.endswith(f"): see that it runs, then run `expunge night --batch {BATCH}` to continue")
+        assert said.endswith(f"run `expunge night --batch {BATCH}` to continue")
         assert "Traceback" not in end.err
 
     record = nights.store.get(request)

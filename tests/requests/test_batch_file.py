@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from expunge.errors import InputError
-from expunge.requests.batch_file import BatchFile, take_in
+from expunge.requests.batch_file import BatchFile, check_name, take_in
 from expunge.requests.blobs import BlobStore
 from expunge.requests.locations import read_location
 from expunge.requests.store import RequestStore
@@ -69,8 +69,8 @@ def folder(tmp_path: Path, paint: Paint) -> Path:
 
 @pytest.fixture
 def taken(settings: Settings, store: RequestStore, blobs: BlobStore):
-    def call(name: object, **options: bool) -> BatchFile:
-        return take_in(str(name), settings=settings, store=store, blobs=blobs, **options)
+    def call(name: object, private: bool = False) -> BatchFile:
+        return take_in(str(name), settings=settings, store=store, blobs=blobs, private=private)
 
     return call
 
@@ -145,6 +145,12 @@ def test_a_url_that_ray_must_not_show_is_refused_unshown(taken, name: str) -> No
     with pytest.raises(InputError, match="credentials") as refused:
         taken(name)
     assert "hunter2" not in str(refused.value)
+
+
+def test_an_azure_container_is_no_credential() -> None:
+    check_name("abfss://container@account.dfs.core.windows.net/f.jsonl")
+    with pytest.raises(InputError, match="credentials"):
+        check_name("abfss://me:hunter2@account.dfs.core.windows.net/f.jsonl")
 
 
 @pytest.mark.parametrize("name", ["memory://f.jsonl", "zip://f.jsonl::s3://b/a.zip", "sftp://host/f.jsonl"])

@@ -1,4 +1,4 @@
-"""`expunge night`: run what waits, and show how it goes; `expunge verdicts`: what a finished night decided."""
+"""`expunge night` runs the queue and shows the progress; `expunge verdicts` prints what a finished night decided."""
 
 import time
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from expunge.settings import Settings
 
 POLL_S = 1.0
-# Shares of a job's bar, by what the stages cost on the testbed; a guess elsewhere.
+# Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
 SHARES = {
     "wait": (0, 0),
     "prepare": (0, 10),
@@ -27,10 +27,13 @@ SHARES = {
 }
 
 Batch = Annotated[
-    str | None, typer.Option("--batch", help="Continue this batch (default: the open one, else a new one).")
+    str | None,
+    typer.Option("--batch", metavar="ID", help="Continue or name this batch (default: the open one, else a new one)."),
 ]
-Models = Annotated[list[str] | None, typer.Option("--model", help="Only requests of this model; may be repeated.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing the progress.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Run only this model's requests; may be repeated.")
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until the night ends.")]
 Requests = Annotated[
     str | None,
     typer.Option(
@@ -40,7 +43,7 @@ Requests = Annotated[
         "a URL without credentials or a query, as others can see arguments. Running the same file again is safe.",
     ),
 ]
-BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The id of a batch.")]
 
 
 def night(
@@ -83,7 +86,7 @@ def night(
         try:
             _watch(drained.id, submission, settings)
             _show(drained.id, settings, as_json)
-        except UnavailableError:  # the next batch would meet the same
+        except UnavailableError:  # the next batch would fail the same way
             raise
         except ExpungeError as error:
             failure = failure or error
@@ -115,7 +118,7 @@ def _take_in(name: str, settings: "Settings", store: "RequestStore") -> "BatchFi
 
 
 def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None) -> bool:
-    """Whether something is `removed` that no model holds any more: then an empty queue is no reason to do nothing."""
+    """Say whether a removal was lost with its model's version: then even an empty queue has something to do."""
     from expunge.words import RequestState
 
     if not store.ids(RequestState.REMOVED, models):
@@ -127,16 +130,16 @@ def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None)
 
 
 def verdicts(batch: BatchId, as_json: AsJson = False) -> None:
-    """Print what a finished night decided. Exits with 3 if a verdict is not `passed`."""
+    """Print what a finished night decided. Exit 3 if a verdict is not `passed`."""
     from expunge.requests.store import open_store
 
     settings = open_settings()
-    open_store(settings).batch(batch)  # an id that is none must not become a path
+    open_store(settings).batch(batch)  # an unknown id must not become a path
     _show(batch, settings, as_json)
 
 
 def _watch(batch: str, submission: str, settings: "Settings") -> None:
-    """Until the night's Ray job ends, one bar a job. Raises ExpungeError where it fails."""
+    """Show one bar per job until the night's Ray job ends. Raises ExpungeError if it fails."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -163,7 +166,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
                     completed=start + (share * done / total if total else 0),
                     stage=f"{stage} {done}/{total}" if total else stage,
                 )
-                if not console.is_terminal and said.get(name) != stage:  # a log gets a line a stage
+                if not console.is_terminal and said.get(name) != stage:  # a log gets one line per stage
                     typer.echo(f"{name}: {stage}", err=True)
                 said[name] = stage
             time.sleep(POLL_S)
@@ -188,7 +191,7 @@ def _show(batch: str, settings: "Settings", as_json: bool) -> None:
     if not outcome.all_passed:
         raise GateError(
             f"batch {batch}: not every verdict is passed",
-            hint="the report says why; what failed is back in the queue or waits for a person",
+            hint="the report says why; failed requests are back in the queue, or wait for a person",
         )
 
 

@@ -4,14 +4,17 @@ Taking the same file in again adds nothing: a request is known by its external i
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.intake import Check
 from expunge.requests.lines import LineResult, accept_jsonl
-from expunge.requests.locations import SCHEMES, is_url, located
+from expunge.requests.locations import SCHEMES, is_url
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
+
+AZURE = frozenset({"abfs", "abfss", "az", "adl"})
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ def take_in(
     UnavailableError of the stores.
     """
     check_name(name)
-    results = list(
-        accept_jsonl(located(name), settings=settings, store=store, blobs=blobs, check=check, private=private)
-    )
+    file = name if is_url(name) else Path(name)
+    lines = accept_jsonl(file, settings=settings, store=store, blobs=blobs, check=check, private=private)
+    results = list(lines)
     return BatchFile(
         name=name,
         ids=tuple(dict.fromkeys(result.id for result in results if result.id is not None)),
@@ -65,19 +68,21 @@ def take_in(
 
 
 def check_name(name: str) -> None:
-    """Raises InputError for a URL with credentials or a query, which may be a signature.
+    """Raises InputError for a URL with credentials, or with a query, which may be a signature.
 
     Ray shows a job's arguments to everybody who can see the job, and a machine shows those of its processes.
     """
     if not is_url(name):
         return
     scheme, _, rest = name.partition("://")
-    if scheme.lower() not in SCHEMES:
+    scheme, server = scheme.lower(), rest.partition("/")[0]
+    if scheme not in SCHEMES:
+        known = ", ".join(sorted(SCHEMES))
+        raise InputError(f"requests: {scheme}:// cannot be read", hint=f"give a path, or a URL of {known}")
+    # On Azure an @ stands between the container and the account.
+    credentials = "@" in server and (":" in server or scheme not in AZURE)
+    if scheme != "file" and (credentials or "?" in rest or "#" in rest):
         raise InputError(
-            f"requests: {scheme}:// cannot be read", hint=f"give a path, or a URL of {', '.join(sorted(SCHEMES))}"
-        )
-    if scheme.lower() != "file" and ("?" in rest or "#" in rest or "@" in rest.partition("/")[0]):
-        raise InputError(
-            "requests: the URL holds credentials or a query, and Ray shows a job's arguments to others",
-            hint="give the plain URL, and put credentials into the environment, as AWS_ACCESS_KEY_ID",
+            "requests: the URL contains credentials or a query, and Ray shows a job's arguments to others",
+            hint="give the plain URL, and set credentials in the environment, such as AWS_ACCESS_KEY_ID",
         )

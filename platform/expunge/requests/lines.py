@@ -51,11 +51,11 @@ def accept_jsonl(
     check: Check | None = None,
     private: bool = False,
 ) -> Iterator[LineResult]:
-    """Accepts a file line by line; blank lines are skipped, relative names are looked up beside the file.
+    """Accept a file line by line; blank lines are skipped, relative names are looked up beside the file.
 
     A bad line is a result with an error, and never ends the file. Raises InputError if the file itself cannot be read
     or holds no lines of JSON, and StorageError or UnavailableError, naming the line, when the platform cannot store:
-    repeating is safe. With `private`, no error names a picture's file: its name may be a person's.
+    submitting the file again is safe. With `private`, no error names a picture's file: its name may be a person's.
     """
     base = folder_of(file)
     with _open(file, settings.max_bytes) as stream:
@@ -140,7 +140,7 @@ def _submission(line: bytes | None, max_line: int) -> Submission:
     if line is None:
         raise InputError(f"longer than {max_line:,} bytes", hint=_HINT)
     try:
-        text = line.rstrip().decode("utf-8")  # the column then is one of this line
+        text = line.rstrip().decode("utf-8")  # without a line end, an error's column is in this line
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InputError(f"column {error.start + 1}: not UTF-8", hint="save the file as UTF-8") from None
@@ -148,7 +148,7 @@ def _submission(line: bytes | None, max_line: int) -> Submission:
         raise InputError(f"column {error.colno}: not JSON ({error.msg})", hint=_HINT) from None
     except RecursionError:
         raise InputError("nested too deeply", hint=_HINT) from None
-    except ValueError:  # of int(), which reads no more than some thousand digits
+    except ValueError:  # int() reads no more than a few thousand digits
         raise InputError("a number has too many digits", hint="write identifiers in quotes") from None
     if isinstance(value, list):
         hint = f"{_HINT}; `jq -c '.[]' FILE` makes lines of a list"
@@ -162,7 +162,7 @@ _KINDS = {str: "string", int: "number", float: "number", bool: "truth value", ty
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON itself would keep the last of two values and drop the first in silence."""
+    """Refuse a repeated key: JSON would keep the last value and silently drop the first."""
     values: dict[str, object] = {}
     for key, value in pairs:
         if key in values:
@@ -183,11 +183,11 @@ def _finite(digits: str) -> float:
 
 
 def _lines(file: BinaryIO, max_line: int) -> Iterator[tuple[bytes | None, int]]:
-    """Each line and the bytes read so far; None for a line over `max_line` bytes, which is never held in memory.
+    """Yield each line and the bytes read so far; None for a line over `max_line` bytes, which is never held in memory.
 
-    A line ends with LF, CRLF, or CR alone, as on old Macs.
+    A line ends with LF, CRLF, or a single CR, as on old Macs.
     """
-    # Latin-1 is bytes as characters; only text has lines of all three kinds.
+    # Latin-1 maps each byte to one character; only text streams know all three line ends.
     text = TextIOWrapper(file, encoding="latin-1", newline="")
     most = max_line + len("\r\n")
     end = 0

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Annotated, BinaryIO, cast
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.implementations.arrow import ArrowFSWrapper
+from pydantic import PlainValidator
 
 from expunge.errors import InputError
 from expunge.requests.imaging import read_file
@@ -25,9 +26,21 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def located(text: str) -> Location:
-    """Return `text` as the location that it names."""
-    return text if is_url(text) else Path(text)
+def located(value: object) -> Location:
+    """Return what a person wrote as the location that it names. Raises ValueError if it is not text."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('give the path of a file in quotes: "a.png"')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not text: a character in it is half of a pair") from None
+    return value if is_url(value) else Path(value)
+
+
+Picture = Annotated[Location, PlainValidator(located)]
+"""The field of a request that names a picture."""
 
 
 def beside(base: Location, name: Location) -> Location:

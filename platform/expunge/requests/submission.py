@@ -13,14 +13,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     ValidationError,
     model_validator,
 )
 
 from expunge.errors import InputError
 from expunge.requests.box import Box, one_or_more
-from expunge.requests.locations import Location, located
+from expunge.requests.locations import Picture
 from expunge.settings import IDENTIFIER
 from expunge.validation import Problem, input_error
 from expunge.words import EXTERNAL_ID, TEXT, ExternalId, Identifier, Text
@@ -73,25 +72,6 @@ def _named(value: str | None) -> str | None:
     return value
 
 
-def _location(value: object) -> Location:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('give the path of a file in quotes: "a.png"')
-    if not value.isascii() and not _is_text(value):
-        raise ValueError("it is not text: a character in it is half of a pair")
-    return located(value)
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-Picture = Annotated[Location, PlainValidator(_location)]
 Pictures = Annotated[tuple[Picture, ...], BeforeValidator(_list_of_paths)]
 
 
