@@ -87,7 +87,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
 
     def usable(prepared: PreparedJob) -> bool:
         tensors = (prepared.forget, prepared.retain, prepared.conditioning)
-        return folder.evidence.path.exists() or all_open(blobs, *tensors)
+        return folder.evidence.read() is not None or all_open(blobs, *tensors)
 
     progress("prepare")
     with timed(job.model, "prepare"):
