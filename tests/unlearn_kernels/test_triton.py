@@ -1,6 +1,6 @@
-"""The GPU kernels without a GPU: the tests of the operations once more, in Triton's interpreter.
+"""The GPU kernels without a GPU: the tests of the operations again, in Triton's interpreter.
 
-It has to be switched on before triton is imported, hence a process of its own.
+It has to be switched on before triton is imported, so it needs a separate process.
 """
 
 import importlib.util

@@ -1,11 +1,13 @@
-"""Process groups of gloo ranks for tests: DeepSpeed holds global state, so it lives in processes of its own."""
+"""Process groups of gloo ranks for tests. DeepSpeed holds global state, so it runs in separate processes."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -51,6 +53,16 @@ def run_group(script: str, *arguments: str, world: int, logs: Path, **environmen
         for _, process in started:
             process.kill()
             process.wait()
+
+
+def selected(request: pytest.FixtureRequest) -> Iterator[tuple[pytest.Function, str, int]]:
+    """Yield the tests of this module that were selected and use the fixture, with their variant and number of ranks.
+
+    A module's groups then run what its tests ask for: little in the fast tier, one variant under `-k`.
+    """
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and item.path == request.path and request.fixturename in item.fixturenames:
+            yield item, str(item.callspec.params["name"]), cast(int, item.callspec.params["world"])
 
 
 def _check(started: list[tuple[Path, subprocess.Popen[str]]]) -> None:

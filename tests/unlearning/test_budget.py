@@ -1,5 +1,6 @@
-"""The adaptive budget: what a probe says, and trainings that it ends, whatever the ranks, the ZeRO stage, a restart."""
+"""The adaptive budget: its probes, and trainings that it ends, whatever the ranks, the ZeRO stage, or a restart."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,7 @@ from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS, Budget
 from expunge.unlearning.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.unlearning.folder import HOTFIX, JOB, PREPARED
-from expunge.unlearning.objective import Objective
+from expunge.unlearning.losses import Losses
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.unlearning.budget_worker import BREAK
 from tests.unlearning.conftest import Toy
@@ -32,7 +33,7 @@ REQUEST = torch.tensor([0, 1, 1, 3, 3, 3, 3])
 
 
 class Answering(Toy):
-    """Sees in any noised target what it is told to: `reached` [N] of the way from target to surrogate, row by row."""
+    """Sees in any noised target a picture that lies `reached` [N] of the way from target to surrogate, row by row."""
 
     def __init__(self, family: Any, reached: list[float]) -> None:
         super().__init__(family)
@@ -49,10 +50,22 @@ class Answering(Toy):
         return alpha * (x_t - a * clean) / b + beta * clean
 
 
-def budget_of(model: Answering, *, rank: int = 0, world: int = 1, **training: object) -> Budget:
+def alone(values: Tensor) -> Tensor:
+    """Sum over one rank."""
+    return values
+
+
+def budget_of(
+    model: Answering,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    total: Callable[[Tensor], Tensor] = alone,
+    **training: object,
+) -> Budget:
     settings = TrainingSettings.model_validate({"adaptive": True, "forgotten_at": 0.6, **training})
-    objective = Objective(model, nullcontext, settings, {"row": torch.arange(len(REQUEST))})
-    return Budget(objective, model.forget, lambda values: values, rank, world)
+    losses = Losses(model, nullcontext, settings, {"row": torch.arange(len(REQUEST))})
+    return Budget(losses, model.forget, total, rank, world)
 
 
 @pytest.mark.parametrize("family", ["flow", "epsilon", "v_prediction"])
@@ -81,14 +94,14 @@ def test_a_request_comes_back_when_it_is_no_longer_forgotten() -> None:
     assert budget.missing.tolist() == pytest.approx([1, 1, 0, 1], abs=1e-5)
 
 
-def test_beyond_the_ends_nothing_is_missed_or_more_than_all() -> None:
+def test_progress_beyond_the_ends_counts_as_none_or_all() -> None:
     budget = budget_of(Answering("flow", [-0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5]), forgotten_at=1)
     budget.probe()
     assert budget.missing.tolist() == pytest.approx([1, 0.5, 0, 0], abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_a_number_is_not_forgotten(bad: float) -> None:
+def test_a_request_without_a_finite_progress_is_not_forgotten(bad: float) -> None:
     budget = budget_of(Answering("flow", [1.0, 1.0, 1.0, 1.0, bad, 1.0, 1.0]))
     figures = budget.probe()
     assert budget.missing.tolist() == [0, 0, 0, 1]
@@ -96,20 +109,29 @@ def test_what_is_not_a_number_is_not_forgotten(bad: float) -> None:
     assert figures["budget/progress_min"] == 0
 
 
-@pytest.mark.parametrize("micro", [0, 1, 3])
-@pytest.mark.parametrize("world", [2, 3, 4, 20])
+@pytest.mark.parametrize(("world", "micro"), [(2, 0), (2, 3), (3, 1), (4, 0), (20, 0)])
 def test_every_rank_makes_as_many_passes_and_they_add_up(world: int, micro: int) -> None:
+    """The sum over the ranks is made here, from what each of them adds to it."""
     reached = torch.rand(len(REQUEST), generator=torch.Generator().manual_seed(2)).tolist()
-    alone = budget_of(Answering("flow", reached))
-    parts, asked = [], []
+    single = budget_of(Answering("flow", reached))
+    figures = single.probe()
+    parts: list[Tensor] = []
+    asked: list[list[int]] = []
+
+    def record(values: Tensor) -> Tensor:
+        parts.append(values)
+        return values
+
     for rank in range(world):
         model = Answering("flow", reached)
-        budget = budget_of(model, rank=rank, world=world, micro_batch=micro)
-        parts.append(budget._positions())
+        budget_of(model, rank=rank, world=world, total=record, micro_batch=micro).probe()
         asked.append(model.asked)
     assert all(mine == asked[0] for mine in asked)
     assert sum(asked[0]) * world < len(REQUEST) * len(LEVELS) + world
-    assert torch.equal(torch.stack(parts).sum(0), alone._positions())
+    whole = torch.stack(parts).sum(0)
+    together = budget_of(Answering("flow", reached), rank=world - 1, world=world, total=lambda values: whole)
+    assert together.probe() == {**figures, "budget/probe_s": pytest.approx(0, abs=60)}
+    assert torch.equal(together.missing, single.missing)
 
 
 def test_a_probe_is_repeated_exactly_whatever_was_drawn_between() -> None:
@@ -119,10 +141,11 @@ def test_a_probe_is_repeated_exactly_whatever_was_drawn_between() -> None:
     x_f, x_s = torch.randn(2, 3, *model.latent_shape)
     data = ForgetSet(x_f, x_s, torch.zeros(3, dtype=torch.long), torch.arange(3))
     for _ in range(2):
-        objective = Objective(model, nullcontext, TrainingSettings(adaptive=True), model.condition([""]))
-        answers.append(Budget(objective, data, lambda values: values, 0, 1)._positions())
+        losses = Losses(model, nullcontext, TrainingSettings(adaptive=True), model.condition([""]))
+        budget = Budget(losses, data, alone, 0, 1)
+        answers.append((budget.probe()["budget/progress_mean"], budget.missing.tolist()))
         torch.randn(7)
-    assert torch.equal(*answers)
+    assert answers[0] == answers[1]
 
 
 def test_probes_are_at_every_checkpoint() -> None:

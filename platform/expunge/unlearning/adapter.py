@@ -15,7 +15,7 @@ from expunge.errors import InputError
 from expunge.families.base import DiffusionModel
 from expunge.files import file_digest
 from expunge.settings import TrainingSettings
-from expunge.unlearning.objective import Frozen
+from expunge.unlearning.losses import Frozen
 from expunge.words import Hotfix
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

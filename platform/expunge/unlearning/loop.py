@@ -21,10 +21,10 @@ from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
 from expunge.unlearning.dataset import load_job
 from expunge.unlearning.folder import FINAL, HOTFIX, JOB, MODE, PREPARED, Hopeless, TrainTask, give_up
+from expunge.unlearning.losses import Losses
 from expunge.unlearning.memory import footprint, tasks_that_fit
-from expunge.unlearning.objective import Objective
+from expunge.unlearning.objectives import ForgetObjective, Mode
 from expunge.unlearning.steps import Steps
-from expunge.unlearning.tasks import Mode, Task
 from expunge.words import PreparedJob, UnlearnJob
 
 LOG_EVERY = 5
@@ -62,7 +62,7 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     device = get_device()
     model.network.to(device)
     frozen = attach(model, training, task.warm_start)
-    objective = Objective(model, frozen, training, conditioning, device)
+    losses = Losses(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)
     start = engine.weights()
     mode = training.tasks
@@ -71,10 +71,10 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
         if rank == 0:
             write_atomically(task.folder / MODE, json.dumps({"tasks": mode}))
     steps = job.steps(warm=task.warm_start is not None)
-    step_of = Steps(objective, forget, retain, mode, rank, world)
+    step_of = Steps(losses, forget, retain, mode, rank, world)
     checkpoints = Checkpoints(engine, training, job.id, blobs.derive("checkpoint"))
     bad = _BadSteps(job)
-    budget = Budget(objective, forget, engine.total, rank, world) if training.adaptive else None
+    budget = Budget(losses, forget, engine.total, rank, world) if training.adaptive else None
 
     def record(step: int, figures: dict[str, float]) -> None:
         if rank == 0:
@@ -87,21 +87,21 @@ def _train(task: TrainTask, rank: int, world: int) -> None:
     if budget:
         record(step, budget.probe())
     while going():
-        tasks, micro = step_of(step, budget.missing if budget else None)
+        objectives, micro = step_of(step, budget.missing if budget else None)
         done = engine.step(step, micro)
-        bad(done.bad, tasks)
+        bad(done.bad, objectives)
         step += 1
         last = step == steps
         probing = budget is not None and (step % training.probe_every == 0 or last)
         if step % LOG_EVERY == 0 or probing or last:
             figures = {
-                "loss/forget": sum(done.losses[:-1]) / len(tasks),
+                "loss/forget": sum(done.losses[:-1]) / len(objectives),
                 "loss/retain": done.losses[-1],
                 "drift": engine.distance_from(start),
                 "surgery/cosine": done.cosine,
                 "surgery/conflict": done.conflict,
                 "surgery/norm": done.norm,
-                "surgery/tasks": float(len(tasks)),
+                "surgery/tasks": float(len(objectives)),
                 "steps/skipped": float(bad.total),
                 "checkpoints/skipped": float(checkpoints.skipped),
                 "checkpoints/damaged": float(checkpoints.fallbacks),
@@ -150,14 +150,14 @@ class _BadSteps:
     _row: int = 0
     _suspects: set[str] = field(default_factory=set)
 
-    def __call__(self, bad: tuple[int, ...], tasks: tuple[Task, ...]) -> None:
+    def __call__(self, bad: tuple[int, ...], objectives: tuple[ForgetObjective, ...]) -> None:
         """Raises Hopeless, with the requests whose objectives they were."""
         if not bad:
             self._row, self._suspects = 0, set()
             return
         self.total += 1
         self._row += 1
-        named = [self.job.everything[r].id for k in bad if k < len(tasks) for r in tasks[k].requests]
+        named = [self.job.everything[r].id for k in bad if k < len(objectives) for r in objectives[k].requests]
         self._suspects |= set(named)
         if self._row < self.job.training.max_bad_steps:
             return

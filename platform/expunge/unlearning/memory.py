@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from expunge.families.architectures import Architecture, architecture
 from expunge.settings import OFFLOAD_STAGES, ModelSettings, TrainingSettings
-from expunge.unlearning.tasks import Mode
+from expunge.unlearning.objectives import Mode
 
 STAGES = (0, 1, 2, 3)
 
