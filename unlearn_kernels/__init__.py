@@ -1,23 +1,32 @@
-"""Kernels of gradient-surgery unlearning. Knows nothing of `expunge`, and needs torch alone.
+"""Kernels for unlearning with gradient surgery. They know nothing of `expunge` and need torch alone.
 
 One surgery reads::
 
-    G = gram([forget, retain])                  # all-reduce G here when the shards are spread over ranks
+    G = gram([forget, retain])                  # all-reduce G here if the gradients are sharded over ranks
     c = retain_normal(G)
     combine_(retain, [forget, retain], c * clip_coefficient(G, c, max_norm=1.0))
 
-By convention the LAST shard is the retain gradient.
+By convention the LAST gradient is the retain gradient.
 """
 
 from unlearn_kernels.backends import use_backend
 from unlearn_kernels.coefficients import clip_coefficient, conflicts, cosines, retain_normal
-from unlearn_kernels.ops import Shard, Shards, axpby_, combine_, gram, noise_and_target, regression_loss, weighted_loss
-from unlearn_kernels.weightings import WEIGHTINGS, weighting
+from unlearn_kernels.ops import (
+    Gradient,
+    Gradients,
+    axpby_,
+    combine_,
+    gram,
+    noise_and_target,
+    regression_loss,
+    weighted_loss,
+)
+from unlearn_kernels.surgeries import SURGERIES, surgery
 
 __all__ = [
-    "WEIGHTINGS",
-    "Shard",
-    "Shards",
+    "SURGERIES",
+    "Gradient",
+    "Gradients",
     "axpby_",
     "clip_coefficient",
     "combine_",
@@ -27,7 +36,7 @@ __all__ = [
     "noise_and_target",
     "regression_loss",
     "retain_normal",
+    "surgery",
     "use_backend",
     "weighted_loss",
-    "weighting",
 ]

@@ -1,4 +1,4 @@
-"""Compile every GPU kernel for every GPU family, without a GPU, and hold what the compilers say of them to limits.
+"""Compile every GPU kernel for every GPU family, without a GPU, and check the compilers' figures against limits.
 
     python -m unlearn_kernels.aot [--target sm90 --kernel gram_pair --dtype bf16 --json]
 
@@ -37,7 +37,7 @@ TARGETS = {
 }
 
 MOST_REGISTERS = 72
-"""Outside gram: with them, 28 warps of 64 and 7 wavefronts of 8 are resident, enough to keep memory busy."""
+"""The limit outside gram. With it, 28 warps of 64 and 7 wavefronts of 8 are resident, enough to keep memory busy."""
 
 # cp.async copies to shared memory, 16 (0x10) bytes per thread.
 WIDE_LOADS = {
@@ -50,7 +50,7 @@ WIDE_LOADS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One build: what its compiler said. Bytes are per thread; only the AMD compiler counts spills.
+    """The compiler's figures for one build. Bytes are per thread; only the AMD compiler counts spills.
 
     wide_loads are the 128-bit loads in the code; `streams` tensors are to be read by them.
     """
@@ -69,7 +69,7 @@ class Row:
 
 
 def broken_limits(row: Row) -> list[str]:
-    """What is wrong with a build, in words; empty where all is well."""
+    """Say what is wrong with a build; return an empty list if nothing is."""
     if row.error is not None:
         return [row.error]
     most = math.inf if row.kernel.startswith("gram") else MOST_REGISTERS
@@ -84,7 +84,7 @@ def broken_limits(row: Row) -> list[str]:
 
 
 def build(variant: Variant, target: str) -> Row:
-    """Compile one variant down to the target's binary and read off what became of it. A failure is in the row."""
+    """Compile one variant down to the target's binary and read off the figures. A failure is recorded in the row."""
     row = Row(target, variant.kernel, variant.detail, variant.dtype, variant.streams)
     gpu = TARGETS[target]
     source = ASTSource(
@@ -104,7 +104,7 @@ def build(variant: Variant, target: str) -> Row:
 
 
 def _places(variant: Variant) -> list[tuple[int, ...]]:
-    """Where the arguments stand that are multiples of 16: a number, or two for each member of a tuple."""
+    """Return the indices of the arguments that are multiples of 16: one number, or two for each member of a tuple."""
     places: list[tuple[int, ...]] = []
     for at, name in enumerate(variant.function.arg_names):
         kind = variant.types.get(name, "")
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
-        # A result kept from another version of the compiler would prove nothing.
+        # A cached result from another version of the compiler would prove nothing.
         knobs.cache.dir = folder
         for done, (target, variant) in enumerate(wanted, 1):
             print(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 NAMES = ("triton", "native", "reference")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
-"""What `triton` and `native` take."""
+"""The dtypes that `triton` and `native` take."""
 
 VARIABLE = "UNLEARN_KERNELS_BACKEND"
 _DEFAULT = os.environ.get(VARIABLE)
@@ -27,12 +27,12 @@ _FORCED: ContextVar[str | None] = ContextVar("unlearn_kernels_backend", default=
 
 
 def gradient_dtype(pred: Tensor) -> torch.dtype:
-    """Of the loss's gradient until its scale is known: float16 would lose most of it before a loss scale comes."""
+    """Return the dtype of the loss's gradient before it is scaled: float16 would lose most of an unscaled gradient."""
     return torch.float32 if pred.dtype == torch.float16 else pred.dtype
 
 
 class Backend(Protocol):
-    """What an implementation offers; tensors are contiguous and on one device, tables as wide as `ops` says.
+    """The operations of an implementation. Tensors are contiguous and on one device; `ops` states the shapes of tables.
 
     K gradients are K lists of non-empty tensors. `terms` are 1 to 3 tensors of pred's shape. `mask` is [B, S] and
     repeats along a sample. Without autograd: `weighted_loss` returns the loss and its gradient in `pred`, of
@@ -54,20 +54,19 @@ class Backend(Protocol):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor | None]: ...
 
-    def gram(self, shards: Sequence[Sequence[Tensor]]) -> Tensor: ...
+    def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor: ...
 
     def combine_(
-        self, out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coefficients: Sequence[float]
+        self, out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]
     ) -> None: ...
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside, every operation runs on `name`, or raises ValueError for tensors that it does not take.
+    """Run every operation inside on backend `name`; it raises ValueError for tensors that the backend does not take.
 
-    Raises ImportError where it is not there.
-
-    The variable UNLEARN_KERNELS_BACKEND, read when this is imported, does the same for a whole process.
+    Raises ImportError if the backend is not available. The variable UNLEARN_KERNELS_BACKEND, read at import, does the
+    same for a whole process.
     """
     _load(name)
     token = _FORCED.set(name)
@@ -78,12 +77,12 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(tensors: Sequence[Tensor]) -> Backend:
-    """The implementation for these tensors. Raises ValueError where a forced one does not take them."""
+    """Choose the implementation for these tensors. Raises ValueError if a forced one does not take them."""
     return _load(backend_name(tensors))
 
 
 def backend_name(tensors: Sequence[Tensor]) -> str:
-    """The name of what `backend_for` gives."""
+    """Return the name of the implementation that `backend_for` chooses."""
     device = tensors[0].device.type
     fused = all(tensor.dtype in FUSED for tensor in tensors)
     forced = _FORCED.get()
@@ -103,7 +102,7 @@ def backend_name(tensors: Sequence[Tensor]) -> str:
 
 @cache
 def why_absent(name: str) -> str | None:
-    """Why a backend cannot run in this process, or None where it can."""
+    """Say why a backend cannot run in this process, or return None if it can."""
     try:
         _load(name)
     except (ImportError, ValueError) as error:
@@ -119,5 +118,5 @@ def _load(name: str) -> Backend:
     if name == "native":
         module.library()
     elif name == "triton" and not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
-        raise ImportError("Triton compiles what launches a kernel with a C compiler: there is no gcc or clang here")
+        raise ImportError("Triton compiles its launchers with a C compiler, and there is no gcc or clang here")
     return cast(Backend, module)

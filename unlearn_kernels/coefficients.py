@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 VANISHING = 1e-60
-"""<r, r> relative to the largest <g, g>: a coefficient of |g| / |r| beyond 1e30 would soon overflow float32."""
+"""The smallest <r, r> relative to the largest <g, g>: a coefficient |g| / |r| beyond 1e30 would overflow float32."""
 
 
 def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
-    """Coefficients, float64 [K], of `retain + forget_weight * mean_k g_k'`.
+    """Choose the coefficients, float64 [K], of `retain + forget_weight * mean_k g_k'`.
 
-    `g_k' = g_k - min(0, <g_k, r>) / <r, r> r` is the forget gradient without what it has against the retain gradient r:
-    PCGrad's projection (Yu et al. 2020, arXiv 2001.06782), one-sided: the retain gradient is never changed. So
-    `<g_k', r> >= 0` for every k. Where r is 0, or vanishes beside a g_k (VANISHING), there is nothing to protect and
+    `g_k' = g_k - min(0, <g_k, r>) / <r, r> r` is the forget gradient without the part that opposes the retain gradient
+    r. It is PCGrad's projection (Yu et al. 2020, arXiv 2001.06782), but one-sided: the retain gradient never changes.
+    So `<g_k', r> >= 0` for every k. If r is 0, or vanishes beside a g_k (VANISHING), there is nothing to protect and
     nothing is projected. K = 1 gives [1].
     Raises ValueError when gram is not square or empty.
     """
@@ -35,7 +35,7 @@ def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
 
 
 def clip_coefficient(gram: Tensor, coefficients: Tensor, max_norm: float) -> float:
-    """`min(1, max_norm / |sum_k c_k g_k|)`: the factor that clips the combination, from `|g|^2 = c^T G c`.
+    """Return `min(1, max_norm / |sum_k c_k g_k|)`, the factor that clips the combination, from `|g|^2 = c^T G c`.
 
     Rounding may make the quadratic form of a vanishing combination slightly negative: that counts as 0.
     Raises ValueError when the shapes do not agree or max_norm is not positive.
@@ -54,19 +54,19 @@ def clip_coefficient(gram: Tensor, coefficients: Tensor, max_norm: float) -> flo
 
 
 def cosines(gram: Tensor) -> Tensor:
-    """Cosine of each forget gradient to the retain gradient, float64 [K - 1]; 0 where either gradient is 0."""
+    """Return the cosine of each forget gradient and the retain gradient, float64 [K - 1]; 0 if either gradient is 0."""
     gram = checked_gram(gram)
     norms = gram.diagonal()[:-1].sqrt() * gram[-1, -1].sqrt()
     return torch.where(norms == 0, 0, gram[:-1, -1] / norms)
 
 
 def conflicts(gram: Tensor) -> Tensor:
-    """Which forget gradients point against the retain gradient, bool [K - 1]."""
+    """Tell which forget gradients point against the retain gradient, bool [K - 1]."""
     return checked_gram(gram)[:-1, -1] < 0
 
 
 def checked_gram(gram: Tensor) -> Tensor:
-    """The Gram matrix as float64 on the host. Raises ValueError when it is not square, or empty."""
+    """Return the Gram matrix as float64 on the host. Raises ValueError when it is not square, or empty."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
         raise ValueError(f"gram: shape {tuple(gram.shape)}, expected [K, K] with K >= 1")
     return gram.detach().to("cpu", torch.float64)

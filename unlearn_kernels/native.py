@@ -25,7 +25,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled library. Raises ImportError, saying why, where it was not built or does not load."""
+    """Load the compiled library. Raises ImportError with the reason if it was not built or does not load."""
     if not LIBRARY.exists():
         raise ImportError(f"{LIBRARY.name} was not built: there was no C compiler when unlearn_kernels was installed")
     try:
@@ -101,15 +101,15 @@ def weighted_loss(
     return torch.tensor(loss.value, dtype=torch.float32), gradient
 
 
-def gram(shards: Sequence[Sequence[Tensor]]) -> Tensor:
-    result = torch.empty(len(shards), len(shards), dtype=torch.float64)
-    tensors = [tensor for entry in zip(*shards, strict=True) for tensor in entry]
+def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    result = torch.empty(len(gradients), len(gradients), dtype=torch.float64)
+    tensors = [tensor for entry in zip(*gradients, strict=True) for tensor in entry]
     status = library().unlearn_gram(
-        len(shards[0]),
-        len(shards),
+        len(gradients[0]),
+        len(gradients),
         _pointers(tensors),
         _types(tensors),
-        _starts(shards[0]),
+        _starts(gradients[0]),
         torch.get_num_threads(),
         result.data_ptr(),
     )
@@ -117,17 +117,17 @@ def gram(shards: Sequence[Sequence[Tensor]]) -> Tensor:
     return result
 
 
-def combine_(out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
-    tensors = [tensor for entry in zip(*shards, strict=True) for tensor in entry]
+def combine_(out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
+    tensors = [tensor for entry in zip(*gradients, strict=True) for tensor in entry]
     status = library().unlearn_combine(
         len(out),
-        len(shards),
+        len(gradients),
         _pointers(out),
         _types(out),
         _pointers(tensors),
         _types(tensors),
         _starts(out),
-        # Any NaN becomes Python's: the bits of another could be lost where bfloat16 is rounded.
+        # Every NaN becomes Python's, as rounding to bfloat16 could lose the bits of another one.
         (c_float * len(coefficients))(*(c if c == c else math.nan for c in coefficients)),
         torch.get_num_threads(),
     )

@@ -1,7 +1,7 @@
 """The public operations: arguments are checked and laid out here, and a backend does the work.
 
-Each is a `torch.library` operator, so autograd, `torch.compile(fullgraph=True)` and fake tensors know it. Shapes:
-B batch, K shards (the last is the retain gradient), N elements of a shard.
+Each is a `torch.library` operator, so it works with autograd, `torch.compile(fullgraph=True)` and fake tensors. Shapes:
+B batch, K gradients (the last is the retain gradient), N elements of a gradient.
 """
 
 import math
@@ -14,14 +14,16 @@ from torch.library import define, impl, register_fake
 
 from unlearn_kernels.backends import backend_for, gradient_dtype
 
-Shard: TypeAlias = Tensor | Sequence[Tensor]
-"""One gradient: a tensor of any shape, or a list of them. May be empty; strided tensors are copied."""
-Shards: TypeAlias = Tensor | Sequence[Shard]
+Gradient: TypeAlias = Tensor | Sequence[Tensor]
+"""One gradient, or a rank's shard of it: a tensor of any shape, or a list of tensors. May be empty; strided tensors are
+copied."""
+Gradients: TypeAlias = Tensor | Sequence[Gradient]
 """K gradients with the same shapes entry by entry, or one [K, N] matrix whose rows are the gradients."""
 
 MOST_TERMS = 3
 SHORTEST_PLANE = 512
-"""Elements of a mask that repeats along a sample. Kernels work on a repeat at a time: shorter ones are written out."""
+"""The fewest elements of a mask that may repeat along a sample. Kernels take one repeat at a time, so shorter masks are
+written out."""
 _OPERATORS = torch.ops.unlearn_kernels
 
 
@@ -36,7 +38,7 @@ def noise_and_target(
 def noise_and_target(
     x_f: Tensor, x_s: Tensor, eps: Tensor, path: Tensor, coefficients: Tensor, *, with_target: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """The model input `x_t = a x_f + b eps` and the target `c_eps eps + c_f x_f + c_s x_s`.
+    """Compute the model input `x_t = a x_f + b eps` and the target `c_eps eps + c_f x_f + c_s x_s`.
 
     x_f, x_s, eps: floating [B, ...], the same shape. path: [B, 2], columns (a, b). coefficients: [B, 3], columns
     (c_eps, c_f, c_s). Computed in float32 (float64 if a tensor is), both results in the dtype of `x_f`; each input is
@@ -63,7 +65,7 @@ def weighted_loss(
     weight: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """`regression_loss` to the target `c_eps eps + c_f x_f + c_s x_s`, the three-tensor form.
+    """Compute `regression_loss` for the target `c_eps eps + c_f x_f + c_s x_s`, the three-tensor form.
 
     pred, eps, x_f, x_s: floating [B, ...]. coefficients: [B, 3]. weight: [B]. The two-tensor form, which reads one
     tensor less and sees x_t as it was rounded for the model, is `regression_loss(pred, (x_t, x_s), ...)`.
@@ -79,15 +81,14 @@ def regression_loss(
     weight: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Scalar `mean_i weight_i mean_j (pred_ij - target_ij)^2`, where `target_i = sum_n coefficients_in terms[n]_i`.
+    """Compute `mean_i weight_i mean_j (pred_ij - target_ij)^2`, where `target_i = sum_n coefficients_in terms[n]_i`.
 
     pred and 1 to 3 terms: floating [B, ...], the same shape. coefficients: [B, len(terms)]. weight: [B]. mask: bool or
     floating, [B, ...] broadcastable to pred, not negative; the inner mean is then over the masked elements, and a
     sample whose mask is empty adds 0. The target is never rounded. Computed and returned in float32 (float64 if a
-    tensor is), short runs
-    summed in float32 and runs in float64. Differentiable once, in `pred` only; loss and gradient take one sweep.
-    Raises ValueError when the shapes do not agree or nothing is there to average over; RuntimeError when the gradient
-    is differentiated again.
+    tensor is): short runs are summed in float32, and their sums in float64. Differentiable once, in `pred` only; loss
+    and gradient take one sweep. Raises ValueError when the shapes do not agree or there is nothing to average over, and
+    RuntimeError when the gradient is differentiated again.
     """
     if not 1 <= len(terms) <= MOST_TERMS:
         raise ValueError(f"terms: {len(terms)} tensors, expected 1 to {MOST_TERMS}")
@@ -114,51 +115,52 @@ def _loss(pred: Tensor, terms: Sequence[Tensor], coefficients: Tensor, weight: T
     return _OPERATORS.weighted_loss.default(*arguments, False)[0]
 
 
-def gram(shards: Shards) -> Tensor:
-    """Inner products of K gradients: float64 [K, K] on their device, symmetric.
+def gram(gradients: Gradients) -> Tensor:
+    """Compute the inner products of K gradients: float64 [K, K] on their device, symmetric.
 
     Sums have one fixed order. On a CPU equal gradients give equal bits, whatever the number of threads and however the
     elements are spread over entries; on a GPU entries and their alignment decide the order. Two float32 gradients are
     multiplied and summed in float64. Others are multiplied in float32, and short runs (64 products on a CPU) summed in
     it: within 1e-5 of |g_i| |g_j|, in practice 1e-7. There, elements above 1e19 overflow to infinity and below 1e-22
     count as 0 (and on gfx90a, for K > 2, float16 below 6e-5). NaN and infinity propagate. Extra memory: O(K^2) numbers.
-    Raises ValueError when there is no shard, or when shards differ in an entry's shape.
+    Raises ValueError when there is no gradient, or when gradients differ in an entry's shape.
     """
-    entries = _check_shards(shards)
-    filled = [[tensor.detach() for tensor in shard if tensor.numel()] for shard in entries]
+    entries = _check_gradients(gradients)
+    filled = [[tensor.detach() for tensor in gradient if tensor.numel()] for gradient in entries]
     if not filled[0]:
         device = entries[0][0].device if entries[0] else None
         return torch.zeros(len(entries), len(entries), dtype=torch.float64, device=device)
-    return _OPERATORS.gram.default([tensor for shard in filled for tensor in shard], len(filled))
+    return _OPERATORS.gram.default([tensor for gradient in filled for tensor in gradient], len(filled))
 
 
-def combine_(out: Shard, shards: Shards, coefficients: Tensor) -> None:
-    """`out = sum_k coefficients_k shard_k`, in place.
+def combine_(out: Gradient, gradients: Gradients, coefficients: Tensor) -> None:
+    """Write `sum_k coefficients_k gradient_k` into `out`.
 
-    out: the shape of a shard, entry by entry; it may BE one of the shards, but must not overlap one in any other way.
+    out: the shape of a gradient, entry by entry. It may BE one of the gradients, but must not overlap one in any other
+    way.
     coefficients: [K], float64 on the host. Computed in float32 (float64 if a tensor is) and rounded once, to the dtype
     of `out`. A coefficient of 0 does not hide a NaN. Extra memory: O(1). Two gradients are the fast case.
     Raises ValueError when shapes or the number of coefficients do not agree.
     """
-    entries = _check_shards(shards)
+    entries = _check_gradients(gradients)
     outs = _entries(out)
     _check_same_shapes(outs, entries[0], "out")
     if coefficients.shape != (len(entries),):
         raise ValueError(f"coefficients: shape {tuple(coefficients.shape)}, expected ({len(entries)},)")
     filled = [i for i, tensor in enumerate(outs) if tensor.numel()]
     if filled:
-        tensors = [shard[i].detach() for shard in entries for i in filled]
+        tensors = [gradient[i].detach() for gradient in entries for i in filled]
         _OPERATORS.combine_.default(
             [outs[i].detach() for i in filled], tensors, coefficients.detach().to("cpu", torch.float64)
         )
 
 
-def axpby_(y: Shard, a: float, x: Shard, b: float) -> None:
-    """`y = a x + b y`, in place: `combine_` of two gradients."""
+def axpby_(y: Gradient, a: float, x: Gradient, b: float) -> None:
+    """Write `a x + b y` into `y`: `combine_` for two gradients."""
     combine_(y, [x, y], torch.tensor([a, b], dtype=torch.float64, device="cpu"))
 
 
-# Not `custom_op`, which wraps each call in 50 us of Python. Other devices have no float64 for the reference.
+# Not `custom_op`, which costs 50 us of Python per call. Other devices have no float64 for the reference.
 _DEVICES = ("cpu", "cuda", "xpu")
 define(
     "unlearn_kernels::noise_and_target",
@@ -196,7 +198,7 @@ def _weighted_loss(
     mask: Tensor | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient in pred, which is empty where it is not wanted: operators return no None."""
+    """Return the loss and its gradient in pred; that is empty if it is not wanted, as operators cannot return None."""
     backend = backend_for([pred, *terms])
     loss, gradient = backend.weighted_loss(pred, terms, coefficients, weight, mask, with_gradient=with_gradient)
     return loss, pred.new_empty(0) if gradient is None else gradient
@@ -217,7 +219,7 @@ def _(
 
 
 class _Loss(torch.autograd.Function):
-    """The loss with the gradient that came with it. Not `register_autograd`: it wraps each call in 100 us of Python."""
+    """Differentiates the loss by the gradient computed with it. `register_autograd` would cost 100 us per call."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -246,7 +248,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _is_one(scale: Tensor) -> bool:
-    """On the host a scale of 1 can be seen, and spares a pass; what is traced or fake has no value to look at."""
+    """Detect a scale of 1 on the host, which saves a pass. Traced and fake tensors have no value to look at."""
     if torch.compiler.is_compiling() or type(scale) is not Tensor or scale.device.type != "cpu":
         return False
     return scale.item() == 1
@@ -254,7 +256,7 @@ def _is_one(scale: Tensor) -> bool:
 
 @impl("unlearn_kernels::gram", _DEVICES)
 def _gram(tensors: list[Tensor], count: int) -> Tensor:
-    """tensors: the entries of shard 0, of shard 1, ..."""
+    """Run the backend. tensors: the entries of gradient 0, then those of gradient 1, and so on."""
     return backend_for(tensors).gram(_split([tensor.contiguous() for tensor in tensors], count))
 
 
@@ -267,12 +269,12 @@ def _(tensors: list[Tensor], count: int) -> Tensor:
 def _combine_(out: list[Tensor], tensors: list[Tensor], coefficients: Tensor) -> None:
     backend = backend_for([*out, *tensors])
     flat = [tensor.contiguous() for tensor in out]
-    shards = _split([tensor.contiguous() for tensor in tensors], len(coefficients))
-    backend.combine_(flat, shards, coefficients.tolist())
+    gradients = _split([tensor.contiguous() for tensor in tensors], len(coefficients))
+    backend.combine_(flat, gradients, coefficients.tolist())
     for tensor, result in zip(out, flat, strict=True):
         if result is not tensor:
             tensor.copy_(result)
-    # The kernels write behind autograd's back: who still needs the old values must hear of it.
+    # The kernels write behind autograd's back, so that it must be told that saved values have changed.
     torch.autograd.graph.increment_version(out)
 
 
@@ -292,7 +294,7 @@ def _table(table: Tensor, like: Tensor) -> Tensor:
 
 
 def _repeating_mask(mask: Tensor, pred: Tensor) -> Tensor:
-    """The mask as [B, S], S elements that repeat along a sample: one plane for all channels stays one plane."""
+    """Return the mask as [B, S], where S elements repeat along a sample: one plane for all channels stays one plane."""
     try:
         fits = torch.broadcast_shapes(mask.shape, pred.shape) == pred.shape
     except RuntimeError:
@@ -307,31 +309,31 @@ def _repeating_mask(mask: Tensor, pred: Tensor) -> Tensor:
     return plane.expand(len(pred), *shape[1:first], *pred.shape[first:]).reshape(len(pred), -1).contiguous()
 
 
-def _entries(shard: Shard) -> list[Tensor]:
-    return [shard] if isinstance(shard, Tensor) else list(shard)
+def _entries(gradient: Gradient) -> list[Tensor]:
+    return [gradient] if isinstance(gradient, Tensor) else list(gradient)
 
 
-def _check_shards(shards: Shards) -> list[list[Tensor]]:
-    if isinstance(shards, Tensor):
-        if shards.ndim != 2:
-            raise ValueError(f"shards: a matrix [K, N] or a sequence of gradients, not shape {tuple(shards.shape)}")
-        shards = shards.unbind(0)
-    entries = [_entries(shard) for shard in shards]
+def _check_gradients(gradients: Gradients) -> list[list[Tensor]]:
+    if isinstance(gradients, Tensor):
+        if gradients.ndim != 2:
+            raise ValueError(f"gradients: shape {tuple(gradients.shape)}, expected a matrix [K, N] or a sequence")
+        gradients = gradients.unbind(0)
+    entries = [_entries(gradient) for gradient in gradients]
     if not entries:
-        raise ValueError("shards: at least one gradient is needed")
-    for k, shard in enumerate(entries):
-        _check_same_shapes(shard, entries[0], f"shards[{k}]")
+        raise ValueError("gradients: at least one gradient is needed")
+    for k, gradient in enumerate(entries):
+        _check_same_shapes(gradient, entries[0], f"gradients[{k}]")
     return entries
 
 
-def _check_same_shapes(shard: list[Tensor], first: list[Tensor], name: str) -> None:
-    if len(shard) != len(first):
-        raise ValueError(f"{name}: {len(shard)} entries, shards[0] has {len(first)}")
-    for i, (a, b) in enumerate(zip(shard, first, strict=True)):
+def _check_same_shapes(gradient: list[Tensor], first: list[Tensor], name: str) -> None:
+    if len(gradient) != len(first):
+        raise ValueError(f"{name}: {len(gradient)} entries, gradients[0] has {len(first)}")
+    for i, (a, b) in enumerate(zip(gradient, first, strict=True)):
         if a.shape != b.shape:
-            raise ValueError(f"{name}[{i}]: shape {tuple(a.shape)}, in shards[0] it is {tuple(b.shape)}")
+            raise ValueError(f"{name}[{i}]: shape {tuple(a.shape)}, in gradients[0] it is {tuple(b.shape)}")
         if a.device != first[0].device:
-            raise ValueError(f"{name}[{i}]: on {a.device}, shards[0][0] is on {first[0].device}")
+            raise ValueError(f"{name}[{i}]: on {a.device}, gradients[0][0] is on {first[0].device}")
         if not a.is_floating_point():
             raise ValueError(f"{name}[{i}]: dtype {a.dtype}, expected a floating one")
 

@@ -1,4 +1,4 @@
-"""Every operation in plain torch and float64: the oracle of tests and benchmarks, and what runs where nothing else can.
+"""Every operation in plain torch and float64: the oracle of tests and benchmarks, and the fallback on every device.
 
 Arguments arrive checked and contiguous, see `ops`. Results are rounded once, to the dtype of the data.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearn_kernels.backends import gradient_dtype
 
 CHUNK = 1 << 16
-"""Elements that are worked on at a time; a power of two, see `_sum_in_fixed_order_`."""
+"""The number of elements that are processed at a time; a power of two, see `_sum_in_fixed_order_`."""
 
 
 def noise_and_target(
@@ -37,10 +37,10 @@ def weighted_loss(
     else:
         repeats = size // mask.shape[1]
         keep = mask.double().unsqueeze(1).expand(-1, repeats, -1).reshape(pred.shape)
-        # Zeroed before it is squared: what is masked out may be NaN, in the gradient too.
+        # Zeroed before it is squared: masked elements may be NaN, which would reach the gradient.
         difference = difference.where(keep != 0, 0)
         elements = mask.double().sum(1) * repeats
-    # Of a sample's squares in the loss; nothing is counted of a sample whose mask is empty.
+    # The factor of a sample's squares in the loss; a sample whose mask is empty does not count.
     factor = torch.where(elements > 0, weight.double() / (elements * batch), 0)
     loss = (factor * (keep * difference.square()).reshape(batch, -1).sum(1)).sum()
     if not any(tensor.dtype == torch.float64 for tensor in (pred, *terms)):
@@ -50,18 +50,18 @@ def weighted_loss(
     return loss, (2 * _over(factor, pred) * keep * difference).to(gradient_dtype(pred))
 
 
-def gram(shards: Sequence[Sequence[Tensor]]) -> Tensor:
-    count = len(shards)
-    device = shards[0][0].device
+def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    count = len(gradients)
+    device = gradients[0][0].device
     total = torch.zeros(count, count, dtype=torch.float64, device=device)
-    for chunk in _stream(shards, device):
+    for chunk in _stream(gradients, device):
         for i in range(count):
             total[i, i:] += _sum_in_fixed_order_(chunk[i] * chunk[i:])
     return total.triu() + total.triu(1).T
 
 
-def combine_(out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
-    for entries in zip(out, *shards, strict=True):
+def combine_(out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
+    for entries in zip(out, *gradients, strict=True):
         for out_piece, *pieces in _pieces(entries):
             # Every piece is read before the output is written, so the output may be one of them.
             total = pieces[0].double() * coefficients[0]
@@ -71,25 +71,25 @@ def combine_(out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coeffici
 
 
 def _over(column: Tensor, like: Tensor) -> Tensor:
-    """[B] shaped to broadcast over the trailing dimensions of `like` [B, ...]."""
+    """Reshape [B] so that it broadcasts over the trailing dimensions of `like` [B, ...]."""
     return column.reshape(len(like), *[1] * (like.ndim - 1))
 
 
 def _mix(tensors: Sequence[Tensor], table: Tensor) -> Tensor:
-    """float64 `sum_n table[:, n] tensors[n]`, tensors [B, ...] and table [B, len(tensors)]."""
+    """Compute `sum_n table[:, n] tensors[n]` in float64, for tensors [B, ...] and table [B, len(tensors)]."""
     columns = table.double().unbind(1)
     first, *others = (_over(c, tensor) * tensor.double() for c, tensor in zip(columns, tensors, strict=True))
     return sum(others, first)
 
 
-def _stream(shards: Sequence[Sequence[Tensor]], device: torch.device) -> Iterator[Tensor]:
-    """The K gradients side by side, as float64 [K, CHUNK] of one buffer that is used again; the last is zero-padded.
+def _stream(gradients: Sequence[Sequence[Tensor]], device: torch.device) -> Iterator[Tensor]:
+    """Yield the K gradients side by side, as float64 [K, CHUNK], in one buffer that is reused; the last is zero-padded.
 
     Chunks run across the entries: many small tensors cost no more passes than one large one.
     """
-    buffer = torch.zeros(len(shards), CHUNK, dtype=torch.float64, device=device)
+    buffer = torch.zeros(len(gradients), CHUNK, dtype=torch.float64, device=device)
     filled = 0
-    for entries in zip(*shards, strict=True):
+    for entries in zip(*gradients, strict=True):
         for pieces in _pieces(entries):
             rest = list(pieces)
             while rest[0].numel():
@@ -120,5 +120,5 @@ def _sum_in_fixed_order_(values: Tensor) -> Tensor:
 
 
 def _pieces(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Contiguous tensors of one shape, cut alike into flat views of at most CHUNK elements."""
+    """Cut contiguous tensors of one shape alike, into flat views of at most CHUNK elements."""
     return zip(*[tensor.view(-1).split(CHUNK) for tensor in tensors], strict=True)

@@ -4,12 +4,12 @@
 
 `overhead`: a step with surgery against the joint step (the same micro-batches, gradients simply added), on the small
     SD3 (`flags`) with 2 workers; K = 1, and with LoRA K = 8 and 32. `plain` is the joint step as DeepSpeed does it,
-    with its own reduction, norm and clip; `joint` has this engine's. `rows` samples an objective; ways take turns.
-`memory`: bytes a rank keeps beside the gradient that it needs anyway, by ZeRO stage, counted; against the PCGrad loop
-    as usually written, which holds K + 1 whole gradients and a copy of each on every rank; and peak RSS.
-`scaling`: weak scaling: the same samples a worker on 1 and on 2 workers; bytes that a rank hands to collectives a step.
+    with its own reduction, norm and clip; `joint` has this engine's. An objective has `rows` samples; ways take turns.
+`memory`: bytes that a rank keeps beside the gradient that it needs anyway, by ZeRO stage, counted; against the PCGrad
+    loop as usually written, which holds K + 1 whole gradients and a copy of each on every rank; and peak RSS.
+`scaling`: weak scaling: the same samples per worker on 1 and on 2 workers; bytes per step that a rank sends.
 
-One process group a figure, as DeepSpeed holds global state.
+Each figure has its own process group, because DeepSpeed holds global state.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     from expunge.settings import Settings
     from expunge.unlearning.adapter import attach
     from expunge.unlearning.engine import ShardedEngine
-    from expunge.unlearning.objective import Objective
+    from expunge.unlearning.losses import Losses
     from expunge.unlearning.steps import Steps
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -150,9 +150,9 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     x_f, x_s, x_0 = (torch.randn(REQUESTS, *model.latent_shape, generator=generator) for _ in range(3))
     prompt = torch.zeros(REQUESTS, dtype=torch.long)
     request = torch.arange(REQUESTS) % max(tasks, 1)
-    objective = Objective(model, frozen, training, model.condition(["a flag"]))
+    losses = Losses(model, frozen, training, model.condition(["a flag"]))
     sets = ForgetSet(x_f, x_s, prompt, request), RetainSet(x_0, prompt)
-    steps = Steps(objective, *sets, "request" if tasks > 1 else "batch", rank, world)
+    steps = Steps(losses, *sets, "request" if tasks > 1 else "batch", rank, world)
     trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
     engine = ShardedEngine(model.network, training)
 
@@ -160,18 +160,18 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
         return engine.step(step, steps(step)[1])
 
     def joint(step: int) -> None:
-        """The gradients of the same micro-batches, simply added: one accumulation, one reduction."""
+        """Add up the gradients of the same micro-batches: one accumulation, one reduction."""
         engine._backward([one for objective in steps(step)[1] for one in objective])
-        engine._shards.wait()
+        engine._gradients.wait()
         engine._engine.set_gradient_accumulation_boundary(True)
         engine._engine.step()
 
     def plain(step: int) -> None:
-        """As `joint`, with DeepSpeed's own reduction, norm and clip: what one would have without this engine."""
+        """Do the same with DeepSpeed's own reduction, norm and clip: the step without this engine."""
         micro_batches = [one for objective in steps(step)[1] for one in objective]
         optimizer: Any = engine._engine.optimizer
         for index, micro_batch in enumerate(micro_batches):
-            engine._shards.before_forward()
+            engine._gradients.before_forward()
             engine._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             engine._engine.backward(micro_batch() / len(micro_batches), scale_wrt_gas=False)
         optimizer.compute_grad_norm, optimizer.clip_grad = True, training.clip

@@ -120,17 +120,17 @@ def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
 def many(count: int, elements: int, repeats: int) -> Iterator[Row]:
     """K float32 gradients as the matrix that TorchJD asks for; the usual loops up to K = 8, they are quadratic in K."""
     start = torch.randn(count, elements, generator=torch.Generator().manual_seed(0))
-    shards = start.clone()
+    gradients = start.clone()
     contenders = [
-        Contender("ours", lambda: peers.ours_matrix(shards)),
-        Contender("torchjd", lambda: peers.torchjd(shards)),
+        Contender("ours", lambda: peers.ours_matrix(gradients)),
+        Contender("torchjd", lambda: peers.torchjd(gradients)),
     ]
     if count <= 8:
         contenders += [
-            Contender("loop", lambda: peers.loop(shards)),
-            Contender("libmtl", lambda: peers.libmtl(shards)),
+            Contender("loop", lambda: peers.loop(gradients)),
+            Contender("libmtl", lambda: peers.libmtl(gradients)),
         ]
-    times = interleaved(contenders, repeats, lambda: shards.copy_(start))
+    times = interleaved(contenders, repeats, lambda: gradients.copy_(start))
     yield from _rows("pcgrad", "fp32", count, elements, times)
 
 

@@ -20,7 +20,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.unlearning.adapter import attach, export
-from expunge.unlearning.objective import Objective
+from expunge.unlearning.losses import Losses
 from expunge.unlearning.steps import Steps
 from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob
 from unlearn_kernels import clip_coefficient, combine_, gram, retain_normal
@@ -55,8 +55,8 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     forget, retain, conditioning = load_job(blobs, prepared)
     model = load_model(settings.model(job.model), job.resolution)
     torch.manual_seed(training.seed)
-    objective = Objective(model, attach(model, training, None), training, conditioning)
-    step_of = Steps(objective, forget, retain, "request" if training.tasks == "request" else "batch", 0, 1)
+    losses = Losses(model, attach(model, training, None), training, conditioning)
+    step_of = Steps(losses, forget, retain, "request" if training.tasks == "request" else "batch", 0, 1)
     weights = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
 
@@ -64,13 +64,13 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     for step in range(steps):
         tasks, objectives = step_of(step)
         losses = [torch.stack([micro() for micro in micro_batches]).mean() for micro_batches in objectives]
-        shards = [list(torch.autograd.grad(loss, weights)) for loss in losses]
-        matrix = gram(shards)
+        gradients = [list(torch.autograd.grad(loss, weights)) for loss in losses]
+        matrix = gram(gradients)
         each = training.forget_weight / len(tasks)
         plain = torch.tensor([*[each] * len(tasks), 1.0], dtype=torch.float64)
         chosen = retain_normal(matrix, training.forget_weight) if training.surgery == "retain_normal" else plain
-        combine_(shards[-1], shards, chosen * clip_coefficient(matrix, chosen, training.clip))
-        for weight, gradient in zip(weights, shards[-1], strict=True):
+        combine_(gradients[-1], gradients, chosen * clip_coefficient(matrix, chosen, training.clip))
+        for weight, gradient in zip(weights, gradients[-1], strict=True):
             weight.grad = gradient
         optimizer.step()
     return export(model, training, out, job.id, steps=steps)

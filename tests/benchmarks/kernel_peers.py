@@ -15,8 +15,8 @@ from unlearn_kernels import (
     gram,
     regression_loss,
     retain_normal,
+    surgery,
     weighted_loss,
-    weighting,
 )
 
 MAX_NORM = 1.0
@@ -80,11 +80,11 @@ def _gram_in_torch(forget: Gradient, retain: Gradient) -> None:
 compiled_gram: Surgery = torch.compile(_gram_in_torch, fullgraph=True, dynamic=False)
 
 
-def loop(shards: Tensor) -> Tensor:
+def loop(gradients: Tensor) -> Tensor:
     """PCGrad as it is usually written: every gradient projected off every other, [K, N] -> [N]."""
-    projected = [gradient.clone() for gradient in shards]
+    projected = [gradient.clone() for gradient in gradients]
     for gradient in projected:
-        others = list(shards)
+        others = list(gradients)
         random.shuffle(others)
         for other in others:
             dot = torch.dot(gradient, other)
@@ -95,33 +95,33 @@ def loop(shards: Tensor) -> Tensor:
 
 def loop_of_lists(forget: Gradient, retain: Gradient) -> None:
     """The same from and into the gradients of a model."""
-    shards = torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in (forget, retain)])
-    for gradient, part in zip(retain, loop(shards).split([g.numel() for g in retain]), strict=True):
+    gradients = torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in (forget, retain)])
+    for gradient, part in zip(retain, loop(gradients).split([g.numel() for g in retain]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
-def libmtl(shards: Tensor) -> Tensor:
+def libmtl(gradients: Tensor) -> Tensor:
     """The operations of LibMTL 1.1.5's PCGrad on its matrix of gradients, without its backward passes."""
-    projected = shards.clone()
-    for i in range(len(shards)):
-        for j in random.sample(range(len(shards)), len(shards)):
-            dot = torch.dot(projected[i], shards[j])
+    projected = gradients.clone()
+    for i in range(len(gradients)):
+        for j in random.sample(range(len(gradients)), len(gradients)):
+            dot = torch.dot(projected[i], gradients[j])
             if dot < 0:
-                projected[i] -= dot * shards[j] / (shards[j].norm().pow(2))
-                (dot / (shards[j].norm().pow(2))).item()
+                projected[i] -= dot * gradients[j] / (gradients[j].norm().pow(2))
+                (dot / (gradients[j].norm().pow(2))).item()
     return projected.sum(0).clone()
 
 
-def torchjd(shards: Tensor) -> Tensor:
+def torchjd(gradients: Tensor) -> Tensor:
     from torchjd.aggregation import PCGrad
 
-    return PCGrad()(shards)
+    return PCGrad()(gradients)
 
 
-def ours_matrix(shards: Tensor) -> Tensor:
+def ours_matrix(gradients: Tensor) -> Tensor:
     """As TorchJD's PCGrad, in place of the last row."""
-    combine_(shards[-1], shards, weighting("pcgrad", gram(shards)))
-    return shards[-1]
+    combine_(gradients[-1], gradients, surgery("pcgrad", gram(gradients)))
+    return gradients[-1]
 
 
 Loss = Callable[[Tensor, list[Tensor], Tensor, Tensor], Tensor]

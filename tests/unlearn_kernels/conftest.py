@@ -1,4 +1,4 @@
-"""Every test of an operation runs on every backend; Triton's needs its interpreter, see `test_triton.py`."""
+"""Every test of an operation runs on every backend; Triton needs its interpreter, see `test_triton.py`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def rounding(backend: str) -> Callable[[torch.dtype, float], float]:
-    """Relative tolerance of what was rounded to a dtype: Triton's interpreter truncates bfloat16 instead."""
+    """Return the relative tolerance of numbers rounded to a dtype: Triton's interpreter truncates bfloat16 instead."""
     return lambda dtype, rtol: 2 * rtol if (backend, dtype) == ("triton", torch.bfloat16) else rtol
 
 
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _makes_sense(item: pytest.Function) -> bool:
-    """float64 is for the reference alone; the interpreter has no threads, and keeps copies."""
+    """Only the reference takes float64; the interpreter has no threads, and keeps copies."""
     if INTERPRETED and ("threads" in item.name or "memory" in item.name):
         return False
     params = item.callspec.params if hasattr(item, "callspec") else {}

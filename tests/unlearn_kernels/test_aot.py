@@ -26,7 +26,7 @@ GOOD = aot.Row("sm90", "combine_pair", "K = 2", "bf16", streams=2, registers=32,
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A build kept from an earlier run would prove nothing."""
+    """A cached build from an earlier run would prove nothing."""
     with knobs.cache.scope():
         knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
         yield
@@ -45,7 +45,7 @@ def test_every_kernel_is_within_its_limits(target: str, kernel: str) -> None:
 
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_surgery_builds_for_every_gpu(target: str) -> None:
-    """One variant for each GPU family even where slow tests are left out: the everyday gram."""
+    """The fast tier builds one variant for each GPU family: the Gram matrix of two bfloat16 gradients."""
     variant = next(v for v in variants() if v.kernel == "gram_pair" and v.dtype == "bf16" and v.streams)
     row = aot.build(variant, target)
     assert aot.broken_limits(row) == []
@@ -97,7 +97,7 @@ def test_the_command_prints_a_table_and_json(
 
 
 class _NoGpu:
-    """What Triton asks of a driver before it compiles."""
+    """The parts of a driver that Triton uses before it compiles."""
 
     def get_current_target(self) -> GPUTarget:
         return aot.TARGETS["sm90"]
@@ -110,7 +110,7 @@ class _NoGpu:
 
 
 def test_what_the_launches_ask_for_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through Triton's own reading of the arguments, with which the matrix should agree. Sizes of 1 are special."""
+    """Triton reads the arguments itself here, and the variants should agree with it. Sizes of 1 are special."""
     built: list[str] = []
 
     def compile_only(
@@ -135,7 +135,7 @@ def test_what_the_launches_ask_for_builds(monkeypatch: pytest.MonkeyPatch) -> No
         for mask in (None, torch.zeros(shape[0], shape[-1])):
             weighted_loss(x, [x, x, x], table, torch.zeros(shape[0]), mask, with_gradient=True)
     for count in (1, 2, 3):
-        shards = [[torch.zeros(40), torch.zeros(7)[1:]] for _ in range(count)]
-        gram(shards)
-        combine_(shards[0], shards, [1.0] * count)
+        gradients = [[torch.zeros(40), torch.zeros(7)[1:]] for _ in range(count)]
+        gram(gradients)
+        combine_(gradients[0], gradients, [1.0] * count)
     assert set(built) == {f"{variant.kernel}_kernel" for variant in variants()}

@@ -34,59 +34,59 @@ def _weights(count: int) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
 
 
-def _exact_gram(shards: list[Tensor]) -> Tensor:
-    matrix = torch.stack([shard.double().reshape(-1) for shard in shards])
+def _exact_gram(gradients: list[Tensor]) -> Tensor:
+    matrix = torch.stack([gradient.double().reshape(-1) for gradient in gradients])
     return matrix @ matrix.T
 
 
-def _assert_gram(result: Tensor, shards: list[Tensor], backend: str) -> None:
+def _assert_gram(result: Tensor, gradients: list[Tensor], backend: str) -> None:
     """Relative to |g_i| |g_j|; fused backends sum short runs in float32, see `gram`."""
-    exact = _exact_gram(shards)
+    exact = _exact_gram(gradients)
     norms = exact.diagonal().sqrt()
     relative = (result - exact).abs() / (norms[:, None] * norms).clamp(min=1e-300)
     assert relative.max() <= (1e-12 if backend == "reference" else 1e-6) if len(exact) else True
 
 
-def _exact_combination(shards: list[Tensor], weights: Tensor) -> Tensor:
-    return torch.einsum("k,k...->...", weights, torch.stack([shard.double() for shard in shards]))
+def _exact_combination(gradients: list[Tensor], weights: Tensor) -> Tensor:
+    return torch.einsum("k,k...->...", weights, torch.stack([gradient.double() for gradient in gradients]))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
 def test_gram_is_exact_whatever_the_dtype(dtype: torch.dtype, _rtol: float, size: int, backend: str) -> None:
-    shards = _gradients(3, size, dtype)
-    result = gram(shards)
+    gradients = _gradients(3, size, dtype)
+    result = gram(gradients)
     assert result.dtype == torch.float64
     assert torch.equal(result, result.T)
-    _assert_gram(result, shards, backend)
+    _assert_gram(result, gradients, backend)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_two_float32_gradients_are_summed_in_float64(size: int, backend: str) -> None:
     """The everyday case, and the one whose sign decides whether anything is projected."""
-    shards = _gradients(2, size)
+    gradients = _gradients(2, size)
     rtol = 1e-6 if backend == "triton" else 1e-12
-    torch.testing.assert_close(gram(shards), _exact_gram(shards), rtol=rtol, atol=1e-9 if size else 0)
+    torch.testing.assert_close(gram(gradients), _exact_gram(gradients), rtol=rtol, atol=1e-9 if size else 0)
 
 
 @pytest.mark.parametrize("count", [*range(1, 10), 16, 31, 32])
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
 def test_any_number_of_gradients(count: int, dtype: torch.dtype, rtol: float, backend: str) -> None:
-    shards, weights = _gradients(count, 1037, dtype), _weights(count)
-    _assert_gram(gram(shards), shards, backend)
+    gradients, weights = _gradients(count, 1037, dtype), _weights(count)
+    _assert_gram(gram(gradients), gradients, backend)
     out = torch.empty(1037, dtype=dtype)
-    combine_(out, shards, weights)
-    torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=2 * rtol, atol=8 * rtol)
+    combine_(out, gradients, weights)
+    torch.testing.assert_close(out.double(), _exact_combination(gradients, weights), rtol=2 * rtol, atol=8 * rtol)
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_gradients_of_different_dtypes(count: int, backend: str) -> None:
     dtypes = [torch.bfloat16, torch.float32, torch.float16]
-    shards = [shard.to(dtype) for shard, dtype in zip(_gradients(count, CHUNK + 3), dtypes, strict=False)]
-    _assert_gram(gram(shards), shards, backend)
+    gradients = [gradient.to(dtype) for gradient, dtype in zip(_gradients(count, CHUNK + 3), dtypes, strict=False)]
+    _assert_gram(gram(gradients), gradients, backend)
     out = torch.empty(CHUNK + 3)
-    combine_(out, shards, _weights(count))
-    torch.testing.assert_close(out.double(), _exact_combination(shards, _weights(count)), rtol=1e-5, atol=1e-5)
+    combine_(out, gradients, _weights(count))
+    torch.testing.assert_close(out.double(), _exact_combination(gradients, _weights(count)), rtol=1e-5, atol=1e-5)
 
 
 def test_axpby_is_the_case_of_two() -> None:
@@ -97,12 +97,12 @@ def test_axpby_is_the_case_of_two() -> None:
 
 
 def test_a_matrix_and_lists_give_the_bits_of_flat_gradients(backend: str) -> None:
-    shards = _gradients(4, 2 * CHUNK + 77)
-    flat = gram(shards)
+    gradients = _gradients(4, 2 * CHUNK + 77)
+    flat = gram(gradients)
     sizes = [5, 0, CHUNK, CHUNK + 1, 71]
-    for same in (torch.stack(shards), [shard.split(sizes) for shard in shards]):
+    for same in (torch.stack(gradients), [gradient.split(sizes) for gradient in gradients]):
         if backend == "triton":  # whose order depends on the entries and their alignment
-            _assert_gram(gram(same), shards, backend)
+            _assert_gram(gram(same), gradients, backend)
         else:
             assert torch.equal(gram(same), flat)
 
@@ -116,10 +116,10 @@ def test_strided_gradients(shape: tuple[int, ...], backend: str) -> None:
     backwards = tuple(reversed(range(len(shape))))
     strided = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).permute(backwards)
     stepped = torch.randn((*shape, 2), generator=torch.Generator().manual_seed(3))[..., 0]
-    shards = [plain, strided, stepped]
-    _assert_gram(gram(shards), shards, backend)
-    expected = _exact_combination(shards, _weights(3))
-    combine_(stepped, shards, _weights(3))
+    gradients = [plain, strided, stepped]
+    _assert_gram(gram(gradients), gradients, backend)
+    expected = _exact_combination(gradients, _weights(3))
+    combine_(stepped, gradients, _weights(3))
     torch.testing.assert_close(stepped.double(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -134,23 +134,23 @@ def test_a_rank_without_parameters(empty: list[Tensor]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
 def test_combine_rounds_once(dtype: torch.dtype, rtol: float, size: int, rounding: Rounding) -> None:
-    shards, weights = _gradients(4, size, dtype), _weights(4)
+    gradients, weights = _gradients(4, size, dtype), _weights(4)
     out = torch.full((size,), torch.nan, dtype=dtype)
-    combine_(out, shards, weights)
+    combine_(out, gradients, weights)
     rtol = rounding(dtype, rtol)
-    torch.testing.assert_close(out.double(), _exact_combination(shards, weights), rtol=rtol, atol=rtol)
+    torch.testing.assert_close(out.double(), _exact_combination(gradients, weights), rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("alias", [0, 1, 2])
 def test_the_output_may_be_one_of_the_gradients(alias: int) -> None:
-    shards, weights = [list(s.split([9, CHUNK + 2])) for s in _gradients(3, CHUNK + 11)], _weights(3)
-    copies = [[entry.clone() for entry in shard] for shard in shards]
+    gradients, weights = [list(s.split([9, CHUNK + 2])) for s in _gradients(3, CHUNK + 11)], _weights(3)
+    copies = [[entry.clone() for entry in gradient] for gradient in gradients]
     expected = [torch.empty(9), torch.empty(CHUNK + 2)]
     combine_(expected, copies, weights)
-    combine_(shards[alias], shards, weights)
-    for k, shard in enumerate(shards):
+    combine_(gradients[alias], gradients, weights)
+    for k, gradient in enumerate(gradients):
         wanted = expected if k == alias else copies[k]
-        assert all(torch.equal(a, b) for a, b in zip(shard, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(gradient, wanted, strict=True))
 
 
 def test_the_output_may_be_a_parameter() -> None:
@@ -162,31 +162,31 @@ def test_the_output_may_be_a_parameter() -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
 def test_what_is_not_finite_shows(value: float, dtype: torch.dtype, _rtol: float) -> None:
-    shards = _gradients(3, CHUNK + 9, dtype)
-    shards[1][CHUNK + 3] = value
-    result = gram(shards)
+    gradients = _gradients(3, CHUNK + 9, dtype)
+    gradients[1][CHUNK + 3] = value
+    result = gram(gradients)
     assert not result[1].isfinite().any()
     assert result[[0, 0, 2], [0, 2, 2]].isfinite().all()
     out = torch.empty(CHUNK + 9, dtype=dtype)
-    combine_(out, shards, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+    combine_(out, gradients, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
     assert not out[CHUNK + 3].isfinite()
     two = torch.empty(CHUNK + 9, dtype=dtype)
-    combine_(two, shards[1:], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    combine_(two, gradients[1:], torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert not two[CHUNK + 3].isfinite()
 
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(("dtype", "_rtol"), DTYPES)
 def test_the_bits_are_the_same_for_any_number_of_threads(dtype: torch.dtype, _rtol: float, count: int) -> None:
-    shards = _gradients(count, 5 * CHUNK + 13, dtype)
+    gradients = _gradients(count, 5 * CHUNK + 13, dtype)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            out = torch.empty_like(shards[0])
-            combine_(out, shards, _weights(count))
-            results.append((gram(shards), out))
+            out = torch.empty_like(gradients[0])
+            combine_(out, gradients, _weights(count))
+            results.append((gram(gradients), out))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, results[0][0]) and torch.equal(b, results[0][1]) for a, b in results)
@@ -225,9 +225,9 @@ def test_extra_memory_is_bounded(backend: str) -> None:
 def test_arguments_are_checked() -> None:
     a, b = torch.ones(3), torch.ones(4)
     weights = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"shards\[1\]\[0\]: shape \(4,\), in shards\[0\] it is \(3,\)"):
+    with pytest.raises(ValueError, match=r"gradients\[1\]\[0\]: shape \(4,\), in gradients\[0\] it is \(3,\)"):
         gram([a, b])
-    with pytest.raises(ValueError, match=r"shards\[1\]: 2 entries, shards\[0\] has 1"):
+    with pytest.raises(ValueError, match=r"gradients\[1\]: 2 entries, gradients\[0\] has 1"):
         gram([[a], [a, a]])
     with pytest.raises(ValueError, match="at least one gradient"):
         gram([])

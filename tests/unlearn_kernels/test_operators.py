@@ -20,9 +20,9 @@ from unlearn_kernels import (
     noise_and_target,
     regression_loss,
     retain_normal,
+    surgery,
     use_backend,
     weighted_loss,
-    weighting,
 )
 from unlearn_kernels.backends import VARIABLE, backend_name, why_absent
 from unlearn_kernels.native import library
@@ -122,7 +122,7 @@ def test_what_is_written_in_place_is_no_longer_what_autograd_saved() -> None:
 
 def test_tensors_of_several_devices_are_refused() -> None:
     here, there = torch.ones(3), torch.ones(3, device="meta")
-    with pytest.raises(ValueError, match=r"shards\[1\]\[0\]: on meta, shards\[0\]\[0\] is on cpu"):
+    with pytest.raises(ValueError, match=r"gradients\[1\]\[0\]: on meta, gradients\[0\]\[0\] is on cpu"):
         gram([here, there])
     with pytest.raises(ValueError, match=r"out\[0\]: on meta"):
         combine_(there, [here], torch.ones(1, dtype=torch.float64))
@@ -136,7 +136,7 @@ def test_coefficients_stay_on_the_host_whatever_the_default_device() -> None:
     matrix, x, y = torch.eye(2, dtype=torch.float64), torch.ones(3), torch.ones(3)
     with torch.device("meta"):
         assert retain_normal(matrix).device.type == "cpu"
-        assert weighting("pcgrad", matrix).device.type == "cpu"
+        assert surgery("pcgrad", matrix).device.type == "cpu"
         axpby_(y, 2.0, x, 1.0)
     assert torch.equal(y, torch.full((3,), 3.0))
 

@@ -1,4 +1,4 @@
-"""One rank of `test_budget.py`: whole trainings by the loop itself, with folders in the place of Ray's storage."""
+"""One rank of `test_budget.py`: runs whole trainings through the loop, with folders instead of Ray's storage."""
 
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ class Context:
 
 
 class Folders:
-    """In the place of `Checkpoints`, of which it has what the loop uses."""
+    """Replaces `Checkpoints`; it has the parts that the loop uses."""
 
     folder: Path
     skipped = fallbacks = 0
@@ -52,7 +52,7 @@ class Folders:
 
 
 def main(out: Path) -> None:
-    """Each folder in `out` is a job; one with a file `break` is broken off at its first checkpoint, and continued."""
+    """Train each folder in `out`. One with a file `break` is interrupted at its first checkpoint, and continued."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     ray.train.get_context = Context  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,5 @@
-"""What `test_engine.py` compares: small problems, the settings they run under, and the same steps in plain torch."""
+"""The cases of `test_engine.py`: small problems, the settings they run under, and the same steps in plain torch."""
 
-import copy
-import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.settings import OFFLOAD_STAGES, TrainingSettings
-from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal
+from tests.unlearning import plain
 
-# Of the targets, a step each: without gradients of different size AdamW, which divides by it, would hide the clip.
+# The size of the targets, step by step. AdamW divides by the size of gradients, so equal ones would hide the clip.
 SIZES = (4.0, 0.25, 2.0, 0.5)
 STEPS = len(SIZES)
 SAMPLES = 8
@@ -32,16 +30,16 @@ class Network(nn.Sequential):
 
 @dataclass(frozen=True)
 class Case:
-    """Objectives whose targets lie `signs` times one way from what the network says: -1 against 1 conflict."""
+    """Objectives whose targets differ from the network's outputs by `signs` times one vector: -1 and 1 conflict."""
 
     signs: tuple[float, ...]
     sizes: tuple[int, ...] = (5, 7, 3)
-    """Odd: two ranks pad the partition, and its boundary falls inside a tensor."""
+    """The widths of layers. They are odd, so two ranks pad the partition, whose boundary falls inside a tensor."""
     bias: bool = True
     training: tuple[tuple[str, object], ...] = ()
 
     def network(self) -> Network:
-        """The last layer is frozen."""
+        """Make the network; its last layer is frozen."""
         torch.manual_seed(3)
         layers: list[nn.Module] = []
         for wide, narrow in pairwise(self.sizes):
@@ -49,7 +47,7 @@ class Case:
         return Network(*layers, nn.Linear(self.sizes[-1], self.sizes[0]).requires_grad_(False))
 
     def batches(self) -> list[list[Batch]]:
-        """Per step one batch an objective, all on the same inputs."""
+        """Make one batch per step and objective. The objectives of a step have the same inputs."""
         network, generator = self.network(), torch.Generator().manual_seed(11)
         steps = []
         for size in SIZES:
@@ -75,14 +73,14 @@ CASES: dict[str, Case] = {
     "unclipped": case((-1, 1), clip=1e6),
     "three": case((-1, 1, 1), forget_weight=0.7),
     "summed": case((-1, 1), surgery="none"),
-    # One trainable number: the second rank's shard is nothing but padding.
+    # With one trainable number the second rank's shard is nothing but padding.
     "tiny": replace(case((-1, 1)), sizes=(1, 1), bias=False),
     "layer": case((-1, 1, 1), surgery_granularity="layer"),
     "tensor": case((-1, 1, 1), surgery_granularity="tensor"),
     "pcgrad": case((-1, 1, 1), surgery="pcgrad"),
     # The retain objective does not see the first layer.
     "unused": case((-1, 1)),
-    # The forget objective, the first of a step, does not: the step before must have left it nothing.
+    # The forget objective does not. It is the first of a step, so the step before must have left no gradient behind.
     "late": case((-1, 1)),
 }
 
@@ -109,26 +107,49 @@ class Variant:
 
 
 STAGES = (0, 1, 2, 3)
+# Cases that depend on where a stage keeps a gradient run on every stage; what the host decides from the Gram matrix
+# runs on one.
+EVERYWHERE = ("conflict", "tiny", "unused", "late", "layer", "tensor")
+ONCE = {"aligned": 0, "pcgrad": 0, "summed": 1, "unclipped": 2}
+# One of each behaviour, and each stage: these run in the fast tier, on two ranks.
+FAST = {
+    *(f"conflict-stage{stage}-fp32-1x" for stage in STAGES),
+    "aligned-stage0-fp32-1x",
+    "pcgrad-stage0-fp32-1x",
+    "tensor-stage0-fp32-1x",
+    "summed-stage1-fp32-1x",
+    "tiny-stage1-fp32-1x",
+    "three-stage1-fp32-2x",
+    "conflict-stage1-bf16-1x",
+    "conflict-stage1-fp32-1x-offload",
+    "layer-stage2-fp32-1x",
+    "unclipped-stage2-fp32-1x",
+    "late-stage3-fp32-1x",
+    "unused-stage3-fp32-1x",
+}
 VARIANTS = {
     variant.name: variant
     for variant in [
-        *(Variant(name, stage) for name in CASES for stage in STAGES),
-        *(Variant(name, stage, micro_batches=n) for name in ("conflict", "three") for stage in STAGES for n in (2, 4)),
-        *(Variant(name, stage, "bf16") for name in ("conflict", "aligned", "three") for stage in (1, 2, 3)),
-        *(Variant("conflict", stage, "bf16", micro_batches=4) for stage in (1, 2, 3)),
+        *(Variant(name, stage) for name in EVERYWHERE for stage in STAGES),
+        *(Variant(name, stage) for name, stage in ONCE.items()),
+        *(Variant("three", stage, micro_batches=2) for stage in STAGES),
+        *(Variant("conflict", stage, micro_batches=4) for stage in STAGES),
+        *(Variant("conflict", stage, "bf16") for stage in (1, 2, 3)),
+        *(Variant("three", stage, "bf16", micro_batches=4) for stage in (1, 2, 3)),
         *(Variant(name, stage, offload=True) for name in ("conflict", "tiny") for stage in OFFLOAD_STAGES),
         *(Variant("three", stage, micro_batches=2, offload=True) for stage in OFFLOAD_STAGES),
         *(Variant("conflict", stage, "bf16", offload=True) for stage in OFFLOAD_STAGES),
     ]
 }
 
-
-# In "tiny" the second rank holds nothing.
-ELASTIC = [
+# Those that run on one rank, too, where nothing is padded and nothing is sent.
+ALONE = {name for name, variant in VARIANTS.items() if variant.case in ("conflict", "three", "tiny")}
+# Those that go on on another number of ranks. In "tiny" the second rank holds nothing.
+ELASTIC = {
     name
     for name, variant in VARIANTS.items()
-    if variant.micro_batches == 1 and variant.case in ("conflict", "unused", "tiny")
-]
+    if variant.micro_batches == 1 and variant.case in ("conflict", "tiny") and not variant.offload
+}
 
 
 def loss_of(name: str, network: nn.Module, objective: int, batch: Batch) -> Tensor:
@@ -139,69 +160,40 @@ def loss_of(name: str, network: nn.Module, objective: int, batch: Batch) -> Tens
 
 
 def reference(name: str) -> tuple[list[Tensor], list[Record]]:
-    """The same steps in one process: one `autograd.grad` an objective, surgery on whole gradients, plain AdamW."""
+    """The same steps in one process and in float64: final weights of every parameter, and what each step said."""
     this = CASES[name]
-    network, training = this.network(), this.settings()
-    names, trained = zip(*[(n, p) for n, p in network.named_parameters() if p.requires_grad], strict=True)
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
+    network, training = this.network().double(), this.settings()
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    parameters, parts = list(trained.values()), parts_of(trained, training.surgery_granularity)
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0)
     records: list[Record] = []
     for step, batches in enumerate(this.batches()):
-        losses = [loss_of(name, network, k, batch) for k, batch in enumerate(batches)]
-        gradients = [
-            list(torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)) for loss in losses
-        ]
-        parts = _parts(list(names), training.surgery_granularity)
-        grams = [gram([[g[i] for i in part] for g in gradients]) for part in parts]
-        chosen = [_coefficients(matrix, training, step) for matrix in grams]
-        square = sum(float(c @ matrix @ c) for c, matrix in zip(chosen, grams, strict=True))
-        clip = clip_coefficient(torch.tensor([[square]]), torch.ones(1), training.clip)
-        combined = copy.deepcopy(gradients[-1])
-        for part, c in zip(parts, chosen, strict=True):
-            combine_([combined[i] for i in part], [[g[i] for i in part] for g in gradients], c * clip)
-        for parameter, gradient in zip(trained, combined, strict=True):
-            parameter.grad = gradient
+        losses = [loss_of(name, network, k, (x.double(), y.double())) for k, (x, y) in enumerate(batches)]
+        done = plain.operate([plain.gradient_of(loss, parameters) for loss in losses], parts, training, step)
+        plain.hand_over(done.gradient, parameters)
         optimizer.step()
-        whole = gram(gradients)
-        records.append(
-            {
-                "losses": [loss.item() for loss in losses],
-                "cosine": cosines(whole).mean().item(),
-                "conflict": conflicts(whole).double().mean().item(),
-                "norm": max(0.0, square) ** 0.5,
-            }
-        )
+        figures = {"cosine": done.cosine, "conflict": done.conflict, "norm": done.norm}
+        records.append({"losses": [loss.item() for loss in losses], **figures})
     return [p.detach() for p in network.parameters()], records
 
 
-def _coefficients(matrix: Tensor, training: TrainingSettings, step: int) -> Tensor:
-    count = len(matrix) - 1
-    if training.surgery == "none":
-        return torch.tensor([*[training.forget_weight / count] * count, 1.0], dtype=torch.float64)
-    if training.surgery == "retain_normal":
-        return retain_normal(matrix, training.forget_weight)
-    from unlearn_kernels import weighting
-
-    return weighting(training.surgery, matrix, training.forget_weight, seed=training.seed + step)
-
-
-def _parts(names: list[str], granularity: str) -> list[list[int]]:
-    """For an `nn.Sequential`, whose names are `0.weight`, `0.bias`, `2.weight`, ..."""
-    if granularity == "global":
-        return [list(range(len(names)))]
-    if granularity == "tensor":
-        return [[i] for i in range(len(names))]
-    layers = dict.fromkeys(name.split(".")[0] for name in names)
-    return [[i for i, name in enumerate(names) if name.split(".")[0] == layer] for layer in layers]
+def parts_of(trained: dict[str, nn.Parameter], granularity: str) -> list[Tensor]:
+    """Where in a whole gradient lies what is projected on its own; a layer's tensors are `0.weight` and `0.bias`."""
+    depth = {"global": 0, "layer": 1, "tensor": 2}[granularity]
+    owners = [name.split(".")[:depth] for name, parameter in trained.items() for _ in range(parameter.numel())]
+    distinct = [owner for index, owner in enumerate(owners) if owner not in owners[:index]]
+    return [torch.tensor([i for i, mine in enumerate(owners) if mine == owner]) for owner in distinct]
 
 
 def commit() -> None:
     """`python -m tests.unlearning.engine_cases` writes the trajectories anew, after a change that is meant."""
-    found = {}
+    found: dict[str, object] = {}
     for name in CASES:
         weights, records = reference(name)
-        found[name] = {"records": records, "weights": [[float(f"{v:.7g}") for v in w.flatten()] for w in weights]}
-    COMMITTED.write_text(json.dumps(found, indent=1) + "\n")
+        found[name] = {"records": records, "weights": [[float(f"{v:.9g}") for v in w.flatten()] for w in weights]}
+    plain.write(COMMITTED, "tests.unlearning.engine_cases", found)
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     commit()

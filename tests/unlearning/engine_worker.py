@@ -1,8 +1,9 @@
-"""One rank of `test_engine.py`: steps the sharded engine through every variant, and writes what came of it.
+"""One rank of `test_engine.py`: takes the sharded engine through variants, and writes down the results.
 
-DeepSpeed holds global state, so it lives in processes of its own, and one process group serves every variant.
+DeepSpeed holds global state, so it runs in separate processes, and one process group serves many variants.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,14 +16,14 @@ from deepspeed.comm import comm
 from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
-from expunge.unlearning.engine import ShardedEngine, shards
-from tests.unlearning.engine_cases import CASES, ELASTIC, STEPS, VARIANTS, Batch, Record, Variant, loss_of
+from expunge.unlearning.engine import ShardedEngine, stages
+from tests.unlearning.engine_cases import CASES, STEPS, VARIANTS, Batch, Record, Variant, loss_of
 
 
 def micro(
     step: list[Batch], network: nn.Module, rank: int, world: int, variant: Variant
 ) -> list[list[Callable[[], Tensor]]]:
-    """By objective, the micro-batches of this rank's part of its batch."""
+    """For each objective, cut this rank's part of the batch into micro-batches."""
     count = variant.micro_batches
     return [
         [
@@ -42,7 +43,7 @@ def steps(
     variant: Variant,
     first: int = 0,
 ) -> list[Record]:
-    """One engine step per entry; each objective is the mean square error on this rank's part of its batch."""
+    """Make one engine step per entry; an objective is the mean squared error on this rank's part of the batch."""
     records: list[Record] = []
     for number, step in enumerate(batches, first):
         done = engine.step(number, micro(step, network, rank, world, variant))
@@ -61,14 +62,14 @@ def steps(
 def skip(
     engine: ShardedEngine, network: nn.Module, step: list[Batch], rank: int, world: int, variant: Variant, bad: int
 ) -> tuple[int, ...]:
-    """A step in which the last rank's last sample of objective `bad` is not a number; returns who was found bad."""
+    """Try a step in which the last rank has a NaN in objective `bad`; return the objectives that were found bad."""
     poisoned = [(x, y.clone()) for x, y in step]
     poisoned[bad][1][-1] = float("nan")
     return engine.step(0, micro(poisoned, network, rank, world, variant)).bad
 
 
 def elastic(variant: Variant, folder: Path, rank: int, world: int) -> list[Tensor]:
-    """Go on from what another number of ranks has saved; returns the final weights."""
+    """Go on from a checkpoint of another number of ranks; return the final weights."""
     case = CASES[variant.case]
     network = case.network()
     engine = ShardedEngine(network, variant.settings())
@@ -78,7 +79,7 @@ def elastic(variant: Variant, folder: Path, rank: int, world: int) -> list[Tenso
 
 
 def weights(network: nn.Module, stage: int) -> list[Tensor]:
-    """Of every parameter, frozen ones too, in float32."""
+    """Copy every parameter, including frozen ones, in float32."""
     parameters = list(network.parameters())
     with deepspeed.zero.GatheredParameters(parameters) if stage == 3 else nullcontext():
         return [p.detach().float().clone() for p in parameters]
@@ -116,20 +117,22 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
     }
 
 
-def main(out: Path, what: str) -> None:
+def main(out: Path, label: str, names: str, others: str) -> None:
+    """Run variants, and go on with others that another number of ranks has run; both are JSON lists of names."""
     torch.set_num_threads(1)
-    shards.BUCKET = 16  # several a gradient, as on a large network
+    stages.BUCKET = 16  # several per gradient, as on a large network
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    results: dict[str, object] = {}
-    if what == "run":
-        results = {name: run(variant, out / f"{name}-{world}", rank, world) for name, variant in VARIANTS.items()}
-        results["shm"] = (__compatible_ops__["deepspeed_shm_comm"], comm.cdb.shm_comm_op is not None)
-    else:
-        results = {name: elastic(VARIANTS[name], out / f"{name}-{3 - world}", rank, world) for name in ELASTIC}
-    torch.save(results, out / f"{what}-world{world}-rank{rank}.pt")
+    results: dict[str, object] = {
+        "run": {name: run(VARIANTS[name], out / f"{name}-{world}", rank, world) for name in json.loads(names)},
+        "elastic": {
+            name: elastic(VARIANTS[name], out / f"{name}-{3 - world}", rank, world) for name in json.loads(others)
+        },
+        "shm": (__compatible_ops__["deepspeed_shm_comm"], comm.cdb.shm_comm_op is not None),
+    }
+    torch.save(results, out / f"{label}-rank{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,16 +1,28 @@
-"""Process groups of gloo ranks for tests: DeepSpeed holds global state, so it lives in processes of its own."""
+"""Process groups of gloo ranks for tests. DeepSpeed holds global state, so it runs in separate processes."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
-TIMEOUT_S = 500
+import pytest
+
+# Catches a hang and nothing else: a machine that has other work makes a group several times slower.
+TIMEOUT_S = 1500
+
+# For tests that start groups: pytest's own limit must lie above those of all the groups that a fixture starts.
+starts_groups = pytest.mark.timeout(5 * TIMEOUT_S)
 
 
 def run_group(script: str, *arguments: str, world: int, logs: Path, **environment: str) -> None:
-    """Run a script of this folder on `world` ranks until all end; fails with the log of one that does not end well."""
+    """Run a script of this folder on `world` ranks until all have ended.
+
+    Fails with the log of the first rank that fails, at once: the others would wait for it.
+    """
     command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
     port = _free_port()
     started: list[tuple[Path, subprocess.Popen[str]]] = []
@@ -31,13 +43,31 @@ def run_group(script: str, *arguments: str, world: int, logs: Path, **environmen
             process = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, text=True)
         started.append((log, process))
     try:
-        for log, process in started:
-            code = process.wait(timeout=TIMEOUT_S)
-            assert code == 0, log.read_text()[-4000:]
+        deadline = time.monotonic() + TIMEOUT_S
+        while running := [process for _, process in started if process.poll() is None]:
+            _check(started)
+            assert time.monotonic() < deadline, f"{len(running)} ranks of {script} have not ended after {TIMEOUT_S} s"
+            time.sleep(0.1)
+        _check(started)
     finally:
         for _, process in started:
             process.kill()
             process.wait()
+
+
+def selected(request: pytest.FixtureRequest) -> Iterator[tuple[pytest.Function, str, int]]:
+    """Yield the tests of this module that were selected and use the fixture, with their variant and number of ranks.
+
+    A module's groups then run what its tests ask for: little in the fast tier, one variant under `-k`.
+    """
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and item.path == request.path and request.fixturename in item.fixturenames:
+            yield item, str(item.callspec.params["name"]), cast(int, item.callspec.params["world"])
+
+
+def _check(started: list[tuple[Path, subprocess.Popen[str]]]) -> None:
+    for log, process in started:
+        assert not process.returncode, log.read_text()[-4000:]
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""Which times, rows and noise a step sees: the right distributions, and the same whatever the number of workers."""
+"""The times, rows and noise of a step: the right distributions, the same whatever the number of workers."""
 
 from typing import Literal
 
@@ -72,7 +72,7 @@ def test_times_are_never_pinned(model: DiffusionModel, density: Density) -> None
     times = torch.stack([one(model, step, density=density).time for step in range(STEPS)])
     assert len(times.unique()) > STEPS * BATCH / 4
     assert all(len(row.unique()) > BATCH / 2 for row in times), "within a step"
-    assert all(len(column.unique()) > STEPS / 2 for column in times.T), "at a place in the batch"
+    assert all(len(column.unique()) > STEPS / 2 for column in times.T), "at an index of the batch"
 
 
 def test_times_are_stratified_in_each_step(model: DiffusionModel) -> None:
@@ -143,13 +143,13 @@ def test_picks_by_weight_come_as_often_as_they_are_due(weight: list[float], star
 
 
 def test_nobody_waits_long_for_a_share_below_one_sample() -> None:
-    """100 requests and 8 samples a step: each is met within twice the steps that it is due in."""
+    """With 100 requests and 8 samples per step, each comes within twice the steps in which it is due."""
     picked = pick_by_weight(torch.ones(100, dtype=torch.float64), torch.arange(8 * 100))
     for first in range(0, 600, 8):
         assert len(picked[first : first + 200].unique()) == 100
 
 
-def test_a_probe_has_one_noise_a_row(model: DiffusionModel) -> None:
+def test_a_probe_has_one_noise_per_row(model: DiffusionModel) -> None:
     rows, level = torch.tensor([2, 0, 2]), torch.tensor([0.4, 0.6, 0.6])
     whole = draw_probe(model, TrainingSettings(), rows, level)
     assert torch.equal(whole.noise[0], whole.noise[2])

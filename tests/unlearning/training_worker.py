@@ -1,5 +1,6 @@
-"""One rank of `test_training.py`: real steps of the shipped models, and what is exported after them."""
+"""One rank of `test_training.py`: takes real steps of the shipped models, and exports the result."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -28,14 +29,15 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
     return {"records": records, "moved": {name: whole[name] - start[name] for name in start}, "hotfix": hotfix}
 
 
-def main(out: Path) -> None:
+def main(out: Path, names: str) -> None:
+    """Run the variants in the JSON list `names`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    results = {name: run(variant, out / f"{name}-{world}", rank, world) for name, variant in VARIANTS.items()}
+    results = {name: run(VARIANTS[name], out / f"{name}-{world}", rank, world) for name in json.loads(names)}
     torch.save(results, out / f"world{world}-rank{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -10,9 +10,9 @@ typedef struct {
     const void *const *data;
     const uint8_t *types;
     const int64_t *starts;
-} shards;
+} gradients;
 
-static int64_t entry_at(const shards *s, int64_t position) {
+static int64_t entry_at(const gradients *s, int64_t position) {
     int64_t low = 0, high = s->entries;
     while (high - low > 1) {
         int64_t middle = (low + high) / 2;
@@ -32,14 +32,14 @@ static int64_t entry_at(const shards *s, int64_t position) {
 enum { NOT_A_PAIR = -1 };
 
 typedef struct {
-    shards s;
+    gradients s;
     int64_t first, pairs; /* the chunk of unit 0; the inner products of one chunk */
     int pair; /* the type of two gradients that are all float32 or all bfloat16 */
     double *partials; /* [units, pairs] */
 } gram_task;
 
 /* `n` elements of gradient k from `position` on, of type `wanted` (their own, or F32), padded by zeros. */
-static const void *load(const shards *s, int64_t k, int64_t position, int64_t n, int wanted, void *buffer) {
+static const void *load(const gradients *s, int64_t k, int64_t position, int64_t n, int wanted, void *buffer) {
     int64_t entry = entry_at(s, position), offset = position - s->starts[entry], bytes = wanted == F32 ? 4 : 2;
     for (int64_t done = 0, size; done < n; done += size, entry++, offset = 0) {
         size = MIN(n - done, s->starts[entry + 1] - s->starts[entry] - offset);
@@ -105,7 +105,7 @@ static int64_t blocks_of(int64_t count) { return (count + TILE - 1) / TILE; }
 
 static void gram_chunk(void *task, int64_t unit, void *scratch) {
     const gram_task *t = task;
-    const shards *s = &t->s;
+    const gradients *s = &t->s;
     int64_t from = (t->first + unit) * CHUNK, to = MIN(from + CHUNK, s->starts[s->entries]);
     int64_t count = s->count, rows = blocks_of(count) * TILE;
     double *sums = t->partials + unit * t->pairs;
@@ -175,7 +175,7 @@ EXPORT int unlearn_gram(int64_t entries, int64_t count, const void *const *data,
 #define STRETCH 4096
 
 typedef struct {
-    shards s;
+    gradients s;
     void *const *out; /* [entries] */
     const uint8_t *out_types;
     const float *coefficients;
@@ -217,7 +217,7 @@ CLONES static void axpby_bf16(const uint16_t *a, float x, const uint16_t *b, flo
 
 static void combine_chunk(void *task, int64_t unit, void *scratch) {
     const combine_task *t = task;
-    const shards *s = &t->s;
+    const gradients *s = &t->s;
     const float *c = t->coefficients;
     float *left = scratch, *right = left + STRETCH, *sum = right + STRETCH;
     int64_t at = unit * CHUNK, end = MIN(at + CHUNK, s->starts[s->entries]);

@@ -1,7 +1,7 @@
-"""Builds the C kernels into the wheel. Where there is no C compiler the wheel is pure Python, and says so.
+"""Builds the C kernels into the wheel. Without a C compiler the wheel is pure Python, and the build says so.
 
 The library has a C ABI and no Python or torch in it: one wheel per platform serves every version of both.
-`CC` and `CFLAGS` are honoured. `UNLEARN_KERNELS_BUILD=0` leaves the library out, `=1` fails where it cannot be built.
+`CC` and `CFLAGS` are honoured. `UNLEARN_KERNELS_BUILD=0` leaves the library out; `=1` fails if it cannot be built.
 """
 
 import os
@@ -21,7 +21,7 @@ VARIABLE = "UNLEARN_KERNELS_BUILD"
 FLAGS = (
     *("-std=c11", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast", "-fopenmp-simd"),
-    # Vectors stay inside the library: how they would be passed between functions is of no interest.
+    # Vectors stay inside the library, so the ABI for passing them does not matter.
     "-Wno-psabi",
     # Words are read as floats and back, within a function and, under CFLAGS=-flto, across files.
     "-fno-strict-aliasing",
@@ -33,12 +33,12 @@ class NoCompiler(RuntimeError):
 
 
 def compile_library(target: Path) -> None:
-    """Compile the sources into the shared library `target`. Raises NoCompiler with what the compiler said."""
+    """Compile the sources into the shared library `target`. Raises NoCompiler with the compiler's message."""
     names = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if shutil.which(names[0]) is None:
         raise NoCompiler(f"{names[0]} is not on the PATH")
     sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
-    # Beside the target and renamed: a process that has the old library loaded keeps it.
+    # Written beside the target and renamed, so that a process that has loaded the old library keeps it.
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     command = [*names, *FLAGS, *shlex.split(os.environ.get("CFLAGS", "")), *sources, "-o", str(partial)]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -24,7 +24,7 @@ def pair_constants(x: tl.dtype, y: tl.dtype, out: tl.dtype, *, aligned: bool) ->
 
 
 def many_constants(types: Sequence[tl.dtype], out: tl.dtype, *, aligned: bool) -> Constants:
-    """Any number of gradients; if their dtypes differ, each one's is looked up while it runs."""
+    """Combine any number of gradients. If their dtypes differ, each one's is looked up while the kernel runs."""
     same = types[0] if all(dtype == types[0] for dtype in types) else None
     return {"TYPE": same, "OUT": out, "ALIGNED": aligned, "CHUNK": CHUNK, "BLOCK": BLOCK}
 
@@ -40,7 +40,7 @@ def combine_pair_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = a x + b y, one chunk per program; out may be x or y."""
+    """Compute out = a x + b y, one chunk per program; out may be x or y."""
     entry, offset, size = locate(table, entries, tl.program_id(0), CHUNK)
     lane = tl.arange(0, BLOCK)
     x = address_of(table, entries, entry, 0, offset, X, ALIGNED) + lane
@@ -69,7 +69,7 @@ def combine_many_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = sum_k c_k shard_k, one chunk per program. TYPE None: each gradient's dtype stands in the table."""
+    """Compute out = sum_k c_k gradient_k, one chunk per program. TYPE None: the table has each gradient's dtype."""
     entry, offset, size = locate(table, entries, tl.program_id(0), CHUNK)
     lane = tl.arange(0, BLOCK)
     out = address_of(table, entries, entry, count, offset, OUT, ALIGNED) + lane
@@ -117,9 +117,9 @@ def _coefficient(place):
     return tl.load(place).to(tl.int32).to(tl.float32, bitcast=True)
 
 
-def combine_(out: Sequence[Tensor], shards: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
+def combine_(out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
     bits = torch.tensor(coefficients, dtype=torch.float32).view(torch.int32).tolist()
-    for part in groups([*shards, out]):
+    for part in groups([*gradients, out]):
         *types, out_type = (TYPES[dtype] for dtype in part.dtypes)
         table = part.table([*bits, *(CODES[dtype] for dtype in part.dtypes[:-1])])
         arguments = (table, len(part.rows[0]))

@@ -24,11 +24,11 @@ PROGRAMS = 4096
 """A guess: 2 to 4 waves of the largest GPUs, and 32 MB of partial sums at K = 32."""
 
 TILE_COLUMNS = 128
-"""Products that the tile kernel sums in float32 before they go to float64."""
+"""The number of products that the tile kernel sums in float32 before they are added in float64."""
 TILES = (16, 32)
-"""Gradients of a tile; tl.dot takes no fewer than 16, and 64 of them would spill."""
+"""The number of gradients in a tile; tl.dot takes no fewer than 16, and 64 of them would spill."""
 
-# One build per dtype: by itself Triton builds anew for each mix of numbers that are 1 or multiples of 16.
+# One build per dtype: by default Triton makes a new build for each mix of numbers that are 1 or multiples of 16.
 UNSPECIALISED = ("entries", "chunks", "count", "i", "j", "row", "stride")
 
 
@@ -46,7 +46,8 @@ def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
 
 
 def tile_constants(dtype: tl.dtype, tile: int, *, diagonal: bool, aligned: bool) -> Constants:
-    """16-bit factors go to the matrix units, whose products are exact; the interpreter's are nonsense, it gets float32.
+    """Choose the dtype of factors: 16-bit ones go to the matrix units, whose products are exact. The interpreter gets
+    those wrong, so it gets float32.
 
     CDNA2's units take subnormals for 0: float16 below 6e-5, on gfx90a. float32 has no such units, and what is not
     aligned an address per element: both take registers. The block narrows until no target of `unlearn_kernels.aot`
@@ -107,7 +108,7 @@ def gram_pair_kernel(
             xx += p * p
             xy += p * q
             yy += q * q
-        # Only an entry's last block takes a mask, whose bound would forbid vector loads.
+        # Only an entry's last block is masked, because the bound of a mask prevents vector loads.
         if whole < size:
             inside = lane < size - whole
             p = tl.load(x + whole, mask=inside, other=0).to(SUM)
@@ -126,10 +127,10 @@ def gram_pair_kernel(
 
 @triton.jit
 def _rows(table, entries, entry, offset, first, count, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr):
-    """Pointers [TILE, 1] to a chunk of the gradients from `first` on, and which of them exist."""
-    shard = first + tl.arange(0, TILE)
-    present = shard < count
-    addresses = tl.load(table + (2 + shard) * entries + entry, mask=present, other=0)
+    """Return pointers [TILE, 1] to a chunk of the gradients from `first` on, and which of these exist."""
+    gradient = first + tl.arange(0, TILE)
+    present = gradient < count
+    addresses = tl.load(table + (2 + gradient) * entries + entry, mask=present, other=0)
     pointers = (addresses.to(tl.pointer_type(TYPE)) + offset)[:, None]  # pyright: ignore[reportArgumentType]
     if ALIGNED:
         pointers = tl.multiple_of(pointers, [16, 16])
@@ -155,7 +156,7 @@ def gram_tile_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Inner products of TILE gradients from i on with TILE from j on, by matrix products of FACTOR's dtype."""
+    """Multiply TILE gradients from i on with TILE gradients from j on, by matrix products of FACTOR's dtype."""
     program = tl.program_id(0)
     lane = tl.arange(0, BLOCK)[None, :]
     total = tl.zeros([TILE, TILE], tl.float64)
@@ -183,19 +184,19 @@ def gram_tile_kernel(
     tl.store(cells, total, mask=(a < count) & (b < count))
 
 
-def gram(shards: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Up to 32 gradients of one dtype are read once; more are read once per tile of 32."""
-    parts = groups(shards)
+def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Compute the Gram matrix. Up to 32 gradients of one dtype are read once; more are read once per tile of 32."""
+    parts = groups(gradients)
     programs = [min(part.chunks, PROGRAMS) for part in parts]
-    shape = (len(shards), len(shards), sum(programs))
-    partials = torch.empty(shape, dtype=torch.float64, device=shards[0][0].device)
+    shape = (len(gradients), len(gradients), sum(programs))
+    partials = torch.empty(shape, dtype=torch.float64, device=gradients[0][0].device)
     for n, part in enumerate(parts):
         _fill(partials, sum(programs[:n]), programs[n], part)
     return ordered_gram(partials)
 
 
 def _fill(partials: Tensor, row: int, programs: int, part: Group) -> None:
-    """Inner products of the group's entries, to partials[:, :, row : row + programs], for i <= j at least."""
+    """Write inner products of the group's entries to partials[:, :, row : row + programs], at least for i <= j."""
     count = len(part.rows)
     types = [TYPES[dtype] for dtype in part.dtypes]
     shape = (part.table(), partials, len(part.rows[0]), part.chunks, count)

@@ -1,4 +1,4 @@
-"""What every launch shares: threads per program, compiler options, and the sum that makes results reproducible."""
+"""The parts that launches share: threads per program, compiler options, and the sum that makes results reproducible."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
@@ -14,11 +14,11 @@ THREADS = 256
 SUM_BLOCK = 1024
 
 Constants: TypeAlias = Mapping[str, object]
-"""Compile-time arguments of a kernel. A launch and its ahead-of-time build take them from the same function."""
+"""Compile-time arguments of a kernel. A launch and its ahead-of-time build get them from the same function."""
 
 
 class Kernel(Protocol):
-    """What triton.jit makes of a function."""
+    """A function compiled by triton.jit."""
 
     arg_names: list[str]
 
@@ -26,7 +26,7 @@ class Kernel(Protocol):
 
 
 def options(threads: int, *, warp_size: int) -> dict[str, int | bool]:
-    """Compiler options for so many threads. A wavefront of CDNA is twice as wide as a warp: half as many are a program.
+    """Return compiler options for a number of threads. As CDNA's wavefront is twice a warp, a program has half as many.
 
     enable_fp_fusion is explicit: Triton 3.10 changes its default, and with it the last bits of a result.
     """
@@ -49,7 +49,7 @@ def launch(
 
 @triton.jit(do_not_specialize=["count"])
 def ordered_sum_kernel(values, sums, size, count, SYMMETRIC: tl.constexpr, BLOCK: tl.constexpr):
-    """sums[row] = sum of values[row, :size]. SYMMETRIC: rows are the cells of [count, count], lower ones not valid."""
+    """Write the sum of values[row, :size] to sums[row]. SYMMETRIC: rows are cells [count, count], lower ones unset."""
     program = tl.program_id(0)
     row = program
     if SYMMETRIC:
@@ -68,7 +68,7 @@ def sum_constants(*, symmetric: bool) -> Constants:
 
 
 def ordered_sum(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums of the rows of `values` [R, N], [R] in `dtype`, added in float64 in an order that only N decides.
+    """Sum the rows of `values` [R, N] to [R] in `dtype`, adding in float64 in an order that depends on N alone.
 
     torch.sum would choose its order by the device's number of multiprocessors.
     """
@@ -78,7 +78,7 @@ def ordered_sum(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def ordered_gram(partials: Tensor) -> Tensor:
-    """`ordered_sum` of [K, K, N] to float64 [K, K], the upper half mirrored below."""
+    """Apply `ordered_sum` to [K, K, N], giving float64 [K, K] with the upper half mirrored below."""
     sums = partials.new_empty(partials.shape[:2])
     arguments = (partials, sums, partials.shape[2], len(sums))
     launch(ordered_sum_kernel, sums.numel(), sums, arguments, sum_constants(symmetric=True))

@@ -29,7 +29,7 @@ def noise_and_target_kernel(
     start = sample.to(tl.int64) * size + first
     lane = tl.arange(0, BLOCK)
     inside = lane < size - first
-    # Straight to float32: the interpreter holds bfloat16 as integers, and computes nonsense with them.
+    # Straight to float32: the interpreter stores bfloat16 as integers, and would compute with those.
     image = tl.load(x_f + start + lane, mask=inside).to(tl.float32)
     noise = tl.load(eps + start + lane, mask=inside).to(tl.float32)
     a, b = tl.load(path + sample * 2), tl.load(path + sample * 2 + 1)
@@ -72,7 +72,7 @@ def weighted_loss_kernel(
         difference -= c * tl.load(terms[n] + start + lane, mask=inside, other=0).to(tl.float32)
     factor = tl.load(weight + sample) * scale
     if MASKED:
-        # The plane repeats along a sample. Its place in the block is reduced first, so that lanes wrap in 32 bits.
+        # The plane repeats along a sample. Its offset in the block is reduced first, so that lanes wrap in 32 bits.
         wrapped = ((first % plane).to(tl.int32) + lane) % plane
         keep = tl.load(mask + sample.to(tl.int64) * plane + wrapped, mask=inside, other=0)
         difference = tl.where(keep != 0, difference, 0)

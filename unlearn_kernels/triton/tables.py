@@ -1,6 +1,7 @@
 """One launch for a list of tensors: a table of their addresses and sizes, and the way from a chunk to its entry.
 
-Entries are cut into chunks of CHUNK elements; chunks are numbered through. A table is int64, E entries and K shards::
+Entries are cut into chunks of CHUNK elements, which are numbered through. For E entries and K gradients, a table is
+int64::
 
     first chunk of the entry [E] | elements [E] | addresses [rows, E] | extra numbers
 
@@ -28,7 +29,7 @@ CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 @dataclass(frozen=True)
 class Group:
-    """Entries that one launch can take: the same dtype in each row, and either all addresses aligned or not."""
+    """Entries that one launch can take: each row has one dtype, and the addresses are either all aligned or not."""
 
     dtypes: tuple[torch.dtype, ...]
     aligned: bool
@@ -50,7 +51,7 @@ class Group:
 
 
 def groups(rows: Sequence[Sequence[Tensor]]) -> list[Group]:
-    """The entries of `rows` (lists of tensors of equal shapes, entry by entry) by what a launch must share."""
+    """Group the entries of `rows` (lists of tensors with equal shapes, entry by entry) into launches."""
     found: dict[tuple[tuple[torch.dtype, ...], bool], Group] = {}
     for tensors in zip(*rows, strict=True):
         dtypes = tuple(tensor.dtype for tensor in tensors)
@@ -63,7 +64,7 @@ def groups(rows: Sequence[Sequence[Tensor]]) -> list[Group]:
 
 @triton.jit
 def locate(table, entries, chunk, CHUNK: tl.constexpr):
-    """The entry of a chunk, the chunk's offset in it, and how many elements the chunk has."""
+    """Return the entry of a chunk, the chunk's offset in it, and the number of elements in the chunk."""
     low, high = 0, entries
     while high - low > 1:
         middle = (low + high) // 2
@@ -75,10 +76,10 @@ def locate(table, entries, chunk, CHUNK: tl.constexpr):
 
 @triton.jit
 def address_of(table, entries, entry, row, offset, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where a chunk begins in one row of the table, as a pointer."""
+    """Return a pointer to the beginning of a chunk in one row of the table."""
     stored = tl.load(table + (2 + row) * entries + entry)
     pointer = stored.to(tl.pointer_type(TYPE)) + offset  # pyright: ignore[reportArgumentType]
-    # Without this hint nothing is known of an address that was itself loaded, and no load is vectorised.
+    # Without this hint the compiler knows nothing of an address that was itself loaded, and vectorises no load.
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer

@@ -1,4 +1,4 @@
-"""Every build of the kernels that the launches can ask for; of mixed dtypes, one mixture of each kind.
+"""Every build of the kernels that launches can request; for mixed dtypes, one mixture of each kind.
 
 Left out: what Triton makes of a size that is 1 or beyond 32 bits. "ragged": 16 does not divide a sample, and the mask
 is one number per sample. "unaligned": a view that does not begin at a multiple of 16 bytes.
@@ -24,12 +24,12 @@ class Variant:
     dtype: str
     function: Kernel
     types: Mapping[str, str | tuple[str, ...]]
-    """Of the arguments, as Triton writes them: "i32", "*bf16" for a pointer. All pointers are multiples of 16 bytes."""
+    """The arguments' types in Triton's notation: "i32", or "*bf16" for a pointer. Pointers are 16-byte aligned."""
     constants: Constants
-    """Compile-time arguments; one that is in `types` too takes its value here."""
+    """Compile-time arguments; one that is also in `types` gets its value from here."""
     multiples_of_16: tuple[str, ...] = ()
     streams: int
-    """Of how many tensors it must load 128 bits at a time: those that it reads at the speed of memory."""
+    """The number of tensors that must be loaded 128 bits at a time: those that are read at the speed of memory."""
     threads: int = THREADS
 
 
@@ -152,13 +152,13 @@ def _combine_many(dtype: str, aligned: bool) -> Variant:
         function=combine.combine_many_kernel,
         types={"table": "*i64", "entries": "i32", "count": "i32"},
         constants=combine.many_constants([x, y], y, aligned=aligned),
-        # Mixed: a load for each dtype that a gradient may have.
+        # Mixed dtypes need a load for each dtype that a gradient may have.
         streams=0 if not aligned else 1 if x == y else len(DTYPES),
     )
 
 
 def _sum(detail: str, values: str, sums: str) -> Variant:
-    """Partial sums are few. A mask is data, and a plane of it a multiple of 16."""
+    """Build `ordered_sum`: partial sums are few; a mask is data, and its plane a multiple of 16."""
     streams = detail == "mask"
     return Variant(
         kernel="ordered_sum",

@@ -16,7 +16,7 @@ from expunge.families.base import DiffusionModel
 from expunge.families.weights import FULL_FILE, LORA_FILE
 from expunge.files import file_digest
 from expunge.settings import TrainingSettings
-from expunge.unlearning.objective import Frozen
+from expunge.unlearning.losses import Frozen
 from expunge.words import Hotfix
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from expunge.runs.failures import Hopeless
-from expunge.unlearning.tasks import Task
+from expunge.unlearning.objectives import ForgetObjective
 from expunge.words import UnlearnJob
 
 
@@ -16,7 +16,7 @@ class BadSteps:
     _row: int = 0
     _suspects: set[str] = field(default_factory=set)
 
-    def __call__(self, bad: tuple[int, ...], tasks: tuple[Task, ...]) -> None:
+    def __call__(self, bad: tuple[int, ...], objectives: tuple[ForgetObjective, ...]) -> None:
         """Count a step. bad: the indices of the objectives whose gradient is not finite, the retain objective last.
 
         Raises Hopeless, with the requests whose objectives they were.
@@ -26,7 +26,7 @@ class BadSteps:
             return
         self.total += 1
         self._row += 1
-        named = [self.job.everything[r].id for k in bad if k < len(tasks) for r in tasks[k].requests]
+        named = [self.job.everything[r].id for k in bad if k < len(objectives) for r in objectives[k].requests]
         self._suspects |= set(named)
         if self._row < self.job.training.max_bad_steps:
             return

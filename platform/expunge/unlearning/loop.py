@@ -21,10 +21,10 @@ from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
+from expunge.unlearning.losses import Losses
 from expunge.unlearning.memory import footprint, tasks_that_fit
-from expunge.unlearning.objective import Objective
+from expunge.unlearning.objectives import Mode
 from expunge.unlearning.steps import Steps
-from expunge.unlearning.tasks import Mode
 from expunge.unlearning.train import Record
 from expunge.words import UnlearnJob
 
@@ -65,7 +65,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     model = load_model(settings.model(job.model), job.resolution, job.base)
     model.network.to(device)
     frozen = attach(model, training, warm_start)
-    objective = Objective(model, frozen, training, conditioning, device)
+    losses = Losses(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)
     start = engine.weights()
     mode = training.tasks
@@ -78,10 +78,10 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
         steps=job.steps(warm=warm_start is not None),
         engine=engine,
         start=start,
-        objectives=Steps(objective, forget, retain, mode, rank, world),
+        objectives_of=Steps(losses, forget, retain, mode, rank, world),
         checkpoints=Checkpoints(engine, training, job.id, blobs.derive("checkpoint")),
         bad=BadSteps(job),
-        budget=Budget(objective, forget, engine.total, rank, world) if training.adaptive else None,
+        budget=Budget(losses, forget, engine.total, rank, world) if training.adaptive else None,
         record=record if rank == 0 else _ignore,
     )
     done = loop.run()
@@ -101,7 +101,7 @@ class _Loop:
     engine: "ShardedEngine"
     start: "Shard"
     """The weights before the first step, which the drift is measured from."""
-    objectives: Steps
+    objectives_of: Steps
     checkpoints: Checkpoints
     bad: BadSteps
     budget: Budget | None
@@ -113,11 +113,11 @@ class _Loop:
         if self.budget:
             self.record(step, self.budget.probe())
         while self._goes_on(step):
-            tasks, micro_batches = self.objectives(step, self.budget.missing if self.budget else None)
+            objectives, micro_batches = self.objectives_of(step, self.budget.missing if self.budget else None)
             done = self.engine.step(step, micro_batches)
-            self.bad(done.bad, tasks)
+            self.bad(done.bad, objectives)
             step += 1
-            self._report(step, len(tasks), done)
+            self._report(step, len(objectives), done)
             if step % self.job.training.checkpoint_every == 0 and self._goes_on(step):
                 self.checkpoints.save(step)
         return step
@@ -125,20 +125,20 @@ class _Loop:
     def _goes_on(self, step: int) -> bool:
         return step < self.steps and not (self.budget and self.budget.spent)
 
-    def _report(self, step: int, tasks: int, done: "StepStatistics") -> None:
+    def _report(self, step: int, objectives: int, done: "StepStatistics") -> None:
         """Probe the budget and record the figures, where it is time for either."""
         last = step == self.steps
         probing = self.budget is not None and (step % self.job.training.probe_every == 0 or last)
         if step % LOG_EVERY and not probing and not last:
             return
         figures = {
-            "loss/forget": sum(done.losses[:-1]) / tasks,
+            "loss/forget": sum(done.losses[:-1]) / objectives,
             "loss/retain": done.losses[-1],
             "drift": self.engine.distance_from(self.start),
             "surgery/cosine": done.cosine,
             "surgery/conflict": done.conflict,
             "surgery/norm": done.norm,
-            "surgery/tasks": float(tasks),
+            "surgery/tasks": float(objectives),
             "steps/skipped": float(self.bad.total),
             "checkpoints/skipped": float(self.checkpoints.skipped),
             "checkpoints/damaged": float(self.checkpoints.fallbacks),

@@ -1,7 +1,8 @@
-"""Who is sampled at a step, when, with which noise: functions of (seed, step, sample index), never of the rank.
+"""Which rows are sampled at a step, at which times and with which noise.
 
-So the number of workers changes nothing but rounding, and a resumed run repeats what it would have drawn. With an
-adaptive budget, what each request misses has a say in who is sampled.
+All of this depends on (seed, step, sample index) and never on the rank. So the number of workers changes nothing but
+rounding, and a resumed run draws what it would have drawn. With an adaptive budget the choice of rows also depends on
+how far each request still has to go.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Draw:
-    """One worker's part of a step's batch: its sample indices are `rank, rank + world, ...`."""
+    """One worker's part of a step's samples: those with the indices `rank, rank + world, ...`."""
 
     rows: Tensor
     """int64 [b]: rows of the prepared set."""
@@ -34,10 +35,10 @@ class Draw:
 def draw_samples(
     model: DiffusionModel, training: TrainingSettings, stream: Stream, step: int, rows: Tensor, mine: Tensor
 ) -> Draw:
-    """The samples `mine` [b] of a step whose samples are made from `rows` [n]."""
+    """Draw the samples `mine` [b] of a step whose samples are made from `rows` [n]."""
     batch = len(rows)
     generator = _generator(training.seed, stream, step, 0)
-    # Stratified over the global batch, in random order: one time from each of `batch` equal slices of the density.
+    # Stratified over the global batch in random order: one time from each of `batch` equal slices of the density.
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
     time = _time(model, training, u[mine])
     shape = model.latent_shape
@@ -48,14 +49,14 @@ def draw_samples(
 
 
 def draw_probe(model: DiffusionModel, training: TrainingSettings, rows: Tensor, level: Tensor) -> Draw:
-    """`rows` [b] at noise levels `level` [b]: a row has one noise, the same whenever it is asked about."""
+    """Draw `rows` [b] at noise levels `level` [b]. A row has one noise, the same in every probe."""
     shape = model.latent_shape
     noise = [torch.randn(shape, generator=_generator(training.seed, "probe", 0, int(row))) for row in rows]
     return Draw(rows, model.time_at(level), torch.stack(noise))
 
 
 def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tensor:
-    """Times at the quantiles `u` of the sampling density, which is no loss weight: it says where, not how much."""
+    """Return the times at quantiles `u` of the sampling density, which says where to sample, not how much it counts."""
     match training.density:
         case "uniform":
             return model.time_from_uniform(u)
@@ -69,30 +70,43 @@ def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tenso
 
 
 def pick(seed: int, stream: Stream, step: int, size: int, batch: int) -> Tensor:
-    """int64 [batch]: sample p = step * batch + i takes row p of endless shuffled epochs: all come equally often."""
-    position = step * batch + torch.arange(batch)
-    epochs = {int(e): shuffled(seed, stream, int(e), size) for e in (position // size).unique()}
-    return torch.stack([epochs[int(p // size)][p % size] for p in position])
+    """Return the rows of a step's samples, int64 [batch], so that all of `size` rows come equally often.
+
+    The samples of all steps are counted through, and number n takes row n of endless shuffled epochs.
+    """
+    return deal(seed, stream, size, numbers(step, batch))
 
 
-def pick_by_weight(weight: Tensor, positions: Tensor) -> Tensor:
-    """int64 [n]: which of K takes each of `positions` int64 [n], by `weight` float64 [K] >= 0, of which one is above 0.
+def numbers(step: int, count: int) -> Tensor:
+    """Return the numbers of a step's samples, counted from the start of the training: int64 [count]."""
+    return step * count + torch.arange(count)
 
-    Steps of the golden ratio around the circle, of which each of the K has its share: among any consecutive positions,
-    however many, all come close to as often as they are due. None is passed over for long, as it would be if each
-    step rounded shares below one sample on its own; and a weight of 0 is never met.
+
+def deal(seed: int, stream: Stream, size: int, number: Tensor, what: int = 0) -> Tensor:
+    """Return the row that each sample number takes from endless shuffled epochs of `size` rows: int64, as `number`."""
+    epochs = {int(e): shuffled(seed, stream, int(e), size, what) for e in (number // size).unique()}
+    return torch.stack([epochs[int(n // size)][n % size] for n in number])
+
+
+def pick_by_weight(weight: Tensor, number: Tensor) -> Tensor:
+    """Return which of K takes each sample number, int64 [n], in proportion to `weight`, float64 [K].
+
+    Weights must be at least 0, and one must be above 0. The samples step around a circle by the golden ratio, and each
+    of the K owns its share of the circle. So among any run of consecutive numbers, all come nearly as often as they are
+    due. None is passed over for long, as it would be if each step rounded shares below one sample by itself, and a
+    weight of 0 is never chosen.
     """
     share = weight.cumsum(0)
-    return torch.searchsorted(share / share[-1], positions.double() * GOLDEN % 1, right=True)
+    return torch.searchsorted(share / share[-1], number.double() * GOLDEN % 1, right=True)
 
 
 def shuffled(seed: int, stream: Stream, epoch: int, size: int, what: int = 0) -> Tensor:
-    """int64 [size]: the order of an epoch; `what` tells apart several sets of one stream."""
+    """Return the order of an epoch, int64 [size]; `what` tells apart several sets of one stream."""
     return torch.randperm(size, generator=_generator(seed, stream, -1 - what, epoch))
 
 
 def _generator(seed: int, stream: Stream, step: int, index: int) -> torch.Generator:
-    """A generator of its own per (seed, stream, step, index): the words are mixed as splitmix64 does."""
+    """Return a separate generator for each (seed, stream, step, index), mixing the words as splitmix64 does."""
     state = 0
     for word in (seed, _STREAMS[stream], step, index):
         state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""What one worker does at a step: micro-batches of its part of the samples, by objective."""
+"""One worker's part of a step: for each objective, the micro-batches of its share of the samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,43 +7,48 @@ import torch
 from torch import Tensor
 
 from expunge.preparation.dataset import ForgetSet, RetainSet
-from expunge.unlearning.objective import Objective
+from expunge.unlearning.losses import Losses
+from expunge.unlearning.objectives import ForgetObjective, Mode, forget_step, micro_batches
 from expunge.unlearning.sampling import Draw, Stream, draw_samples, pick
-from expunge.unlearning.tasks import Mode, Task, forget_step, micro_batches
 
 MicroBatches = list[Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Called with a step, it gives the forget tasks and, for each of them and for the retain set, the micro-batches."""
+    """Makes the micro-batches of each step."""
 
-    objective: Objective
+    losses: Losses
     forget: ForgetSet
     retain: RetainSet
     mode: Mode
     rank: int
     world: int
 
-    def __call__(self, step: int, missing: Tensor | None = None) -> tuple[tuple[Task, ...], list[MicroBatches]]:
-        """missing: what the adaptive budget says that each request misses; without it all of them have their turn."""
-        training = self.objective.training
-        plan = forget_step(training, self.mode, self.forget.request, step, missing)
+    def __call__(
+        self, step: int, missing: Tensor | None = None
+    ) -> tuple[tuple[ForgetObjective, ...], list[MicroBatches]]:
+        """Return the forget objectives, and the micro-batches of each of them and, last, of the retain objective.
+
+        missing: how far each request has to go, from the adaptive budget; without it all have their turn.
+        """
+        training = self.losses.training
+        chosen = forget_step(training, self.mode, self.forget.request, step, missing)
         rows = pick(training.seed, "retain", step, len(self.retain.x_0), training.retain_batch)
         forget = [
-            self._micro(step, "forget", plan.rows, t.samples, lambda draw: self.objective.forget(self.forget, draw))
-            for t in plan.tasks
+            self._micro(step, "forget", chosen.rows, one.samples, lambda draw: self.losses.forget(self.forget, draw))
+            for one in chosen.objectives
         ]
         everything = torch.arange(training.retain_batch)
-        retain = self._micro(step, "retain", rows, everything, lambda draw: self.objective.retain(self.retain, draw))
-        return plan.tasks, [*forget, retain]
+        retain = self._micro(step, "retain", rows, everything, lambda draw: self.losses.retain(self.retain, draw))
+        return chosen.objectives, [*forget, retain]
 
     def _micro(
         self, step: int, stream: Stream, rows: Tensor, samples: Tensor, loss: Callable[[Draw], Tensor]
     ) -> MicroBatches:
-        training = self.objective.training
+        training = self.losses.training
 
         def one(part: Tensor, scale: float) -> Callable[[], Tensor]:
-            return lambda: scale * loss(draw_samples(self.objective.model, training, stream, step, rows, part))
+            return lambda: scale * loss(draw_samples(self.losses.model, training, stream, step, rows, part))
 
         return [one(part, scale) for part, scale in micro_batches(training, samples, self.rank, self.world)]

@@ -1,8 +1,8 @@
-"""The sharded engine: several gradients a step under DeepSpeed's ZeRO stages 0 to 3, combined without gathering any.
+"""The sharded engine: several gradients per step under DeepSpeed's ZeRO stages 0 to 3, combined without gathering any.
 
-The only package that touches DeepSpeed. Beyond its public interface this relies on where a rank keeps its part of a
-reduced gradient (`shards.py`), hence the pinned range in pyproject.toml, and the test that compares every stage to
-plain torch.
+This is the only package that touches DeepSpeed. It relies on more than the public interface: on where a rank keeps its
+part of a reduced gradient (`stages.py`). That is why pyproject.toml pins a range of versions and a test compares every
+stage with plain torch.
 """
 
 from expunge.unlearning.engine.sharded import ShardedEngine

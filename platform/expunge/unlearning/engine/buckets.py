@@ -1,4 +1,4 @@
-"""What the ranks hand each other at once: for every rank the same stretch of its partition of a flat gradient."""
+"""Buckets: the numbers that ranks exchange at once, the same stretch of every rank's partition of a flat gradient."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of a parameter's numbers, or of nothing: padding."""
+    """A range of a parameter's numbers; without a parameter, padding."""
 
     parameter: int | None
     start: int
@@ -19,15 +19,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Numbers `begin` to `end` of every rank's partition."""
+    """The numbers from `begin` to `end` of every rank's partition."""
 
     begin: int
     end: int
     pieces: tuple[Piece, ...]
-    """What lies there, rank after rank."""
+    """The contents, rank after rank."""
 
     def fill(self, out: Tensor, gradients: Sequence[Tensor]) -> None:
-        """out: [ranks * (end - begin)]. gradients: the flattened one of every parameter."""
+        """Copy the numbers into `out` [ranks * (end - begin)]. gradients: one flat tensor for each parameter."""
         parts = [
             out.new_zeros(piece.stop)
             if piece.parameter is None
@@ -38,9 +38,9 @@ class Bucket:
 
 
 def buckets_of(sizes: Sequence[int], offsets: Sequence[int], length: int, ranks: int, most: int) -> list[Bucket]:
-    """Of at most `most` numbers each, for `ranks` partitions of `length`, one after the other.
+    """Cut `ranks` consecutive partitions of `length` numbers into buckets of at most `most` numbers.
 
-    Parameters of these sizes lie at these offsets, ascending; between and behind them there may be padding.
+    Parameters of these sizes lie at these ascending offsets; there may be padding between and behind them.
     """
     width = max(1, most // ranks)
     found = []
@@ -53,7 +53,7 @@ def buckets_of(sizes: Sequence[int], offsets: Sequence[int], length: int, ranks:
 
 
 def _pieces(sizes: Sequence[int], offsets: Sequence[int], begin: int, end: int) -> Iterator[Piece]:
-    """What lies between two places."""
+    """Yield the pieces that lie between two offsets."""
     at = begin
     for index in range(max(0, bisect_right(offsets, begin) - 1), bisect_right(offsets, end - 1)):
         start, stop = max(offsets[index], begin), min(offsets[index] + sizes[index], end)

@@ -19,21 +19,21 @@ TAG = "state"
 
 
 class _Patient(TorchCheckpointEngine):
-    """Writes on, whatever the disk says: an exception on one rank would leave the others waiting for it."""
+    """Keeps going when the disk fails: an exception on one rank would leave the others waiting for it."""
 
     failure: Exception | None = None
 
     def save(self, state_dict: object, path: str) -> None:
         try:
             super().save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch wraps what the disk says in a RuntimeError at times
+        except (OSError, RuntimeError) as error:  # torch sometimes wraps an OSError in a RuntimeError
             self.failure = error
 
 
 def save(engine: DeepSpeedEngine, folder: Path, step: int) -> Exception | None:
-    """This rank's files; every rank must call it. Returns what went wrong here: the files are then no good."""
+    """Write this rank's files and return the error if one occurred: they are then useless. Every rank must call it."""
     engine.checkpoint_engine = writer = _Patient()
-    # The script that it would copy beside the files is of no use here, and a full disk would end one rank alone.
+    # DeepSpeed would copy a script beside the files that nobody here needs; on a full disk that would end one rank.
     engine._copy_recovery_script = lambda save_path: None
     engine.save_checkpoint(
         str(folder), tag=TAG, client_state={"step": step}, save_latest=False, exclude_frozen_parameters=True
@@ -42,22 +42,22 @@ def save(engine: DeepSpeedEngine, folder: Path, step: int) -> Exception | None:
 
 
 def load(engine: DeepSpeedEngine, folder: Path) -> int:
-    """Returns the steps done. `folder` must hold the files of all ranks; every rank must call it. They are unpickled,
-    and run what they hold: who calls it knows whose they are.
+    """Restore a checkpoint and return the number of steps done; every rank must call it.
 
-    The same number of ranks goes on bitwise as it would have. Another number takes the way over DeepSpeed's universal
-    format, and goes on within rounding. Raises StorageError where the files are not readable.
+    `folder` must hold the files of all ranks. They are unpickled, so they can run code: the caller has to know who
+    wrote them. The same number of ranks continues bitwise as if it had never stopped. Another number goes through
+    DeepSpeed's universal format and continues within rounding. Raises StorageError if the files are not readable.
     """
     saved = len(list((folder / TAG).glob("*_optim_states.pt")))
     if saved in (0, dist.get_world_size()):  # stage 0 writes none: every rank has everything
         return _load(engine, folder)
-    # All workers of a node need one name, and nobody else may guess it: what is in it is unpickled.
+    # All workers of a node need the same name, and nobody else may guess it: the contents are unpickled.
     names = [f"expunge-universal-{secrets.token_hex(16)}"]
     dist.broadcast_object_list(names, src=0)
     scratch = Path(tempfile.gettempdir()) / names[0]
     config = engine._config
     assert config is not None
-    first = os.environ["LOCAL_RANK"] == "0"  # one a node
+    first = os.environ["LOCAL_RANK"] == "0"  # one rank per node
     try:
         if first:
             scratch.mkdir(mode=0o700)
@@ -75,7 +75,7 @@ def load(engine: DeepSpeedEngine, folder: Path) -> int:
 
 
 def _load(engine: DeepSpeedEngine, folder: Path) -> int:
-    # Not strict: what is frozen is in no checkpoint.
+    # Not strict: checkpoints leave out frozen weights.
     path, client = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     if path is None or client is None:
         raise StorageError(f"the checkpoint in {folder} cannot be loaded", hint="delete it, and submit the night again")
@@ -83,9 +83,9 @@ def _load(engine: DeepSpeedEngine, folder: Path) -> int:
 
 
 def _spare_if_empty(engine: DeepSpeedEngine) -> None:
-    """Where a rank's partition is nothing but padding, DeepSpeed's loader looks for a step count and finds no list.
+    """Skip the loader on a rank whose partition is nothing but padding: DeepSpeed's looks for a step count and fails.
 
-    There is nothing for this rank to read; what it takes part in afterwards is the gathering of all partitions.
+    Such a rank has nothing to read; it still takes part in gathering all partitions afterwards.
     """
     optimizer = engine.optimizer
     if not isinstance(optimizer, DeepSpeedZeroOptimizer):
@@ -95,7 +95,7 @@ def _spare_if_empty(engine: DeepSpeedEngine) -> None:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """As the command `ds_to_universal` does, in this process."""
+    """Do in this process what the command `ds_to_universal` does."""
     ds_to_universal.main(
         argparse.Namespace(
             input_folder=str(source),

@@ -1,15 +1,17 @@
-"""What DeepSpeed is told. Everything whose default has changed between versions, or does not suit, is explicit."""
+"""DeepSpeed's configuration. Options whose default does not suit, or has changed between versions, are explicit."""
 
 from expunge.settings import TrainingSettings
 
 BUCKET = 5_000_000
-"""Elements that are communicated at once. DeepSpeed's default of 5e8 is a buffer of 2 GB. A guess, good on gloo."""
+"""The number of elements that are communicated at once. DeepSpeed's default of 5e8 is a buffer of 2 GB. A guess that
+works well on gloo."""
 
 
 def deepspeed_config(training: TrainingSettings) -> dict[str, object]:
+    """Return the dictionary that `deepspeed.initialize` takes."""
     offload = training.offload_optimizer
     return {
-        "train_micro_batch_size_per_gpu": 1,  # counts samples for DeepSpeed's own log, and nothing else
+        "train_micro_batch_size_per_gpu": 1,  # used only in DeepSpeed's own log
         "gradient_accumulation_steps": 1,  # the engine sets the boundaries itself
         "gradient_clipping": 0.0,  # explicit, as the default is 1.0: the clip is folded into the surgery's coefficients
         "steps_per_print": None,
@@ -21,7 +23,7 @@ def deepspeed_config(training: TrainingSettings) -> dict[str, object]:
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
-            # Where it must; the Gram matrix has it anyway. With offload DeepSpeed finds nothing to measure, and says 0.
+            # Only where DeepSpeed insists: the Gram matrix has the norm anyway. With offload it always reports 0.
             "compute_grad_norm": offload or training.zero_stage in (0, 3),
             "offload_optimizer": {"device": "cpu", "pin_memory": True} if offload else None,
             "overlap_comm": False,  # the shards are read right after a backward pass

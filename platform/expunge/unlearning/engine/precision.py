@@ -1,4 +1,4 @@
-"""bf16 at the network's door: inputs in, outputs out, and the time untouched."""
+"""Mixed precision at the network's boundary: casts inputs and outputs, and leaves the time alone."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 def keep_times_exact(network: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what goes into `network` to `dtype`, and what comes out back to float32, where losses are computed.
+    """Cast the inputs of `network` to `dtype`, and its outputs back to float32, in which losses are computed.
 
-    Not the time, the one input with one number a sample [B]: of a time up to 1000, bf16 would leave 8 bits.
+    The time [B] is the one input with a single number per sample. It stays as it is: bf16 has 8 bits, too few for times
+    up to 1000.
     """
 
     def narrow(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
@@ -21,7 +22,7 @@ def keep_times_exact(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _cast(value: object, dtype: torch.dtype, least_ndim: int = 2) -> object:
-    """Floating tensors in tuples, lists and mappings (diffusers' outputs are such) of their own type."""
+    """Cast floating tensors, also in tuples, lists and mappings such as diffusers' outputs, which keep their type."""
     if isinstance(value, Tensor):
         wanted = value.is_floating_point() and value.ndim >= least_ndim
         return value.to(dtype) if wanted else value

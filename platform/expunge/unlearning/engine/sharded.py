@@ -1,21 +1,22 @@
-"""`ShardedEngine`: DeepSpeed around a network, with several objectives a step.
+"""`ShardedEngine`: DeepSpeed around a network, with several objectives per step.
 
-Each objective is backpropagated and reduced over the ranks on its own, and what this rank keeps of it is its shard.
-Surgery needs the Gram matrix of the gradients only: Gram of the local shards, one all-reduce of (K + 1)^2 numbers,
-coefficients on the host, one combination in place. Extra memory: K shards.
+An objective is a loss with a gradient of its own. Each is backpropagated and reduced over the ranks separately, and the
+part of it that this rank keeps is a shard. Surgery needs nothing but the Gram matrix of the gradients: inner products
+of the local shards, one all-reduce of (K + 1)^2 numbers, coefficients on the host, and one combination in place. The
+extra memory is K shards.
 
-Surgery is in gradient space. What AdamW makes of the combination, dividing it by its own running size, need not be
-orthogonal to the retain gradient.
+Surgery works in gradient space. AdamW divides the combination by its running size, so the update need not be orthogonal
+to the retain gradient.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-# Before deepspeed is imported: what it reads at import time.
+# DeepSpeed reads this when it is imported.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
@@ -29,7 +30,8 @@ from expunge.settings import TrainingSettings
 from expunge.unlearning.engine import checkpoint
 from expunge.unlearning.engine.config import deepspeed_config
 from expunge.unlearning.engine.precision import keep_times_exact
-from expunge.unlearning.engine.shards import Objective, Shard, held_bytes, shards_of
+from expunge.unlearning.engine.shards import Shard, held_bytes
+from expunge.unlearning.engine.stages import reduced_gradients
 from expunge.unlearning.engine.surgery import (
     StepStatistics,
     bad_objectives,
@@ -39,15 +41,18 @@ from expunge.unlearning.engine.surgery import (
     reduce_grams,
 )
 
-# It is for inference only, and compiles for minutes at the first initialisation.
+# This operator is for inference only, and the first initialisation would compile it for minutes.
 __compatible_ops__["deepspeed_shm_comm"] = False
+
+MicroBatch = Callable[[], Tensor]
+"""Runs the network on one micro-batch and returns a scalar loss."""
 
 
 class ShardedEngine:
-    """Wraps a network; `step` takes the objectives in order, the retain objective last."""
+    """Wraps a network; `step` takes the objectives in order, with the retain objective last."""
 
     def __init__(self, network: nn.Module, training: TrainingSettings) -> None:
-        """Raises InputError when a package that the surgery needs is not installed."""
+        """Raise InputError if a package that the surgery needs is not installed."""
         check_surgery(training)
         self._training = training
         names = {p: name for name, p in network.named_parameters() if p.requires_grad}
@@ -59,70 +64,70 @@ class ShardedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
-            model_parameters=list(names),  # pyright: ignore[reportArgumentType]  # a list is what its docs ask for
+            model_parameters=list(names),  # pyright: ignore[reportArgumentType]  # its documentation asks for a list
             config=deepspeed_config(training),
         )
         self._trained = list(names)
         _limit_waiting(training.worker_timeout_s)
-        self._shards = shards_of(self._engine.optimizer, list(names))
+        self._gradients = reduced_gradients(self._engine.optimizer, list(names))
         # DeepSpeed makes the optimizer's float32 copy from weights that it has already rounded.
-        self._shards.set_masters(exact)
-        local = [names[p] for p in self._shards.parameters]
+        self._gradients.set_masters(exact)
+        local = [names[p] for p in self._gradients.parameters]
         self._groups = groups_of(list(names.values()), local, training.surgery_granularity)
 
-    def step(self, number: int, objectives: Sequence[Sequence[Objective]]) -> StepStatistics:
-        """The optimizer step of this number, unless a gradient is not finite: then all stays as it is.
+    def step(self, number: int, objectives: Sequence[Sequence[MicroBatch]]) -> StepStatistics:
+        """Make optimizer step `number`; if a gradient is not finite, change nothing.
 
-        objectives: at least two; each is one micro-batch or more, the same number on every rank, and its loss is the
-        mean of theirs.
+        objectives: at least two. Each consists of one or more micro-batches, the same number on every rank; its loss is
+        the mean of theirs.
         """
         losses = torch.zeros(len(objectives), dtype=torch.float64)
         stash: list[Shard] = []
         for index, micro_batches in enumerate(objectives):
             losses[index] = self._backward(micro_batches)
             if index < len(objectives) - 1:
-                stash.append(self._shards.stash())
-        shards = [*stash, self._shards.current()]
-        self._shards.wait()
+                stash.append(self._gradients.stash())
+        shards = [*stash, self._gradients.current()]
+        self._gradients.wait()
         stashed = sum(held_bytes(shard) for shard in stash)
-        grams = reduce_grams(shards, self._groups, losses, self.total, disjoint=self._shards.disjoint)
+        grams = reduce_grams(shards, self._groups, losses, self.total, disjoint=self._gradients.disjoint)
         bad = bad_objectives(grams, losses)
         nan = float("nan")
         if bad:
-            self._shards.clear()
+            self._gradients.clear()
             return StepStatistics(losses.tolist(), nan, nan, nan, stashed, bad)
         cosine, conflict, norm = operate(shards, self._groups, grams, self._training, number)
-        self._shards.hand_over()
+        self._gradients.hand_over()
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
-        # Else stage 3 keeps the gradient of a parameter that the next step's first objective does not use.
-        self._shards.clear()
+        # Otherwise stage 3 keeps the gradient of a parameter that the next step's first objective does not use.
+        self._gradients.clear()
         return StepStatistics(losses.tolist(), cosine, conflict, norm, stashed)
 
     @torch.no_grad()
     def distance_from(self, start: Shard) -> float:
-        """Of the trained weights from `start`, which is `weights()` of an earlier moment, relative to its norm.
+        """Return how far the trained weights are from `start`, an earlier `weights()`, relative to its norm.
 
-        Relative to 1 where that is 0. Every rank must ask.
+        If that norm is 0, the distance is absolute. Every rank must call it.
         """
-        pairs = zip(self._shards.masters(), start, strict=True)
+        pairs = zip(self._gradients.masters(), start, strict=True)
         sums = [(float((now - then).square().sum()), float(then.square().sum())) for now, then in pairs]
         total = torch.tensor(sums, dtype=torch.float64).sum(0)
-        moved, before = (self.total(total) if self._shards.disjoint else total).tolist()
+        moved, before = (self.total(total) if self._gradients.disjoint else total).tolist()
         return (moved / (before or 1.0)) ** 0.5
 
     def weights(self) -> Shard:
-        """A copy of this rank's part of the trained weights."""
-        return [master.clone() for master in self._shards.masters()]
+        """Copy this rank's part of the trained weights."""
+        return [master.clone() for master in self._gradients.masters()]
 
     def consolidate(self) -> None:
-        """Make the trained weights whole float32 tensors on rank 0, in the network itself. The end: no step follows.
+        """Turn the trained weights into whole float32 tensors, in the network of rank 0. No step may follow.
 
-        One tensor at a time crosses the ranks, so no rank but 0 ever holds all of them, and rank 0 once. Every rank
-        must call it.
+        One tensor at a time crosses the ranks, so only rank 0 ever holds all of them, and only once. Every rank must
+        call it.
         """
         if self._training.precision == "fp32" and self._training.zero_stage < 3:
-            return  # they are already
+            return  # they already are
         for parameter in self._trained:
             whole = safe_get_full_fp32_param(parameter)
             if dist.get_rank() == 0:
@@ -130,46 +135,46 @@ class ShardedEngine:
                 parameter.data = whole.detach().cpu()
 
     def save(self, folder: Path, step: int) -> Exception | None:
-        """Every rank writes its own part; returns what went wrong on this one."""
+        """Write this rank's part of a checkpoint; return the error if one occurred here. Every rank must call it."""
         return checkpoint.save(self._engine, folder, step)
 
     def load(self, folder: Path) -> int:
-        """Restore from `folder`, written by any number of ranks; returns the steps already done.
+        """Restore a checkpoint that any number of ranks has written; return the number of steps done.
 
-        Raises StorageError where it is not readable.
+        Raises StorageError if it is not readable.
         """
         return checkpoint.load(self._engine, folder)
 
     def everywhere(self, here: bool) -> bool:
-        """Whether it is so on every rank. All must ask."""
+        """Return whether `here` is true on every rank. Every rank must call it."""
         return self.total(torch.tensor([int(not here)])).item() == 0
 
     def same(self, number: int) -> int:
-        """Rank 0's number, on every rank."""
+        """Return rank 0's number on every rank. Every rank must call it."""
         return int(self.total(torch.tensor([number if dist.get_rank() == 0 else 0])).item())
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over the ranks, on the host; it may overwrite `values`. Every rank must ask, with the same shape."""
+        """Sum over the ranks, on the host; may overwrite `values`. Every rank must call it, with the same shape."""
         values = values.to(self._engine.device)
         dist.all_reduce(values)
         return values.cpu()
 
-    def _backward(self, micro_batches: Sequence[Objective]) -> float:
-        """Accumulate and reduce the gradient of their mean loss; returns this rank's."""
+    def _backward(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Accumulate and reduce the gradient of the mean loss of micro-batches; return this rank's mean loss."""
         total = 0.0
         for index, micro_batch in enumerate(micro_batches):
-            self._shards.before_forward()
+            self._gradients.before_forward()
             loss = micro_batch() / len(micro_batches)
             last = index == len(micro_batches) - 1
-            self._engine.set_gradient_accumulation_boundary(last and self._shards.boundary)
+            self._engine.set_gradient_accumulation_boundary(last and self._gradients.boundary)
             self._engine.backward(loss, scale_wrt_gas=False)
             total += loss.item()
-        self._shards.reduce()
+        self._gradients.reduce()
         return total
 
 
 def _limit_waiting(seconds: float) -> None:
-    """For a rank that hangs, in every group: DeepSpeed makes some of its own, and they get torch's half an hour."""
+    """Bound the wait for a rank that hangs, in every group: those that DeepSpeed makes get torch's half an hour."""
     groups = [group for group in distributed_c10d._world.pg_map if isinstance(group, dist.ProcessGroup)]
     for group in groups:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -1,311 +1,63 @@
-"""Where a rank finds its part of a reduced gradient: one class a kind of ZeRO stage, read in DeepSpeed 0.19.
-
-A shard is a list of tensors, one for each parameter of which this rank holds a part, always in the same order.
-"""
+"""A shard: the part of a reduced gradient, or of the weights, that this rank keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from collections.abc import Mapping
 
-import torch
-import torch.distributed as dist
-from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
-from deepspeed.utils import safe_set_full_fp32_param
 from torch import Tensor, nn
 
-from expunge.unlearning.engine.buckets import Bucket, buckets_of
-from expunge.unlearning.engine.config import BUCKET
-
 Shard = list[Tensor]
+"""One tensor for each parameter of which this rank holds a part, always in the same order."""
 
 
-class Shards(ABC):
-    """After the backward pass of an objective's last micro-batch."""
+class ReducedGradients(ABC):
+    """Finds this rank's shard after the backward pass of an objective's last micro-batch."""
 
     parameters: list[nn.Parameter]
-    """Which parameter each piece of a shard is a part of."""
+    """The parameter that each piece of a shard belongs to."""
     disjoint: bool
-    """Every number is on one rank, so that dot products add up over the ranks; else every rank holds all of them."""
+    """True if every number is on exactly one rank, so that dot products add up over the ranks; false if every rank
+    holds all of them."""
 
     boundary = True
-    """Whether DeepSpeed is told which micro-batch is an objective's last: there it ends a reduction of its own."""
+    """Whether DeepSpeed is told which micro-batch is an objective's last: it then finishes a reduction of its own."""
 
-    def reduce(self) -> None:  # noqa: B027  # not every stage has something to do
-        """Begin the mean over the ranks of what the backward passes have added up."""
+    def reduce(self) -> None:  # noqa: B027  # some stages have nothing to do
+        """Start averaging over the ranks what the backward passes have accumulated."""
 
     def wait(self) -> None:  # noqa: B027
-        """Until every reduction is done: before that, a shard is not to be read."""
+        """Block until every reduction has finished; shards must not be read before."""
 
     @abstractmethod
     def current(self) -> Shard:
-        """The gradient in place: what is written into it is what the optimizer will step with."""
+        """Return the gradient in place: the optimizer steps with whatever is written into it."""
 
     @abstractmethod
     def stash(self) -> Shard:
-        """The gradient to keep until the step ends, with no other memory; the next backward pass starts from zero."""
+        """Return the gradient to keep until the step ends, and let the next backward pass start from zero.
+
+        It occupies one shard of memory and nothing else.
+        """
 
     @abstractmethod
     def clear(self) -> None:
-        """Forget the gradient: the next backward pass starts from zero."""
+        """Drop the gradient, so that the next backward pass starts from zero."""
 
     def hand_over(self) -> None:  # noqa: B027
-        """Right before the optimizer's step: give `current` to an optimizer on the host, which looks elsewhere."""
+        """Copy `current` to an optimizer on the host, which reads it elsewhere. Call it right before the step."""
 
     def before_forward(self) -> None:  # noqa: B027
-        """What DeepSpeed's own forward does first; the families call their network themselves."""
+        """Do what DeepSpeed's own forward does first: the families call their network directly."""
 
     @abstractmethod
     def masters(self) -> Shard:
-        """The float32 weights that the optimizer steps: this rank's part of them, or all of them."""
+        """Return the float32 weights that the optimizer steps: this rank's part of them, or all of them."""
 
     @abstractmethod
     def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
         """Set the float32 copies of whole parameters; the network's own weights follow at the next step."""
 
 
-class Replicated(Shards):
-    """Stage 0: every rank has the whole reduced gradient in `p.grad`."""
-
-    disjoint = False
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-
-    def current(self) -> Shard:
-        for parameter in self.parameters:
-            if parameter.grad is None:  # no objective needs every parameter
-                parameter.grad = torch.zeros_like(parameter)
-        return [cast(Tensor, parameter.grad) for parameter in self.parameters]
-
-    def stash(self) -> Shard:
-        taken = self.current()
-        self.clear()
-        return taken
-
-    def clear(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def masters(self) -> Shard:
-        return [p.detach() for p in self.parameters]
-
-    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
-        for parameter, value in values.items():
-            parameter.detach().copy_(value)
-
-
-class GradientsPartitioned(Shards):
-    """Stage 2: `averaged_gradients` a group, as pieces of the rank's partition with padding between them."""
-
-    disjoint = True
-
-    def __init__(self, optimizer: DeepSpeedZeroOptimizer) -> None:
-        self._optimizer = optimizer
-        self.parameters = [p for group in optimizer.params_in_partition for p in group]
-
-    def current(self) -> Shard:
-        groups = self._optimizer.averaged_gradients
-        pieces: Shard = []
-        for group, parameters in enumerate(self._optimizer.params_in_partition):
-            real = [piece for piece in groups[group] if not getattr(piece, "_zero_padding", False)]
-            # Padding at the end is not always marked as such; pieces come in the order of the parameters.
-            pieces += real[: len(parameters)]
-        return pieces
-
-    def stash(self) -> Shard:
-        pieces = self.current()
-        # A tensor that straddles two ranks is whole in memory: then the part is copied, and the rest is freed.
-        taken = pieces if held_bytes(pieces) == _bytes(pieces) else [piece.clone() for piece in pieces]
-        self.clear()
-        return taken
-
-    def clear(self) -> None:
-        for group in self._optimizer.averaged_gradients:
-            self._optimizer.averaged_gradients[group] = None
-            self._optimizer.all_grad_tensors[group] = None
-        self._optimizer.zero_grad()
-        self._optimizer.micro_step_id = -1
-
-    def before_forward(self) -> None:
-        self._optimizer.clear_backward_seen_flag()
-
-    def masters(self) -> Shard:
-        return [p.detach() for p in self._optimizer.single_partition_of_fp32_groups]
-
-    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
-        for parameter, value in values.items():
-            safe_set_full_fp32_param(parameter, value)
-
-
-class OptimizerPartitioned(GradientsPartitioned):
-    """Stage 1: as stage 2 where the shards are, but the reduction is our own, one for all micro-batches.
-
-    A rank needs the mean of its own partition only, and gets nothing else: every rank sends each other rank that one's
-    part. That is half of what an all-reduce sends, so that two gradients cost what DeepSpeed's one does, and without
-    its hooks, copies and norm for every tensor. The last bucket travels while the next objective is computed. Memory is
-    kept from step to step: new memory costs more than what is written there. And surgery still finds the gradient:
-    DeepSpeed's own reduction would already have given it to an optimizer on the host.
-    """
-
-    boundary = False
-
-    def __init__(self, optimizer: DeepSpeedZeroOptimizer) -> None:
-        super().__init__(optimizer)
-        self._world = dist.get_world_size()
-        self._buckets = [
-            buckets_of([p.numel() for p in parameters], offsets, len(partition), self._world, BUCKET)
-            for parameters, offsets, partition in zip(
-                optimizer.round_robin_bit16_groups,
-                optimizer.round_robin_bit16_offsets,
-                optimizer.single_partition_of_fp32_groups,
-                strict=True,
-            )
-        ]
-        widest = max(bucket.end - bucket.begin for buckets in self._buckets for bucket in buckets)
-        self._sent, self._received = torch.empty(
-            2,
-            self._world * widest if self._world > 1 else 0,
-            dtype=optimizer.gradient_accumulation_dtype,
-            device=optimizer.round_robin_bit16_groups[0][0].device,
-        )
-        self._made: list[list[GradPartitionBufferGroup]] = []
-        """A step's shards in the order of its objectives, by group: K to stash, and the current one."""
-        self._next = 0
-        self._arrive: Callable[[], None] | None = None
-
-    def reduce(self) -> None:
-        groups = range(len(self._buckets))
-        if self._next == len(self._made):
-            self._made.append([self._optimizer._build_compact_grad_partition_buffer(group) for group in groups])
-        for group, pieces in enumerate(self._made[self._next]):
-            gradients = [self._gradient(p) for p in self._optimizer.round_robin_bit16_groups[group]]
-            for bucket in self._buckets[group]:
-                self._send(bucket, gradients, pieces.flat_partition[bucket.begin : bucket.end])
-            self._optimizer.averaged_gradients[group] = pieces
-        self._next += 1
-        self._optimizer.zero_grad()
-
-    def wait(self) -> None:
-        if self._arrive is not None:
-            self._arrive()
-            self._arrive = None
-
-    def _send(self, bucket: Bucket, gradients: Sequence[Tensor], mine: Tensor) -> None:
-        """The mean of what all ranks have for this one goes into `mine`. One bucket at a time, to bound the memory."""
-        self.wait()
-        if self._world == 1:
-            bucket.fill(mine, gradients)
-            return
-        count = self._world * len(mine)
-        sent, received = self._sent[:count], self._received[:count]
-        bucket.fill(sent, gradients)
-        # Not reduce_scatter, which gloo makes of an all-reduce; and the sum is in rank order, the same every time.
-        sending = dist.all_to_all_single(received, sent, async_op=True)
-        assert sending is not None
-
-        def arrive() -> None:
-            sending.wait()
-            torch.mean(received.view(self._world, -1), 0, out=mine)
-
-        self._arrive = arrive
-
-    def stash(self) -> Shard:
-        pieces = self.current()
-        super().clear()
-        return pieces
-
-    def clear(self) -> None:
-        super().clear()
-        self._next = 0
-
-    def hand_over(self) -> None:
-        if self._optimizer.cpu_offload:
-            for group, master in enumerate(self._optimizer.single_partition_of_fp32_groups):
-                assert master.grad is not None
-                master.grad.copy_(self._optimizer.averaged_gradients[group].flat_partition)
-
-    def _gradient(self, parameter: nn.Parameter) -> Tensor:
-        gradient = self._optimizer.get_gradient_for_reduction(parameter)
-        if gradient is None:  # no objective needs every parameter
-            gradient = torch.zeros_like(parameter, dtype=self._optimizer.gradient_accumulation_dtype)
-        return gradient.view(-1)
-
-
-class ParametersPartitioned(Shards):
-    """Stage 3: one flat buffer that every backward pass writes to; on the host if the optimizer is there."""
-
-    disjoint = True
-    # Every backward pass reduces. At a boundary DeepSpeed would give it to an optimizer on the host: before surgery.
-    boundary = False
-
-    def __init__(self, optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
-        self._optimizer = optimizer
-        self.parameters = [p for group in optimizer.fp16_groups for p in group]
-
-    def current(self) -> Shard:
-        sizes = [p.partition_numel() for p in self.parameters]  # pyright: ignore[reportAttributeAccessIssue]
-        return list(self._optimizer.grad_partitions_flat_buffer.split(sizes))
-
-    def stash(self) -> Shard:
-        taken = [piece.clone() for piece in self.current()]
-        self.clear()
-        return taken
-
-    def clear(self) -> None:
-        self._optimizer.zero_grad()
-        # Else a parameter that the next objective does not use would keep this one's gradient.
-        self._optimizer.grad_partitions_flat_buffer.zero_()
-
-    def hand_over(self) -> None:
-        if self._optimizer.offload_optimizer:
-            masters = self._optimizer.fp32_partitioned_groups_flat
-            parts = self._optimizer.grad_partitions_flat_buffer.split([len(master) for master in masters])
-            for master, part in zip(masters, parts, strict=True):
-                master.grad.copy_(part)
-
-    def before_forward(self) -> None:
-        self._optimizer.clear_backward_seen_flag()
-
-    def masters(self) -> Shard:
-        pieces: Shard = []
-        for flat, group in zip(self._optimizer.fp32_partitioned_groups_flat, self._optimizer.fp16_groups, strict=True):
-            parts = flat.detach().split([p.partition_numel() for p in group])
-            # What pads a tensor on its last rank was never written, and may be any number.
-            real = (
-                min(max(0, p.ds_numel - dist.get_rank() * len(part)), len(part))
-                for p, part in zip(group, parts, strict=True)
-            )
-            pieces += [part[:count] for part, count in zip(parts, real, strict=True)]
-        return pieces
-
-    def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
-        # DeepSpeed's own function fails where a tensor does not divide among the ranks.
-        for parameter, piece in zip(self.parameters, self.masters(), strict=True):
-            if parameter in values:
-                first = dist.get_rank() * parameter.partition_numel()  # pyright: ignore[reportAttributeAccessIssue]
-                piece.copy_(values[parameter].flatten()[first : first + piece.numel()])
-
-
-def shards_of(optimizer: object, parameters: list[nn.Parameter]) -> Shards:
-    """For what `deepspeed.initialize` has made of a torch optimizer of `parameters`."""
-    if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        return GradientsPartitioned(optimizer) if optimizer.partition_gradients else OptimizerPartitioned(optimizer)
-    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        return ParametersPartitioned(optimizer)
-    assert isinstance(optimizer, torch.optim.Optimizer), f"an optimizer that no stage here makes: {type(optimizer)}"
-    return Replicated(parameters)
-
-
 def held_bytes(pieces: Shard) -> int:
-    """Of all memory that these tensors keep alive."""
+    """Count the bytes of all memory that these tensors keep alive."""
     storages = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in pieces}
     return sum(storages.values())
-
-
-def _bytes(pieces: Shard) -> int:
-    return sum(piece.nbytes for piece in pieces)
-
-
-Objective = Callable[[], Tensor]
-"""One micro-batch: runs the network and returns a scalar loss."""

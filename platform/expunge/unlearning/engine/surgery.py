@@ -1,6 +1,6 @@
 """From local shards to one clipped gradient in place: Gram matrices, one all-reduce, coefficients, one combination."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,25 +10,25 @@ from torch import Tensor
 from expunge.errors import InputError
 from expunge.settings import TrainingSettings
 from expunge.unlearning.engine.shards import Shard
-from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal, weighting
+from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal, surgery
 
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """Of one step, equal on every rank. K forget objectives, and the retain objective last."""
+    """What one step did; equal on every rank. There are K forget objectives, and the retain objective comes last."""
 
     losses: list[float]
     """[K + 1]: mean over micro-batches and ranks."""
     cosine: float
-    """Of a forget gradient to the retain gradient: mean over the K."""
+    """Cosine of a forget gradient and the retain gradient, mean over the K."""
     conflict: float
     """Share of the K that point against the retain gradient."""
     norm: float
-    """Of the combined gradient, before the clip."""
+    """Norm of the combined gradient, before the clip."""
     stashed: int
     """Bytes that this rank kept beside the gradient that the optimizer needs anyway."""
     bad: tuple[int, ...] = ()
-    """Objectives whose loss or gradient is not finite. If there is one, the step was not made."""
+    """Objectives whose loss or gradient is not finite. If there are any, the step was skipped."""
 
 
 def reduce_grams(
@@ -39,12 +39,12 @@ def reduce_grams(
     *,
     disjoint: bool,
 ) -> Tensor:
-    """float64 [G, K + 1, K + 1]: the Gram matrix of each group of pieces over all ranks; and in place, the mean losses.
+    """Return each group's Gram matrix over all ranks, float64 [G, K + 1, K + 1], and average the losses in place.
 
-    shards: K + 1 of this rank. groups: G lists of indices into a shard, empty where this rank holds nothing of a group.
-    losses: float64 [K + 1]. One all-reduce of G (K + 1)^2 + K + 1 numbers.
+    shards: this rank's K + 1. groups: G lists of indices into a shard, empty if this rank holds nothing of a group.
+    losses: float64 [K + 1]. It takes one all-reduce of G (K + 1)^2 + K + 1 numbers.
     """
-    local = torch.stack([_gram([[shard[i] for i in group] for shard in shards]) for group in groups])
+    local = torch.stack([gram([[shard[i] for i in group] for shard in shards]).cpu() for group in groups])
     world = dist.get_world_size()
     if world > 1:
         packed = sum_over_ranks(torch.cat([local.flatten() if disjoint else local.flatten() / world, losses / world]))
@@ -56,7 +56,7 @@ def reduce_grams(
 def operate(
     shards: Sequence[Shard], groups: Sequence[Sequence[int]], grams: Tensor, training: TrainingSettings, step: int
 ) -> tuple[float, float, float]:
-    """Write the clipped combination over the last shard; returns mean cosine, share of conflicts, and the norm."""
+    """Write the clipped combination over the last shard; return mean cosine, share of conflicts, and norm."""
     coefficients = [choose(matrix, training, step) for matrix in grams]
     square = sum((c @ matrix @ c for c, matrix in zip(coefficients, grams, strict=True)), torch.zeros(()))
     # The Gram matrix [1, 1] of the combination itself: the norm is over all groups, whatever the granularity.
@@ -71,17 +71,17 @@ def operate(
 
 
 def choose(matrix: Tensor, training: TrainingSettings, step: int) -> Tensor:
-    """Coefficients, float64 [K + 1], of the gradients whose Gram matrix this is: the one place where a surgery is."""
+    """Choose the coefficients, float64 [K + 1], of the gradients with this Gram matrix: here a surgery happens."""
     if training.surgery == "retain_normal":
         return retain_normal(matrix, training.forget_weight)
     if training.surgery == "none":
         count = len(matrix) - 1
         return torch.tensor([*[training.forget_weight / count] * count, 1.0], dtype=torch.float64)
-    return weighting(training.surgery, matrix, training.forget_weight, seed=training.seed + step)
+    return surgery(training.surgery, matrix, training.forget_weight, seed=training.seed + step)
 
 
 def check_surgery(training: TrainingSettings) -> None:
-    """Raises InputError when a package that the surgery needs is not installed: before the training, not in it."""
+    """Raise InputError before the training starts if a package that the surgery needs is not installed."""
     try:
         choose(torch.eye(2, dtype=torch.float64), training, 0)
     except ImportError as error:
@@ -92,13 +92,13 @@ def check_surgery(training: TrainingSettings) -> None:
 
 
 def bad_objectives(grams: Tensor, losses: Tensor) -> tuple[int, ...]:
-    """The indices of those whose loss or gradient has a NaN or an infinity somewhere."""
+    """Return the indices of the objectives whose loss or gradient holds a NaN or an infinity."""
     fine = grams.sum(0).diagonal().isfinite() & losses.isfinite()
     return tuple(torch.nonzero(~fine).flatten().tolist())
 
 
 def groups_of(names: Sequence[str], local: Sequence[str], granularity: str) -> list[list[int]]:
-    """Indices of `local` pieces by group. Every rank gets the same groups in the same order, from all `names`."""
+    """Sort the indices of `local` pieces into groups. These come from all `names`, so every rank has the same ones."""
     keys = dict.fromkeys(_key(name, granularity) for name in names)
     members: dict[str, list[int]] = {key: [] for key in keys}
     for index, name in enumerate(local):
@@ -107,7 +107,7 @@ def groups_of(names: Sequence[str], local: Sequence[str], granularity: str) -> l
 
 
 def _key(name: str, granularity: str) -> str:
-    """`blocks.3.attn.to_q.weight` is in the layer `blocks.3`; `norm.weight` in `norm`."""
+    """Name the group: `blocks.3.attn.to_q.weight` is in the layer `blocks.3`, and `norm.weight` in `norm`."""
     if granularity == "global":
         return ""
     if granularity == "tensor":
@@ -115,7 +115,3 @@ def _key(name: str, granularity: str) -> str:
     parts = name.split(".")
     number = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
     return ".".join(parts[: number + 1])
-
-
-def _gram(pieces: Iterable[Shard]) -> Tensor:
-    return gram(list(pieces)).cpu()

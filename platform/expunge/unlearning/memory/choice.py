@@ -3,7 +3,7 @@
 from expunge.settings import TrainingSettings
 from expunge.unlearning.memory.estimate import Estimate, estimate
 from expunge.unlearning.memory.footprint import Footprint
-from expunge.unlearning.tasks import Mode
+from expunge.unlearning.objectives import Mode
 
 
 def choose(options: list[Estimate], gpu_bytes: int) -> Estimate | None:

@@ -24,7 +24,7 @@ import torch
 
 from expunge.settings import OFFLOAD_STAGES
 from expunge.unlearning.memory.footprint import Footprint
-from expunge.unlearning.tasks import Mode
+from expunge.unlearning.objectives import Mode
 
 STAGES = (0, 1, 2, 3)
 

@@ -1,4 +1,4 @@
-"""The two losses: where they vanish, whom they move, and what they ask the frozen model."""
+"""The two losses: where they vanish, which weights they move, and what they ask the frozen model."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from expunge.families.base import Conditioning, DiffusionModel
 from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.settings import TrainingSettings
-from expunge.unlearning.objective import Objective
+from expunge.unlearning.losses import Losses
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS
 
@@ -37,9 +37,9 @@ def _randn(seed: int, *sizes: int) -> Tensor:
     return torch.randn(*sizes, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def objective(model: DiffusionModel, **training: object) -> Objective:
+def losses(model: DiffusionModel, **training: object) -> Losses:
     settings = {"forget_target": "surrogate", "weighting": "min_snr", "retain_target": "distill", **training}
-    return Objective(model, nullcontext, TrainingSettings.model_validate(settings), model.condition(["", "a prompt"]))
+    return Losses(model, nullcontext, TrainingSettings.model_validate(settings), model.condition(["", "a prompt"]))
 
 
 def last(model: DiffusionModel) -> nn.Conv2d:
@@ -54,7 +54,7 @@ def noised(model: DiffusionModel, x: Tensor, draw: Draw) -> Tensor:
 
 
 def answering(model: DiffusionModel, clean: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Conditioning]:
-    """Let the model predict whatever stands for `clean` at any x_t; returns the conditionings that it is asked with."""
+    """Make the model predict `clean` from any x_t; return the conditionings that it is called with."""
     asked: list[Conditioning] = []
 
     def predict(x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
@@ -71,7 +71,7 @@ def answering(model: DiffusionModel, clean: Tensor, monkeypatch: pytest.MonkeyPa
 def test_forget_vanishes_at_the_corrected_target(
     toy: DiffusionModel, forget: ForgetSet, drawn: Draw, weighting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = objective(toy, weighting=weighting)
+    ask = losses(toy, weighting=weighting)
     answering(toy, forget.x_s[PICKED], monkeypatch)
     assert ask.forget(forget, drawn).item() == pytest.approx(0, abs=1e-8)
     answering(toy, forget.x_f[PICKED], monkeypatch)
@@ -79,7 +79,7 @@ def test_forget_vanishes_at_the_corrected_target(
 
 
 def test_forget_is_the_weighted_error(toy: DiffusionModel, forget: ForgetSet, drawn: Draw) -> None:
-    ask, at = objective(toy), toy.at(drawn.time)
+    ask, at = losses(toy), toy.at(drawn.time)
     x_t = noised(toy, forget.x_f[PICKED], drawn)
     prompt = toy.condition(["", "a prompt"])["length"][forget.prompt[PICKED]]
     prediction = toy.predict(x_t, drawn.time, {"length": prompt})
@@ -94,7 +94,7 @@ def test_forget_is_the_weighted_error(toy: DiffusionModel, forget: ForgetSet, dr
 def test_each_row_keeps_its_prompt(
     toy: DiffusionModel, forget: ForgetSet, retain: RetainSet, drawn: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = objective(toy)
+    ask = losses(toy)
     asked = answering(toy, forget.x_s[PICKED], monkeypatch)
     ask.forget(forget, drawn)
     ask.retain(retain, drawn)
@@ -102,7 +102,7 @@ def test_each_row_keeps_its_prompt(
 
 
 def test_distillation_vanishes_before_training(toy: DiffusionModel, retain: RetainSet, drawn: Draw) -> None:
-    loss = objective(toy).retain(retain, drawn)
+    loss = losses(toy).retain(retain, drawn)
     assert loss.item() == 0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in toy.network.parameters())
@@ -124,7 +124,7 @@ def test_distillation_asks_the_frozen_model(toy: DiffusionModel, retain: RetainS
     def make() -> AbstractContextManager[None]:
         return frozen()
 
-    ask = Objective(toy, make, TrainingSettings(retain_target="distill"), toy.condition(["", "a prompt"]))
+    ask = Losses(toy, make, TrainingSettings(retain_target="distill"), toy.condition(["", "a prompt"]))
     loss = ask.retain(retain, drawn)
     assert loss.item() == pytest.approx(0.25, rel=1e-4)
     loss.backward()
@@ -136,7 +136,7 @@ def test_distillation_asks_the_frozen_model(toy: DiffusionModel, retain: RetainS
 def test_data_retain_is_the_ordinary_loss(
     toy: DiffusionModel, retain: RetainSet, drawn: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = objective(toy, retain_target="data")
+    ask = losses(toy, retain_target="data")
     answering(toy, retain.x_0[PICKED], monkeypatch)
     assert ask.retain(retain, drawn).item() == pytest.approx(0, abs=1e-8)
     answering(toy, retain.x_0[PICKED] + 1, monkeypatch)
@@ -147,7 +147,7 @@ def test_data_retain_is_the_ordinary_loss(
 def test_gradient_is_in_the_trainable_parameters_alone(
     toy: DiffusionModel, forget: ForgetSet, drawn: Draw, target: str
 ) -> None:
-    objective(toy, forget_target=target).forget(forget, drawn).backward()
+    losses(toy, forget_target=target).forget(forget, drawn).backward()
     frozen, trained = toy.network.get_submodule("0"), last(toy)
     assert all(p.grad is None for p in frozen.parameters())
     assert all(p.grad is not None and p.grad.any() for p in trained.parameters())
@@ -157,8 +157,8 @@ def test_recognition_goes_all_the_way_where_the_frozen_model_recognises(
     toy: DiffusionModel, forget: ForgetSet, drawn: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answering(toy, forget.x_f[PICKED], monkeypatch)
-    recognised = objective(toy, forget_target="recognition").forget(forget, drawn)
-    torch.testing.assert_close(recognised, objective(toy).forget(forget, drawn), rtol=1e-3, atol=1e-5)
+    recognised = losses(toy, forget_target="recognition").forget(forget, drawn)
+    torch.testing.assert_close(recognised, losses(toy).forget(forget, drawn), rtol=1e-3, atol=1e-5)
 
 
 def test_recognition_moves_nothing_where_it_does_not(
@@ -171,12 +171,12 @@ def test_recognition_moves_nothing_where_it_does_not(
     other = other - other.mean(1, keepdim=True)
     other -= (other * centred).sum(1, keepdim=True) / centred.square().sum(1, keepdim=True) * centred
     answering(toy, other.view(-1, 2, 4, 4), monkeypatch)
-    assert objective(toy, forget_target="recognition").forget(forget, drawn).item() == pytest.approx(0, abs=1e-7)
-    assert objective(toy).forget(forget, drawn).item() > 0.1
+    assert losses(toy, forget_target="recognition").forget(forget, drawn).item() == pytest.approx(0, abs=1e-7)
+    assert losses(toy).forget(forget, drawn).item() > 0.1
 
 
 @pytest.mark.parametrize("reached", [-0.25, 0.0, 0.3, 1.0])
-def test_position_is_how_far_the_estimate_is_from_target_to_surrogate(
+def test_progress_is_how_far_the_estimate_is_from_target_to_surrogate(
     toy: DiffusionModel, forget: ForgetSet, drawn: Draw, reached: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x_f, way = forget.x_f[PICKED], (forget.x_s - forget.x_f)[PICKED]
@@ -184,6 +184,6 @@ def test_position_is_how_far_the_estimate_is_from_target_to_surrogate(
     across = _randn(9, len(PICKED))
     shadow = (across * way).sum((1, 2, 3), keepdim=True) / way.square().sum((1, 2, 3), keepdim=True)
     answering(toy, x_f + reached * way + across - shadow * way, monkeypatch)
-    position = objective(toy).position(forget, drawn)
-    assert position.dtype == torch.float64
-    assert position.tolist() == pytest.approx([reached] * len(PICKED), abs=1e-4)
+    progress = losses(toy).progress(forget, drawn)
+    assert progress.dtype == torch.float64
+    assert progress.tolist() == pytest.approx([reached] * len(PICKED), abs=1e-4)

@@ -16,20 +16,22 @@ from expunge.unlearning.weighting import WEIGHTINGS
 from unlearn_kernels import noise_and_target, regression_loss, weighted_loss
 
 Frozen = Callable[[], AbstractContextManager[object]]
-"""Inside it, `model.predict` answers as the base model does."""
+"""A context in which `model.predict` answers as the base model does."""
 
 
 @dataclass(frozen=True)
-class Objective:
+class Losses:
+    """Computes both losses for samples that were drawn, and the progress of a request between target and surrogate."""
+
     model: DiffusionModel
     frozen: Frozen
     training: TrainingSettings
     conditioning: Conditioning
     device: torch.device | str = "cpu"
-    """Where the network is. Sets, draws and the path's tables stay on the host; what a micro-batch needs is moved."""
+    """The network's device. Sets, draws and the path's tables stay on the host; each micro-batch's part is moved."""
 
     def forget(self, data: ForgetSet, draw: Draw) -> Tensor:
-        """Scalar: x_t is noised from the TARGET, the regression points to the SURROGATE."""
+        """Return the scalar forget loss: x_t is noised from the TARGET, and the regression points to the SURROGATE."""
         x_f, x_s = data.x_f[draw.rows].to(self.device), data.x_s[draw.rows].to(self.device)
         point, time, noise, cond = self._at(draw, data.prompt)
         x_t, _ = noise_and_target(x_f, x_s, noise, point.scales, point.coefficients, with_target=False)
@@ -41,7 +43,7 @@ class Objective:
         return weighted_loss(prediction, noise, x_f, endpoint, point.coefficients, weight)
 
     def retain(self, data: RetainSet, draw: Draw) -> Tensor:
-        """Scalar: the ordinary loss, or the distance to the frozen model's own prediction at x_t."""
+        """Return the scalar retain loss: the ordinary one, or the distance to the frozen model's prediction at x_t."""
         x_0 = data.x_0[draw.rows].to(self.device)
         point, time, noise, cond = self._at(draw, data.prompt)
         x_t, _ = noise_and_target(x_0, x_0, noise, point.scales, point.coefficients, with_target=False)
@@ -57,11 +59,11 @@ class Objective:
         return regression_loss(prediction, [teacher], torch.ones(len(x_0), 1), weight)
 
     @torch.no_grad()
-    def position(self, data: ForgetSet, draw: Draw) -> Tensor:
-        """float64 [b]: where the clean estimate from a noised target lies, 0 at the target and 1 at the surrogate.
+    def progress(self, data: ForgetSet, draw: Draw) -> Tensor:
+        """Locate the clean estimate from a noised target, float64 [b]: 0 at the target and 1 at the surrogate.
 
-        <x_hat - x_f, x_s - x_f> / |x_s - x_f|^2: what target and surrogate have in common has no say. It is the gate's
-        shift, in latents instead of features, and of one estimate instead of a whole denoising.
+        <x_hat - x_f, x_s - x_f> / |x_s - x_f|^2, so whatever target and surrogate have in common does not count. This
+        is the gate's shift, in latents instead of features, and of one estimate instead of a whole denoising.
         """
         x_f, x_s = data.x_f[draw.rows].to(self.device), data.x_s[draw.rows].to(self.device)
         point, time, noise, cond = self._at(draw, data.prompt)
@@ -73,9 +75,9 @@ class Objective:
     def _recognised(
         self, x_t: Tensor, x_f: Tensor, x_s: Tensor, point: PathPoint, time: Tensor, cond: Conditioning
     ) -> Tensor:
-        """The frozen model's clean estimate, moved towards the surrogate as far as it recognises the target in x_t.
+        """Move the frozen model's clean estimate towards the surrogate as far as it recognises the target in x_t.
 
-        y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see it, nothing moves.
+        y = x_hat + cos^2(x_hat, x_f) (x_s - x_f), both centred: where the model does not see the target, nothing moves.
         """
         with self.frozen():
             estimate = self._estimate(x_t, point, time, cond)
@@ -83,11 +85,11 @@ class Objective:
         return estimate + alpha.view(-1, 1, 1, 1) * (x_s - x_f)
 
     def _estimate(self, x_t: Tensor, point: PathPoint, time: Tensor, cond: Conditioning) -> Tensor:
-        """The clean image that the model sees in x_t."""
+        """Estimate the clean image that the model sees in x_t."""
         return self.model.clip(point.clean(x_t, self.model.predict(x_t, time, cond)))
 
     def _at(self, draw: Draw, prompt: Tensor) -> tuple[PathPoint, Tensor, Tensor, Conditioning]:
-        """The path, time, noise and conditioning of a draw, on the network's device."""
+        """Return the path, time, noise and conditioning of a draw, on the network's device."""
         point = self.model.at(draw.time)
         parts = (part.to(self.device) for part in (point.a, point.b, point.alpha, point.beta))
         cond = {name: part.to(self.device) for name, part in rows(self.conditioning, prompt[draw.rows]).items()}

@@ -1,4 +1,4 @@
-"""Whose samples share a gradient: every request as often as every other, and the same whatever the workers."""
+"""Which samples share a gradient: every request comes as often as every other, whatever the number of workers."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from expunge.settings import TrainingSettings
-from expunge.unlearning.tasks import Mode, allot, forget_step, micro_batches
+from expunge.unlearning.objectives import Mode, allot, forget_step, micro_batches
 
 # Five requests with 1, 3, 2, 1 and 4 rows; request 2 of the job could not be prepared.
 REQUEST = torch.tensor([0, 1, 1, 1, 3, 3, 4, 5, 5, 5, 5])
@@ -18,38 +18,38 @@ def settings(**changes: object) -> TrainingSettings:
     return TrainingSettings.model_validate({"forget_batch": 8, "tasks": "request", **changes})
 
 
-def test_a_batch_is_one_task_of_all_its_requests() -> None:
+def test_a_batch_is_one_objective_of_all_its_requests() -> None:
     step = forget_step(settings(), "batch", REQUEST, 3)
-    [task] = step.tasks
-    assert task.samples.tolist() == list(range(8))
-    assert set(task.requests) == set(REQUEST[step.rows].tolist())
+    [objective] = step.objectives
+    assert objective.samples.tolist() == list(range(8))
+    assert set(objective.requests) == set(REQUEST[step.rows].tolist())
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 32])
-def test_a_task_holds_the_samples_of_its_request_alone(most: int) -> None:
+def test_an_objective_holds_the_samples_of_its_request_alone(most: int) -> None:
     for number in range(6):
         step = forget_step(settings(tasks_per_step=most), "request", REQUEST, number)
-        assert 1 <= len(step.tasks) <= most
-        for task in step.tasks:
-            assert set(REQUEST[step.rows[task.samples]].tolist()) == set(task.requests)
-        covered = torch.cat([task.samples for task in step.tasks])
+        assert 1 <= len(step.objectives) <= most
+        for objective in step.objectives:
+            assert set(REQUEST[step.rows[objective.samples]].tolist()) == set(objective.requests)
+        covered = torch.cat([objective.samples for objective in step.objectives])
         assert covered.tolist() == list(range(len(step.rows)))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 32])
-def test_every_request_comes_once_a_round(most: int) -> None:
+def test_every_request_comes_once_per_round(most: int) -> None:
     parts = -(-len(EVERYONE) // most)
     for round_ in range(4):
         steps = [
             forget_step(settings(tasks_per_step=most), "request", REQUEST, round_ * parts + p) for p in range(parts)
         ]
-        met = [request for step in steps for task in step.tasks for request in task.requests]
+        met = [request for step in steps for objective in step.objectives for request in objective.requests]
         assert sorted(met) == sorted(EVERYONE)
 
 
 def test_the_rounds_have_orders_of_their_own() -> None:
     orders = {
-        tuple(t.requests[0] for t in forget_step(settings(), "request", REQUEST, step).tasks) for step in range(8)
+        tuple(t.requests[0] for t in forget_step(settings(), "request", REQUEST, step).objectives) for step in range(8)
     }
     assert len(orders) > 1
 
@@ -66,12 +66,12 @@ def test_the_rows_of_a_request_come_equally_often() -> None:
 
 
 @pytest.mark.parametrize(("batch", "workers", "each"), [(8, 2, 2), (40, 2, 8), (10, 2, 2), (8, 4, 4)])
-def test_requests_cost_no_more_samples_than_a_batch_where_every_worker_has_one(
+def test_requests_cost_no_more_samples_than_a_batch_if_every_worker_has_one(
     batch: int, workers: int, each: int
 ) -> None:
     training = settings(forget_batch=batch, retain_batch=8, workers=workers)
     step = forget_step(training, "request", REQUEST, 0)
-    assert [len(task.samples) for task in step.tasks] == [each] * len(EVERYONE)
+    assert [len(objective.samples) for objective in step.objectives] == [each] * len(EVERYONE)
 
 
 def test_repeatable_and_dependent_on_the_seed() -> None:
@@ -102,26 +102,26 @@ def test_equal_parts_are_not_scaled() -> None:
     assert [scale for _, scale in micro_batches(settings(micro_batch=2), torch.arange(8), 0, 2)] == [1, 1]
 
 
-# What requests 0 to 5 of the job miss: 1 and 4 are forgotten, and 2 has no row.
+# How far requests 0 to 5 of the job have to go: 1 and 4 are forgotten, and 2 has no row.
 MISSING = torch.tensor([0.1, 0.0, 0.0, 0.4, 0.0, 1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("most", [1, 2, 32])
 @pytest.mark.parametrize("mode", ["request", "batch"])
-def test_who_misses_nothing_is_left_out_and_nobody_else(mode: Mode, most: int) -> None:
+def test_only_forgotten_requests_are_left_out(mode: Mode, most: int) -> None:
     met: Counter[int] = Counter()
     for number in range(12):
         step = forget_step(settings(tasks_per_step=most), mode, REQUEST, number, MISSING)
         assert len(step.rows) == 8
-        assert torch.cat([task.samples for task in step.tasks]).tolist() == list(range(8))
-        for task in step.tasks:
-            assert set(REQUEST[step.rows[task.samples]].tolist()) == set(task.requests)
-            met.update(REQUEST[step.rows[task.samples]].tolist())
+        assert torch.cat([objective.samples for objective in step.objectives]).tolist() == list(range(8))
+        for objective in step.objectives:
+            assert set(REQUEST[step.rows[objective.samples]].tolist()) == set(objective.requests)
+            met.update(REQUEST[step.rows[objective.samples]].tolist())
     assert set(met) == {0, 3, 5}
 
 
 @pytest.mark.parametrize("mode", ["request", "batch"])
-def test_who_misses_more_gets_more(mode: Mode) -> None:
+def test_a_request_with_further_to_go_gets_more_samples(mode: Mode) -> None:
     met: Counter[int] = Counter()
     for number in range(50):
         step = forget_step(settings(forget_batch=16), mode, REQUEST, number, MISSING)
@@ -135,7 +135,7 @@ def test_who_misses_more_gets_more(mode: Mode) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("batch", [8, 16, 64])
-def test_a_step_is_allotted_whole_and_every_worker_has_its_sample(batch: int, workers: int) -> None:
+def test_all_samples_of_a_step_are_allotted_and_every_worker_has_one(batch: int, workers: int) -> None:
     training = settings(forget_batch=batch, retain_batch=8, workers=workers)
     missing = torch.tensor([1e-9, 0.2, 0.2, 0.9, 1.0], dtype=torch.float64)
     for step in range(20):
@@ -147,7 +147,7 @@ def test_a_step_is_allotted_whole_and_every_worker_has_its_sample(batch: int, wo
 
 
 def test_equal_needs_are_a_batch_as_without_a_budget() -> None:
-    """In mode "batch", every row of those that are left comes equally often."""
+    """In mode "batch" every row of the remaining requests comes equally often."""
     seen: Counter[int] = Counter()
     for number in range(55):
         seen.update(forget_step(settings(), "batch", REQUEST, number, torch.ones(6, dtype=torch.float64)).rows.tolist())

@@ -1,6 +1,6 @@
-"""Other surgeries than `retain_normal`: coefficients from TorchJD's weightings (the extra `surgeries`).
+"""Surgeries besides `retain_normal`: coefficients from TorchJD (the extra `surgeries`).
 
-They treat all gradients alike: what the retain gradient has against a forget gradient is removed as well.
+They treat all gradients alike, so the retain gradient loses its conflicting part as well.
 """
 
 import math
@@ -46,22 +46,22 @@ def _cagrad(count: int) -> Callable[[Tensor], Tensor]:
 
 
 _MAKERS = {"pcgrad": _pcgrad, "upgrad": _upgrad, "dualproj": _dualproj, "mgda": _mgda, "cagrad": _cagrad}
-WEIGHTINGS = tuple(_MAKERS)
+SURGERIES = tuple(_MAKERS)
 """PCGrad (arXiv 2001.06782), UPGrad (2406.16232), DualProj (GEM's projection, 1706.08840), MGDA (1810.04650) and
 CAGrad (2110.14048)."""
 
 
-def weighting(name: str, gram: Tensor, forget_weight: float = 1.0, *, seed: int = 0) -> Tensor:
-    """Coefficients, float64 [K], by one of WEIGHTINGS; the last gradient is the retain gradient.
+def surgery(name: str, gram: Tensor, forget_weight: float = 1.0, *, seed: int = 0) -> Tensor:
+    """Choose coefficients, float64 [K], by one of SURGERIES; the last gradient is the retain gradient.
 
-    Each forget gradient first weighs forget_weight / (K - 1), so without conflict PCGrad, UPGrad and DualProj give the
-    sum that `retain_normal` gives. MGDA and CAGrad choose a mean, which is scaled to a sum. PCGrad takes the gradients
-    in random order: `seed` decides it, as all ranks must agree. torch's random state stays as it was.
-    A Gram matrix that is not finite gives NaN. Raises ValueError for an unknown name or a gram that is not square,
-    ImportError where TorchJD or what a weighting needs is not installed.
+    Each forget gradient is first weighted by forget_weight / (K - 1), so without conflict PCGrad, UPGrad and DualProj
+    give the sum that `retain_normal` gives. MGDA and CAGrad choose a mean, which is scaled to a sum. PCGrad takes the
+    gradients in random order, decided by `seed` so that all ranks agree; torch's random state stays as it was.
+    A Gram matrix that is not finite gives NaN. Raises ValueError for an unknown name or a gram that is not square, and
+    ImportError if TorchJD, or a package that it needs for this surgery, is not installed.
     """
     if name not in _MAKERS:
-        raise ValueError(f"weighting: {name!r}, expected one of {', '.join(WEIGHTINGS)}")
+        raise ValueError(f"surgery: {name!r}, expected one of {', '.join(SURGERIES)}")
     gram = checked_gram(gram)
     count = len(gram)
     if not gram.isfinite().all():
