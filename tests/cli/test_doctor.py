@@ -166,7 +166,7 @@ def deep(rows: Rows, command: Command, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 def test_looking_deep_finds_what_a_request_lacks(deep: Callable[[], Any], command: Command, picture: Path) -> None:
     ended = deep()
-    assert (ended.code, ended.json[0]["found"]) == (0, "every picture is there and opens, of 0 requests")
+    assert (ended.code, ended.json[0]["found"]) == (0, "every picture of 0 requests is there and opens")
     request = command("submit", picture, "--model", "faces", "--json").json["id"]
     assert deep().code == 0
     (blob,) = [path for path in (load_settings().home / "blobs").glob("??/*")]

@@ -190,7 +190,7 @@ def test_what_is_derived_differs_by_purpose_and_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "abc", "../" * 20 + "etcd", "Z" * 64, ID.upper()])
 def test_only_hashes_are_ids(blobs: BlobStore, name: str) -> None:
-    with pytest.raises(NotFoundError, match="is no SHA-256"):
+    with pytest.raises(NotFoundError, match="is not a SHA-256"):
         blobs.get(name)
 
 

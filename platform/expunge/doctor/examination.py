@@ -21,7 +21,7 @@ INSTALLATION: dict[str, Callable[[], list[Check]]] = {
     "devices": devices,
     "encoder weights": encoder,
 }
-"""What needs no settings."""
+"""Checks that need no settings."""
 
 LOOKS: dict[str, Callable[[Settings], str | Check]] = {
     "home": home,
@@ -34,7 +34,7 @@ LOOKS: dict[str, Callable[[Settings], str | Check]] = {
     "ray job server": ray,
     "privacy": privacy,
 }
-"""What the settings name. Each returns its row, or only what it found where all is well, and raises ExpungeError."""
+"""Checks of what the settings name. Each returns its row or just what it found, or raises ExpungeError."""
 
 
 def examine() -> list[Check]:

@@ -1,4 +1,4 @@
-"""Looks at what is installed: Python, packages, kernels, devices, and the weights of the embedded encoder."""
+"""Checks what is installed: Python, packages, kernels, devices, and the weights of the embedded encoder."""
 
 import platform
 import sys

@@ -1,4 +1,4 @@
-"""Looks at every request and every blob: whether pictures are lost, and whether some are left over."""
+"""Reads every request and every blob: checks whether pictures are lost, and whether some are left over."""
 
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def pictures(settings: Settings) -> list[Check]:
 
 def _lost(found: "Inventory") -> Check:
     if not found.lacking:
-        return Check("pictures", True, f"every picture is there and opens, of {found.requests:,} requests")
+        return Check("pictures", True, f"every picture of {found.requests:,} requests is there and opens")
     lost = {blob for blobs in found.lacking.values() for blob in blobs}
     which = some(found.lacking)
     what = f"{len(found.lacking):,} of {found.requests:,} requests lack pictures ({len(lost & set(found.damaged)):,} "

@@ -1,4 +1,4 @@
-"""Looks whether other users of this machine may read what people have sent."""
+"""Checks whether other users of this machine may read what people have sent."""
 
 import shlex
 import stat
@@ -27,6 +27,6 @@ def privacy(settings: Settings) -> Check:
 
 
 def _is_shared(path: Path, home: Path) -> bool:
-    """Whether the group or others may read it: a folder of the home that is closed to them closes what is in it."""
+    """True if the group or others may read it. A folder in the home that is closed to them closes what is in it."""
     inside = [folder for folder in path.parents if folder.is_relative_to(home)]
     return (path.is_file() or path.is_dir()) and all(each.stat().st_mode & 0o077 for each in (path, *inside))

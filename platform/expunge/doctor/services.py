@@ -1,4 +1,4 @@
-"""Looks at the services that a night uses: MLflow, with the removals that its champions hold, and Ray's job server."""
+"""Checks the services that a night uses: MLflow, with the removals that its champions hold, and Ray's job server."""
 
 import os
 from contextlib import closing
@@ -31,7 +31,7 @@ def tracking(settings: Settings) -> str:
 
 
 def removals(settings: Settings) -> str:
-    """What the store calls removed, against what the champions hold: a lost version takes its removals along."""
+    """Compares what the store calls removed with what the champions hold: a lost version loses its removals."""
     from expunge.requests.store import open_store
     from expunge.words import RequestState
 

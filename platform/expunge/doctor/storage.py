@@ -1,4 +1,4 @@
-"""Looks at what a night reads and writes: the home, the models, the request store, the blobs and the checkpoints."""
+"""Checks what a night reads and writes: the home, the models, the request store, the blobs and the checkpoints."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""A lease on a name: one of all the processes that share the request database holds it, and the others see which.
+"""Leases: of all the processes that share the request database, one holds a name, and the others see which.
 
 A lease is a row. Its holder renews it every quarter of its time to live; it may be taken over once it has not been
 renewed for that long, or at once where its process is known to be gone. Locks on files do not serve here: shared
@@ -27,9 +27,9 @@ from expunge.requests.store import RequestStore
 from expunge.requests.tables import leases
 
 TTL_S = 60.0
-"""How long a lease outlives its last heartbeat."""
+"""Seconds for which a lease outlives its last heartbeat."""
 POLL_S = 0.5
-"""How often somebody who waits for a lease looks whether it is free."""
+"""Seconds between two looks of a process that waits for a lease."""
 
 # Goes on while the machine sleeps, and stays when its clock is set.
 _CLOCK = time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC
@@ -78,7 +78,7 @@ class Lease:
         self._heart.start()
 
     def check(self) -> None:
-        """Makes sure that the lease is still held, by renewing it. Raises UnavailableError once it is lost."""
+        """Renews the lease to make sure that it is still held. Raises UnavailableError once it is lost."""
         if not self.lost.is_set():
             self._renew()
         if self.lost.is_set():
@@ -108,7 +108,7 @@ class Lease:
             with self._database.write() as connection:
                 now = _now(connection)
                 values = {"heartbeat": now, "expires": now + timedelta(seconds=self._ttl)}
-                # Still ours in the database means that nobody else had it meanwhile, however long that was.
+                # If the row is still ours, nobody else has held the lease in the meantime, however long that was.
                 kept = connection.execute(update(leases).where(_is(self.name, self._token)).values(values)).rowcount
         except ExpungeError as error:
             # A quarter early: by then the next try would end too late to be of use.
@@ -130,8 +130,8 @@ class Lease:
 def lease(store: RequestStore, name: str, *, wait: bool = False, ttl: float = TTL_S) -> Iterator[Lease]:
     """Hold the lease on `name`, at most 200 characters, for the length of the block.
 
-    Without `wait`, raises HeldError where somebody holds it; with it, only where this very thread does. Raises
-    UnavailableError or StorageError where the database does not serve.
+    Without `wait`, raises HeldError if it is held; with it, only if this very thread holds it. Raises UnavailableError
+    or StorageError if the database does not serve.
 
     ttl: seconds; how long the lease outlives a holder whose machine is gone.
     """
@@ -149,7 +149,7 @@ def lease(store: RequestStore, name: str, *, wait: bool = False, ttl: float = TT
 
 
 def holder(store: RequestStore, name: str) -> Holder | None:
-    """Who holds the lease on `name`; None where it is free to be acquired."""
+    """Returns the holder of the lease on `name`; None if it is free to be acquired."""
     return _look(store.database, name)
 
 
