@@ -173,7 +173,8 @@ def test_looking_deep_finds_what_a_request_lacks(deep: Callable[[], Any], comman
     blob.write_bytes(b"damaged")
     ended = deep()
     assert ended.code == 6
-    assert ended.json[0]["found"] == f"1 of 1 requests lack pictures (1 damaged, 0 gone): {request}"
+    for words in ("1 of 1 requests", "1 damaged, 0 gone", request):
+        assert words in ended.json[0]["found"]
     assert "submit these requests again" in ended.json[0]["hint"]
     command("submit", picture, "--model", "faces")
     assert deep().code == 0
@@ -251,11 +252,11 @@ def test_a_server_that_wants_a_token_answers(
     monkeypatch.setenv(setting, f"http://{host}")
     found = rows()[row]
     assert not found.ok
-    assert found.found == f"the server answers, but wants a token (401), and {variable} is not set"
-    assert found.hint == f"set {variable}"
+    assert "wants a token (401)" in found.found
+    assert variable in found.hint
     monkeypatch.setenv(variable, "wrong-hunter2")
     found = rows()[row]
-    assert found.found == f"the server answers, but refuses the token in {variable} (403)"
+    assert f"refuses the token in {variable} (403)" in found.found
     assert "hunter2" not in str(found)
     monkeypatch.setenv(variable, "right")
     assert rows()[row].ok
