@@ -74,8 +74,10 @@ class Lease:
         self._database, self._token, self._ttl = database, token, ttl
         self._renewed = asked
         self._released = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name=f"lease {name}", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name=f"heartbeat {name}", daemon=True)
         self._heart.start()
+        # The heartbeat itself cannot tell while it hangs in a database that takes its time.
+        threading.Thread(target=self._watch, name=f"watch {name}", daemon=True).start()
 
     def check(self) -> None:
         """Renews the lease to make sure that it is still held. Raises UnavailableError once it is lost."""
@@ -90,7 +92,9 @@ class Lease:
     def release(self) -> None:
         """Stops the heartbeat and frees the lease; one that cannot be freed now runs out."""
         self._released.set()
-        self._heart.join()
+        self._heart.join(self._ttl / 2)
+        if self._heart.is_alive():  # it hangs in the database, and so would this
+            return
         with suppress(ExpungeError), self._database.write() as connection:
             connection.execute(delete(leases).where(_is(self.name, self._token)))
 
@@ -102,6 +106,17 @@ class Lease:
             self.lost.set()
             raise
 
+    def _watch(self) -> None:
+        late = self._ttl * 3 / 4
+        while not self._released.wait(max(0.0, late - self._age())):
+            # After a pause of the whole process, the heartbeat has its turn first.
+            if self._age() >= late and not self._released.wait(self._ttl / 4) and self._age() >= late:
+                return self._lose("the database has not answered for too long")
+
+    def _age(self) -> float:
+        """Seconds since the last renewal that succeeded was asked for."""
+        return time.clock_gettime(_CLOCK) - self._renewed
+
     def _renew(self) -> None:
         asked = time.clock_gettime(_CLOCK)
         try:
@@ -112,7 +127,7 @@ class Lease:
                 kept = connection.execute(update(leases).where(_is(self.name, self._token)).values(values)).rowcount
         except ExpungeError as error:
             # A quarter early: by then the next try would end too late to be of use.
-            if time.clock_gettime(_CLOCK) - self._renewed < self._ttl * 3 / 4:
+            if self._age() < self._ttl * 3 / 4:
                 return
             self._lose(str(error))
             return
@@ -122,8 +137,9 @@ class Lease:
             self._lose("another process took it over, or removed it")
 
     def _lose(self, why: str) -> None:
-        self.lost.set()
-        get_logger("requests").error("a lease was lost", lease=self.name, error=why)
+        if not self.lost.is_set():
+            self.lost.set()
+            get_logger("requests").error("a lease was lost", lease=self.name, error=why)
 
 
 @contextmanager
