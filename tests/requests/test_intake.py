@@ -220,7 +220,7 @@ def test_a_picture_stays_where_the_database_cannot_be_asked(
     ("fields", "message"),
     [
         ({"images": ["none.png"]}, r"^images\[0\]: .*none\.png does not exist: check the path"),
-        ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image that is known here"),
+        ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image of a known kind"),
         ({"images": ["a.png"], "surrogates": ["words.png"]}, r"^surrogates\[0\]: .*words\.png is not an image"),
         ({"images": ["a.png"], "edit": "blend:mask=words.png"}, r"^edit\.mask: .*words\.png is not an image"),
         ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags"),

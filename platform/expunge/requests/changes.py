@@ -147,8 +147,8 @@ def _move(
 ) -> None:
     """One step of many requests, each with its line in the audit trail."""
     values: dict[str, object] = {"state": state} if batch is None else {"state": state, "batch": batch}
-    for start in range(0, len(ids), queries.IDS_A_STATEMENT):
-        some = ids[start : start + queries.IDS_A_STATEMENT]
+    for start in range(0, len(ids), queries.IDS_PER_STATEMENT):
+        some = ids[start : start + queries.IDS_PER_STATEMENT]
         connection.execute(update(requests).where(requests.c.id.in_(some)).values(values))
     _record(connection, ids, previous, state, at or now(), batch=batch, detail=detail)
 

@@ -1,4 +1,4 @@
-"""The manifest of a backup: what is in it, what was damaged, and a signature made with the sealing key."""
+"""The manifest of a backup: what is in it, what was damaged or missing, and a signature by the sealing key."""
 
 import json
 import re

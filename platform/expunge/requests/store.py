@@ -38,11 +38,11 @@ class RequestStore:
         self.database.close()
 
     def read(self) -> AbstractContextManager[Connection]:
-        """A transaction for what is asked of all rows at once."""
+        """A transaction to read all rows at once."""
         return self.database.read()
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
-        """Accepts a request; False says that its (model, external_id) was known, and that the known one is returned.
+        """Accepts a request. False means that its (model, external_id) was known, and that the known one is returned.
 
         Raises InputError if the known one has other content.
         """
@@ -79,10 +79,10 @@ class RequestStore:
         *,
         history: bool = True,
     ) -> Records:
-        """Oldest first, from the request that follows `after`; without `history`, that of each is empty.
+        """Returns the oldest first, from the request after `after`; without `history`, each has an empty one.
 
-        `batch` finds every request that ever was in it, also those that went back to the queue. Raises NotFoundError
-        where there is no request `after`.
+        `batch` finds every request that was ever in it, also those that went back to the queue. Raises NotFoundError
+        if there is no request `after`.
         """
         wanted = queries.Wanted(model, state, batch)
         with self.database.read() as connection:
@@ -97,19 +97,19 @@ class RequestStore:
         limit: int | None = None,
         after: str | None = None,
     ) -> Iterator[RequestRecord]:
-        """What `list` gives, one by one: as long as it may be, a few hundred records are held at a time."""
+        """Yields what `list` returns one by one: however many there are, only a few hundred are held at a time."""
         with self.database.read() as connection:
             query = queries.page(connection, requests.c.id, queries.Wanted(model, state, batch), after, limit)
             ids = connection.execute(query).scalars().all()
-        for start in range(0, len(ids), queries.IDS_A_STATEMENT):
-            some = ids[start : start + queries.IDS_A_STATEMENT]
+        for start in range(0, len(ids), queries.IDS_PER_STATEMENT):
+            some = ids[start : start + queries.IDS_PER_STATEMENT]
             with self.database.read() as connection:
                 found = queries.records(connection, select(requests).where(requests.c.id.in_(some)))
             records = {record.request.id: record for record in found}
             yield from (records[id] for id in some)
 
     def total(self, model: str | None = None, state: RequestState | None = None, batch: str | None = None) -> int:
-        """How many `list` would give without a limit."""
+        """Counts what `list` would return without a limit."""
         query = queries.Wanted(model, state, batch).among(select(func.count()).select_from(requests))
         with self.database.read() as connection:
             return connection.execute(query).scalar_one()
@@ -120,12 +120,12 @@ class RequestStore:
             return queries.backlog(connection, states)
 
     def identity(self) -> str:
-        """The database's own id, made with it."""
+        """Returns the database's own id, which was made with it."""
         with self.database.read() as connection:
             return connection.execute(select(identity.c.value).where(identity.c.name == "database")).scalar_one()
 
     def count(self, state: RequestState, models: Sequence[str] | None = None) -> int:
-        """How many requests are in `state`, of these models only where some are named."""
+        """Counts the requests in `state`; with `models`, only those of these models."""
         query = select(func.count()).select_from(requests).where(requests.c.state == state)
         if models is not None:
             query = query.where(requests.c.model.in_(models))
@@ -152,10 +152,11 @@ class RequestStore:
     ) -> RemovalBatch:
         """Moves accepted requests into a batch, by priority, due date and arrival: all of them, or the first `limit`.
 
-        A `batch_id` that holds requests gives them again and drains nothing. Without one, the oldest open batch is
-        continued (with `models`: of those models only; never one of `skip`), else `night-YYYYMMDD-xxxxxx` is made. If
-        nothing waits, the batch returned is empty and not kept. With `only`, no other requests are drained, and an open
-        batch is continued only where it has one of them to decide. Raises InputError for an id that is no identifier.
+        If `batch_id` already holds requests, returns them again and drains nothing. Without a `batch_id`, continues the
+        oldest open batch (with `models`: one of those models only; never one of `skip`), else makes
+        `night-YYYYMMDD-xxxxxx`. If nothing waits, the batch returned is empty and not kept. With `only`, drains no
+        other requests, and continues an open batch only if it has one of them to decide. Raises InputError for an id
+        that is not an identifier.
         """
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", "use letters, digits, dot, dash and underscore, at most 63")
@@ -167,7 +168,7 @@ class RequestStore:
                 return changes.drain(connection, batch_id, models, limit, skip, only)
 
     def start_batch(self, batch_id: str, advance: int) -> int:
-        """Counts one more driver that begins on a batch; returns how many there were since it last got any further.
+        """Counts one more driver that begins on a batch; returns how many have begun since it last got any further.
 
         advance: a number that grows as the batch gets further. Raises NotFoundError.
         """
@@ -175,17 +176,17 @@ class RequestStore:
             return changes.start_batch(connection, batch_id, advance)
 
     def has_ended(self, batch_id: str) -> bool:
-        """Whether the batch is closed; one that does not exist is not."""
+        """True if the batch is closed; False also if it does not exist."""
         with self.database.read() as connection:
             return connection.execute(select(batches.c.closed).where(batches.c.id == batch_id)).scalar() is not None
 
     def release_batch(self, batch_id: str, why: str) -> None:
-        """Ends a batch that cannot be run: what it has not decided goes back to the queue, which is no attempt."""
+        """Ends a batch that cannot be run: undecided requests go back to the queue, and no attempt is counted."""
         with self.database.write() as connection:
             changes.release(connection, batch_id, why)
 
     def resurface(self, batch_id: str, request_ids: Sequence[str], why: str) -> None:
-        """Takes removed requests that no model holds any more into a batch, to be removed again; all or none.
+        """Moves removed requests whose removal no model holds any more into a batch, to be removed again; all or none.
 
         Raises NotFoundError, and TransitionError where one is not removed.
         """
@@ -202,9 +203,9 @@ class RequestStore:
         batch: str | None = None,
         attempt: bool = True,
     ) -> RequestRecord:
-        """Moves a request along its lifecycle; to be where it is already is no step and changes nothing.
+        """Moves a request along its lifecycle; if it is in that state already, nothing changes.
 
-        With `batch`, the request must still be that batch's. A night that ends without a removal counts as an attempt
+        With `batch`, the request must still be in that batch. A night that ends without a removal counts as an attempt
         unless `attempt` is false: the night failed, not the request. Raises NotFoundError, TransitionError naming both
         states.
         """
@@ -226,14 +227,14 @@ class RequestStore:
             return [queries.batch_record(connection, id) for id in ids]
 
     def set_report(self, batch_id: str, blob_id: str) -> None:
-        """Names the sealed report of a batch; a later one takes its place. Raises NotFoundError, InputError."""
+        """Records the sealed report of a batch; a later one replaces it. Raises NotFoundError, InputError."""
         _check(_BLOB_ID, blob_id, "report", "give the id that the blob store returned")
         with self.database.write() as connection:
             queries.batch_record(connection, batch_id)
             connection.execute(update(batches).where(batches.c.id == batch_id).values(report=blob_id))
 
     def close_batch(self, batch_id: str) -> None:
-        """Ends a batch; again is no error. Raises TransitionError while a request in it is undecided, NotFoundError."""
+        """Closes a batch, even twice. Raises TransitionError while a request in it is undecided, NotFoundError."""
         with self.database.write() as connection:
             if queries.batch_record(connection, batch_id).closed is not None:
                 return
@@ -248,8 +249,8 @@ class RequestStore:
 def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
     """Connects and brings the schema up to date; waits `patience` seconds for a lock or a server that is away.
 
-    Raises InputError, UnavailableError, StorageError: also where the home remembers a database, and this one is new or
-    another.
+    Raises InputError, UnavailableError, and StorageError, also if the home remembers another database, or if its own is
+    gone.
     """
     known = recall(settings)
     database = Database(settings.database, patience=patience)
@@ -264,10 +265,10 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
 
 
 def nothing_to_do(store: RequestStore, models: Sequence[str] | None) -> str:
-    """Why a night has nothing to do, in one line that never hides what waits.
+    """Says in one line why a night has nothing to do, and never hides what waits.
 
-    Raises InputError where a request waits in an open batch that this night was not to continue: it was given another
-    name, or models of which the batch does not only hold requests.
+    Raises InputError if a request waits in an open batch that this night must not continue: it was given the name of
+    another batch, or models that are not all of the batch's.
     """
     for batch, count in store.open_batches(models).items():
         which = f" of {', '.join(models)}" if models else ""
@@ -281,7 +282,7 @@ def nothing_to_do(store: RequestStore, models: Sequence[str] | None) -> str:
 
 
 def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
-    """Raises InputError naming the fields in which `request` differs from the known one of its external id."""
+    """Raises InputError naming the fields in which `request` differs from the known request of the same external id."""
     differing = [
         name for name in RemovalRequest.model_fields if name != "id" and getattr(known, name) != getattr(request, name)
     ]
