@@ -1,4 +1,4 @@
-"""The shipped models, loaded once a module."""
+"""The shipped models, loaded once per module."""
 
 import pytest
 

@@ -23,7 +23,7 @@ def on_path(family: Prediction, dtype: torch.dtype = torch.float64) -> PathPoint
 
 
 def ordinary_target(family: Prediction, at: PathPoint, x_0: Tensor, noise: Tensor) -> Tensor:
-    """What each family's training regresses on."""
+    """Return the target that each family is trained on."""
     a, b = at.a[:, None], at.b[:, None]
     match family:
         case "flow":

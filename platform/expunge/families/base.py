@@ -77,7 +77,7 @@ class DiffusionModel(ABC):
         Returns the times [1] at which the network is asked, each with the point of the path [1] that the sample moves
         to from there; None stands for the clean estimate itself.
         """
-        # Levels evenly spaced in time, as the samplers of both families have them, not in noise level.
+        # Evenly spaced in time, as in diffusers' samplers, not in noise level.
         times = self.times_down(self.time_at(level), steps)
         return [*((here, self.at(there)) for here, there in pairwise(times)), (times[-1], None)]
 

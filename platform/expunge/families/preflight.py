@@ -1,8 +1,8 @@
-"""Whether a model can be used at all, asked before a night spends hours on it: at submit, at planning and by `doctor`.
+"""Refuse a model that cannot be used before a night spends hours on it: at submit, at planning and by `doctor`.
 
-Shallow: the config files are read, in milliseconds. Deep: the weight files are there and fit the configs, and one
-forward pass at the resolution gives what it should, on fake tensors, which have shapes and no memory; so an 8B
-transformer costs seconds and no GPU. A deep success is remembered by the content of the files.
+The shallow preflight reads the config files, in milliseconds. The deep one also compares the weight files with the
+configs and runs one forward pass at the resolution on fake tensors, which have shapes and no memory, so that a network
+of 8B parameters costs seconds and no GPU. A deep success is remembered by the content of the files.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from expunge.settings import ModelSettings, Resolution
 Shapes = Mapping[str, tuple[int, ...]]
 
 _RULES = "1"
-"""Part of what a success is remembered by: raise it when the deep preflight looks at more."""
+"""Raise this when the deep preflight checks more: a success is remembered under it."""
 
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Old names of attention weights, which diffusers translates when it loads them."""
 
 
 def preflight(name: str, settings: ModelSettings) -> Resolution:
-    """(height, width) that the model `name` is used at, from its config files alone.
+    """Return (height, width) that the model `name` is used at, from its config files alone.
 
     Raises InputError with a sentence that names the model, the file and the field; no other error.
     """
@@ -39,10 +39,10 @@ def preflight(name: str, settings: ModelSettings) -> Resolution:
 
 
 def deep_preflight(name: str, settings: ModelSettings, cache: Path, *, fetch: bool = True) -> Resolution:
-    """As `preflight`, and the weights fit, and a forward pass gives a picture of this resolution.
+    """Do as `preflight` does, compare the weights with the configs, and run a forward pass at the resolution.
 
-    cache: a folder of the home's, for remembering what passed. fetch: a hub id's weights, which can be many GB, are
-    fetched where the hub's cache lacks them; else they are left out of the look. Raises InputError, and StorageError
+    cache: a folder that remembers what passed. fetch: download a hub id's weights, which can be many GB, where the
+    hub's cache lacks them; if False, weights that are not there are not looked at. Raises InputError, and StorageError
     where the cache cannot be written.
     """
     label = f"model {name} ({settings.source})"
@@ -67,7 +67,7 @@ def deep_preflight(name: str, settings: ModelSettings, cache: Path, *, fetch: bo
 
 @contextmanager
 def no_other_error(what: str) -> Iterator[None]:
-    """Configs can be odd in ways that nobody thought of: it is their own model that is refused then, and no other."""
+    """Turn any exception into an InputError: an odd config refuses its own model and does not end the night."""
     try:
         yield
     except ExpungeError:
@@ -84,12 +84,12 @@ def _examine(layout: Layout, resolution: Resolution, weights: bool) -> None:
 
     networks = fake_networks(layout, resolution)
     for name, files in layout.weights().files.items() if weights else ():
-        found = {_today(key): shape for path in files for key, shape in shapes(path, layout.label).items()}
+        found = {_current_name(key): shape for path in files for key, shape in shapes(path, layout.label).items()}
         _fits(layout, f"{name}: {files[0].name}", networks.get(name, {}), found)
 
 
 def _fits(layout: Layout, where: str, wanted: Shapes, found: Shapes) -> None:
-    """diffusers would give a weight that is missing random values, and only warn."""
+    """Refuse missing and misshapen weights: diffusers would fill them with random values, and only warn."""
     for key, shape in wanted.items():
         if key in found and (found[key] == shape or _was_renamed(key)):
             continue
@@ -98,11 +98,11 @@ def _fits(layout: Layout, where: str, wanted: Shapes, found: Shapes) -> None:
 
 
 def _was_renamed(key: str) -> bool:
-    """diffusers also reshapes these: once they were convolutions."""
+    """Tell whether diffusers also reshapes this weight: the renamed ones were convolutions once."""
     return any(f".{new}." in key for new in _RENAMED.values())
 
 
-def _today(key: str) -> str:
+def _current_name(key: str) -> str:
     words = key.split(".")
     if len(words) > 1 and words[-2] in _RENAMED:
         words[-2] = _RENAMED[words[-2]]

@@ -1,6 +1,6 @@
-"""Where a base model comes from: a folder, `testbed:NAME` or a pinned hub id, and the files that lie there.
+"""Find the files of a base model: in a folder, under `testbed:NAME`, or under a pinned hub id.
 
-Imports no torch: a plan, a submit and `doctor` ask about models, and must not wait seconds for it.
+Imports no torch, as `family` explains.
 """
 
 import re
@@ -15,11 +15,11 @@ from expunge.settings import ModelSettings
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEXT_FILES = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
-"""Configs and tokenizers: what is fetched of a hub id before any weights."""
+"""Configs and tokenizers, which are fetched from the hub before any weights."""
 
 
 def resolve_source(source: str) -> str:
-    """`testbed:NAME` to the folder of the shipped model, `~` to the home; a path or a hub id stays what it is."""
+    """Turn `testbed:NAME` into the folder of the shipped model and expand `~`; a path or a hub id stays as it is."""
     kind, _, name = source.partition(":")
     if kind != "testbed":
         try:
@@ -33,14 +33,14 @@ def resolve_source(source: str) -> str:
 
 
 def pinned_source(settings: ModelSettings) -> str:
-    """The source in one string: `OWNER/NAME@COMMIT` of a hub id with a revision, else as it is set."""
+    """Return the source as one string: `OWNER/NAME@COMMIT` for a hub id with a revision, else as it is set."""
     return f"{settings.source}@{settings.revision}" if settings.revision else settings.source
 
 
 def locate(source: str, label: str, *, weights: bool = False) -> Layout:
-    """The files of `source` on this machine; those of a hub id are fetched where the hub's cache lacks them.
+    """Find the files of `source` on this machine; fetch those of a hub id where the hub's cache lacks them.
 
-    weights: fetch these, too. Raises InputError where there is no such folder, or no such commit can be fetched.
+    weights: fetch the weights, too. Raises InputError where there is no such folder, or no such commit can be fetched.
     """
     folder = Path(resolve_source(source))
     if folder.is_dir():
@@ -63,7 +63,7 @@ def locate(source: str, label: str, *, weights: bool = False) -> Layout:
 
 
 def source_digest(settings: ModelSettings) -> str:
-    """What tells one base model from another: the commit of a hub id, else a digest of configs and weights.
+    """Tell one base model from another, by the commit of a hub id, else by a digest of configs and weights.
 
     Raises InputError where a folder is incomplete.
     """
@@ -74,7 +74,7 @@ def _from_hub(repository: str, commit: str, label: str, weights: bool) -> Layout
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # A commit never changes: what lies in the cache needs no look at the hub.
+    # A commit never changes: if it is in the cache, the hub need not be asked.
     try:
         layout = _layout(Path(snapshot_download(repository, revision=commit, local_files_only=True)), label, commit)
         if complete(layout, weights):
@@ -111,10 +111,10 @@ def _fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, w
         return Path(
             snapshot_download(repository, revision=commit, allow_patterns=list(wanted), ignore_patterns=list(without))
         )
-    except Exception as error:  # of the hub, of its HTTP client, of the disk: each has types of its own
+    except Exception as error:  # the hub, its HTTP client and the disk each raise types of their own
         raise InputError(
             f"{label}: neither a folder nor a hub id that can be fetched ({type(error).__name__})",
-            hint="give the folder of a diffusers pipeline, or see that the hub answers, that the commit exists, and "
+            hint="give the folder of a diffusers pipeline, or check that the hub answers, that the commit exists, and "
             "that HF_TOKEN may read it",
         ) from error
 

@@ -30,7 +30,7 @@ _BLOCK, _BLOCKS = 4096, 64
 
 @dataclass(frozen=True)
 class Weights:
-    """What is to be loaded: a variant where some component has no full precision, and the files by component."""
+    """The files to load by component, and their variant where some component has no full precision."""
 
     variant: str | None
     files: Mapping[str, tuple[Path, ...]]
@@ -40,9 +40,9 @@ class Weights:
 
 
 def choose_variant(parts: Mapping[str, Path], folder: Path, label: str) -> Weights:
-    """Full precision where every one of the component folders `parts` has it, else the variant that can be loaded.
+    """Choose full precision if every one of the component folders `parts` has it, else a variant that can be loaded.
 
-    Raises InputError where a component has no safetensors, a shard is missing, or no one variant does for all.
+    Raises InputError where a component has no safetensors, a shard is missing, or no variant covers all components.
     """
     found = {name: _variants(part) for name, part in parts.items()}
     for name, variants in found.items():
@@ -58,13 +58,13 @@ def choose_variant(parts: Mapping[str, Path], folder: Path, label: str) -> Weigh
             }
             return Weights(variant, files)
     raise InputError(
-        f"{label}: no one variant of the weights is there for all of {', '.join(found)}",
-        hint=f"there are {', '.join(sorted(every))}: add those that are missing",
+        f"{label}: no variant of the weights covers all of {', '.join(found)}",
+        hint=f"the variants are {', '.join(sorted(every))}: add the missing files of one",
     )
 
 
 def shapes(path: Path, label: str) -> dict[str, tuple[int, ...]]:
-    """The tensors of a safetensors file by name, from its header. Raises InputError where it is damaged."""
+    """Read the shapes of a safetensors file by name from its header. Raises InputError where it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -77,7 +77,7 @@ def shapes(path: Path, label: str) -> dict[str, tuple[int, ...]]:
 
 
 def sampled_digest(path: Path) -> bytes:
-    """SHA-256 of a file's size and of 64 blocks spread over it: another training changes every one of them."""
+    """Hash (SHA-256) a file's size and 64 blocks spread over it: another training changes every one of them."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -93,7 +93,7 @@ def _variants(part: Path) -> set[str | None]:
 
 
 def _files(part: Path, variant: str | None, folder: Path, label: str) -> tuple[Path, ...]:
-    """The whole file, else the shards that the index names."""
+    """Return the whole file, else the shards that the index names."""
     dotted = f".{variant}" if variant else ""
     for stem in STEMS:
         whole = part / f"{stem}{dotted}.safetensors"
@@ -103,7 +103,7 @@ def _files(part: Path, variant: str | None, folder: Path, label: str) -> tuple[P
         if index.is_file():
             return _shards(index, folder, label)
     raise InputError(
-        f"{label}: {part.relative_to(folder)} has shards of weights and no index of them",
+        f"{label}: {part.relative_to(folder)} has shards of weights but no index of them",
         hint="download or copy the component again",
     )
 
