@@ -37,7 +37,7 @@ def test_all_problems_are_said_at_once(chart: Chart) -> None:
 
 def test_the_defaults_ask_for_what_production_needs(chart: Chart) -> None:
     done = chart.template()
-    assert done.err.count("(or profile: dev, for nobody's data)") == 5
+    assert done.err.count("(or profile: dev") == 5
 
 
 @pytest.mark.parametrize(

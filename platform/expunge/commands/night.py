@@ -33,14 +33,14 @@ Batch = Annotated[
 Models = Annotated[
     list[str] | None, typer.Option("--model", metavar="NAME", help="Run only this model's requests; may be repeated.")
 ]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until the night ends.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the night ends, and show its progress.")]
 Requests = Annotated[
     str | None,
     typer.Option(
         "--requests",
         metavar="URL.jsonl",
-        help="Take in this file, one request per line as for `submit --batch`, and run its requests alone. A path, or "
-        "a URL without credentials or a query, as others can see arguments. Running the same file again is safe.",
+        help="Submit the requests in this file, one JSON object per line, and run only those. A path or a URL; not one "
+        "with credentials or a query, because others can see arguments. Running the same file again is safe.",
     ),
 ]
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The id of a batch.")]

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", help="the batch to run or continue (default: the open one, else a new one)")
     parser.add_argument("--model", action="append", help="only requests of this model; may be repeated")
-    parser.add_argument("--requests", metavar="URL", help="take this file of requests in, and run them alone")
+    parser.add_argument("--requests", metavar="URL", help="submit the requests in this file, and run only those")
     parser.add_argument("--home", help="the id of the home that the night was submitted from; refuse any other home")
     return parser
 
