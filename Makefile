@@ -30,7 +30,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 demo: $(STAMP)
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m expunge.jobs.demo
 
 bench-kernels: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench_kernels $(ARGS)

@@ -1,4 +1,4 @@
-"""The `expunge` command. Exit codes: see expunge.errors, and 130 after Ctrl-C."""
+"""The `expunge` command. Its exit codes are those of expunge.errors, and 130 after Ctrl-C."""
 
 import sys
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ app.command("version")(config.version)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code; every failure is one line, or one JSON object with --json."""
+    """Run one command line and return its exit code. A failure prints one line, or one JSON object with --json."""
     as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
     try:
         app(args=list(arguments), prog_name="expunge")
@@ -68,10 +68,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The entry point of the package."""
+    """Run the command line of this process."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name is no failure
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that cannot show a character must not fail the command
     try:
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """The one error hierarchy. A message says what was wrong and where; `hint` says what to do about it.
 
-No password in a URL outlives it: see expunge.text.
+Passwords in URLs are masked: see expunge.text.
 
 Exit codes of every command: 0 success, 1 unexpected failure, 2 bad input, 3 a verdict or gate did not pass,
 4 not found, 5 a service is unreachable, 6 storage failed.
@@ -10,7 +10,7 @@ from expunge.text import masked
 
 
 class ExpungeError(Exception):
-    """Base of everything a user can cause or fix."""
+    """The base of every error that a user can cause or fix."""
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class InputError(ExpungeError):
 
 
 class GateError(ExpungeError):
-    """The work is done, and its evidence does not pass."""
+    """The work is done, but its evidence does not pass."""
 
     exit_code = 3
 
@@ -45,18 +45,18 @@ class UnavailableError(ExpungeError):
 
 
 class StorageError(ExpungeError):
-    """The blob store or the disk refuses; what was accepted before is untouched."""
+    """The blob store or the disk failed; everything accepted earlier is untouched."""
 
     exit_code = 6
 
 
 class TransitionError(ExpungeError):
-    """A request was asked to enter a state that its lifecycle does not allow from where it is."""
+    """A request cannot move from its state to the one asked for."""
 
     exit_code = 2
 
 
 def last_line(error: BaseException) -> str:
-    """What it comes to, or its type where it says nothing: Ray puts a whole traceback before its message."""
+    """Return the last line of an error, because Ray puts a traceback before its message; its type if it has none."""
     said = str(error).strip()
     return said.splitlines()[-1].strip() if said else type(error).__name__

@@ -1,4 +1,4 @@
-"""Logs go to stderr: readable on a terminal, else one JSON object a line. They carry ids, never what people sent."""
+"""Logs go to stderr: readable on a terminal, else one JSON object per line. They hold ids, never what people sent."""
 
 import sys
 
@@ -9,14 +9,14 @@ from expunge.text import masked
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
-# What a request says about people. Ids lead to it for those who hold the key.
+# What a request says about people. Whoever holds the key can look it up by its id.
 PRIVATE = frozenset(
     {"image", "images", "surrogate", "surrogates", "mask", "prompt", "prompts", "reason", "external_id", "edit", "path"}
 )
 
 
 def configure(level: str = "info") -> None:
-    """Sets the level (debug, info, warning, error) for this process; calling it again is fine."""
+    """Set the level (debug, info, warning, error) for this process. It may be called again."""
     terminal = sys.stderr.isatty()
     last = structlog.dev.ConsoleRenderer(colors=True) if terminal else structlog.processors.JSONRenderer(sort_keys=True)
     structlog.configure(
@@ -29,21 +29,21 @@ def configure(level: str = "info") -> None:
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        # The stderr of the moment: a line must not fail because somebody has closed an earlier one.
+        # Look stderr up for each line: an earlier one may have been closed.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger whose lines carry `room=name`. A process that configured nothing logs from `info` on."""
+    """Return a logger whose lines carry `room=name`. Without `configure`, the level is info."""
     if not structlog.is_configured():
         configure()
     return structlog.get_logger(room=name)
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """The last line of defence: a private key that slipped into a log call is blanked, and passwords in URLs are."""
+    """Blank private fields that slipped into a log call, and mask passwords in URLs: the last line of defence."""
     return {key: "[private]" if key in PRIVATE else _masked(value) for key, value in event.items()}
 
 

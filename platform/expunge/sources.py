@@ -1,6 +1,6 @@
-"""Where settings come from: the config file and the environment. What cannot be read there is refused, never left out.
+"""Where settings come from: the config file and the environment. What cannot be read is refused, never ignored.
 
-A gate that somebody set and misspelt must not be the default gate in silence.
+A misspelt gate must not silently become the default gate.
 """
 
 import json
@@ -24,31 +24,31 @@ from expunge.errors import InputError
 
 PREFIX, NESTED = "EXPUNGE_", "__"
 
-# Kubernetes puts these into every pod for a service whose name begins with `expunge-`; EXPUNGE_TEST_* is of the tests.
+# Kubernetes sets these in every pod for a service whose name begins with `expunge-`; EXPUNGE_TEST_* is for the tests.
 _NOT_OURS = re.compile(r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_\w+)?)|TEST_.+")
 
 _ENDS_A_HOST = re.compile(r"[/?#\[\]]")
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"})
-"""Their URLs have no place for a key: fsspec would take it for a part of the bucket's name."""
+"""URL schemes without a place for a key: fsspec would take it for a part of the bucket's name."""
 
 
 def config_file() -> Path:
-    """The config file that would be read; that of the home need not exist."""
+    """Return the config file that would be read. The one in the home need not exist."""
     home = expanded(Path(os.environ.get("EXPUNGE_HOME") or platformdirs.user_data_dir("expunge")))
     return expanded(Path(os.environ.get("EXPUNGE_CONFIG") or home / "config.toml"), "config")
 
 
 def expanded(path: Path, setting: str = "home") -> Path:
-    """`path` with its `~` as the folder that it stands for. Raises InputError where there is no such user."""
+    """Return `path` with its `~` expanded. Raises InputError if there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:
-        raise InputError(f"{setting}: {path} names no user of this machine", hint="write the whole path") from None
+        raise InputError(f"{setting}: {path} names no user of this machine", hint="write the full path") from None
 
 
 def read_config() -> dict[str, object]:
-    """The config file's tables. Raises InputError naming the file, and the line where its content is at fault."""
+    """Return the config file's tables. Raises InputError naming the file, and the line if its content is wrong."""
     file = config_file()
     try:
         if not stat.S_ISREG(file.stat().st_mode) and str(file) != os.devnull:
@@ -91,7 +91,7 @@ def check_variables(settings: type[BaseModel]) -> None:
 
 
 def refused(error: ValidationError, where: Sequence[str], known: Iterable[str]) -> InputError:
-    """What is wrong with the first setting of `error`, which lies at `where`; `known` are the names that there are."""
+    """Describe the first wrong setting of `error`, found under `where`; `known` are the names that exist."""
     first = error.errors(include_input=False)[0]
     path = [*where, *map(str, first["loc"])]
     name, hint = ".".join(path), f"see {_variable(path)} and {config_file()}"
@@ -109,7 +109,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def setting_names(kind: type[BaseModel]) -> list[str]:
-    """The names of all settings of `kind`, as `training` and `training.steps`."""
+    """Return the names of all settings of `kind`, such as `training` and `training.steps`."""
     names = []
     for name, field in kind.model_fields.items():
         inner = field.annotation
@@ -129,15 +129,15 @@ def _is_table(field: FieldInfo) -> bool:
 
 
 def _variable(path: Sequence[str]) -> str:
-    """That of a list is one, whichever of its items is wrong."""
+    """Return the name of the variable for `path`. A list has one variable for all its items."""
     return PREFIX + NESTED.join(part for part in path if not part.isdigit()).upper()
 
 
 def as_written(value: object, handler: ValidatorFunctionWrapHandler, *, optional: bool) -> object:
-    """`value` as its field takes it. A variable is text: what is refused as such is tried as the JSON that it spells.
+    """Return `value` as its field's type. Text that the field refuses is tried again as the JSON that it spells.
 
-    So "1" is one of the numbers of a Literal, and "3.2e+07", as Helm prints it, a whole number. A truth value is no
-    number: pydantic would read `true` as 1.
+    Thus "1" can be one of the numbers of a Literal, and "3.2e+07", as Helm prints it, an integer. A truth value is not
+    accepted as a number, although pydantic would read `true` as 1.
     """
     if isinstance(value, bool):
         taken = handler(value)
@@ -158,7 +158,7 @@ def as_written(value: object, handler: ValidatorFunctionWrapHandler, *, optional
 
 
 def _spelt(text: str) -> object:
-    """A number, list or object; None for anything else."""
+    """Return the number, list or object that `text` spells, and None for anything else."""
     try:
         value = from_json(text)
     except (ValueError, RecursionError):
@@ -177,31 +177,33 @@ def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table: dict[str, object] = {}
     for name, value in pairs:
         if name in table:
-            raise InputError(f"a setting: {name[:50]!r} is given twice in one variable", hint="keep one of them")
+            raise InputError(f"the setting {name[:50]!r} is given twice in one variable", hint="keep one of them")
         table[name] = value
     return table
 
 
 def check_url(url: str, *, database: bool = False) -> str:
-    """Raises ValueError where a password cannot be told from the rest: a message might then show a part of it.
+    """Return the URL. Raises ValueError if its password cannot be told from the rest, as errors might then show it.
 
-    The password of a `database` URL may hold slashes, as SQLAlchemy reads it.
+    The password in a `database` URL may hold slashes, because SQLAlchemy allows that.
     """
     scheme, slashes, rest = url.partition("://")
     if not slashes or (rest.startswith("/") and "?" not in rest):  # a path
         return url
     if re.search(r"[\s\x00-\x1f]", url) and re.search("[@?]", url):
-        raise ValueError("it holds white space: percent-encode it (a space is %20)")
+        raise ValueError("it contains white space: percent-encode it (a space is %20)")
     user, colon, tail = rest.partition(":")
     server = rest
     if colon and "@" in tail and not _ENDS_A_HOST.search(user):
         password, _, server = tail.partition("@")
         if "@" in server or (_ENDS_A_HOST.search(password) and not database):
-            raise ValueError("where its password ends is not clear: write an @ in it as %40 and a / as %2F")
+            raise ValueError("it is unclear where its password ends: write an @ in it as %40 and a / as %2F")
         if scheme in OBJECT_STORES:
-            raise ValueError("it holds a key: leave it out, and set AWS_ACCESS_KEY_ID or what else its driver reads")
+            raise ValueError(
+                "it contains a key: leave it out, and set AWS_ACCESS_KEY_ID or whatever variable its driver reads"
+            )
     elif scheme.startswith("http") and "@" in rest and _ENDS_A_HOST.search(rest.partition("@")[0]):
-        raise ValueError("where its token ends is not clear: write an @ in it as %40 and a / as %2F")
+        raise ValueError("it is unclear where its token ends: write an @ in it as %40 and a / as %2F")
     try:
         _ = urlsplit(f"x://{server}").port
     except ValueError:

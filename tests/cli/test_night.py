@@ -1,5 +1,6 @@
 """`expunge night` up to Ray: which batches it runs, and that "nothing to do" never hides what waits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from expunge.settings import Settings, load_settings
 from expunge.words import RequestState
 from tests.cli.conftest import Command
 
-JOBS = Path(__file__).parents[2] / "jobs"
-
 
 class Drivers:
     """Stands where Ray would start a driver: it decides each batch at once, or fails as it is told."""
@@ -26,7 +25,7 @@ class Drivers:
         self.submitted: list[str] = []
         self.failures: dict[str, ExpungeError] = {}
 
-    def submit(self, batch: str, settings: Settings, jobs: Path) -> str:
+    def submit(self, batch: str, settings: Settings) -> str:
         self.submitted.append(batch)
         store = open_store(settings)
         store.start_batch(batch, 0)
@@ -80,10 +79,10 @@ def accept(command: Command, tmp_path: Path) -> Accept:
 def test_a_named_night_of_nothing_does_not_hold_later_requests_back(
     command: Command, drivers: Drivers, store: RequestStore, accept: Accept
 ) -> None:
-    empty = command("night", "--batch", "friday", "--jobs", JOBS)
+    empty = command("night", "--batch", "friday")
     assert (empty.code, empty.out) == (0, "nothing to do: no request waits\n")
     request = accept("a")
-    done = command("night", "--jobs", JOBS)
+    done = command("night")
     assert done.code == 0
     assert "nothing to do" not in done.out + done.err
     assert store.get(request).state is RequestState.REMOVED
@@ -94,7 +93,7 @@ def test_nothing_to_do_for_one_model_says_what_waits_for_others(
 ) -> None:
     accept("a")
     accept("b")
-    done = command("night", "--model", "flags", "--jobs", JOBS)
+    done = command("night", "--model", "flags")
     assert (done.code, done.out) == (0, "nothing to do: no request of flags waits; 2 others do\n")
     assert drivers.submitted == []
 
@@ -109,7 +108,7 @@ def test_an_open_batch_is_continued_and_what_waits_is_run_after_it(
     new = accept("new")
     if fails:
         drivers.failures[left] = ExpungeError("its driver was killed by SIGKILL")
-    done = command("night", "--jobs", JOBS)
+    done = command("night")
     assert [batch == left for batch in drivers.submitted] == [True, False]
     assert store.get(new).state is RequestState.REMOVED
     assert store.get(old).state is (RequestState.BATCHED if fails else RequestState.REMOVED)
@@ -125,7 +124,7 @@ def test_a_service_that_is_away_ends_it(
     store.start_batch(left, 0)
     new = accept("new")
     drivers.failures[left] = UnavailableError("MLflow does not answer")
-    done = command("night", "--jobs", JOBS)
+    done = command("night")
     assert done.code == 5
     assert drivers.submitted == [left]
     assert store.get(new).state is RequestState.ACCEPTED
@@ -133,7 +132,7 @@ def test_a_service_that_is_away_ends_it(
 
 def test_a_new_batch_is_run_once_and_alone(command: Command, drivers: Drivers, accept: Accept) -> None:
     accept("a")
-    assert command("night", "--jobs", JOBS).code == 0
+    assert command("night").code == 0
     assert len(drivers.submitted) == 1
 
 
@@ -143,18 +142,8 @@ def test_no_more_than_the_limit_of_a_night(
     monkeypatch.setenv("EXPUNGE_NIGHT_LIMIT", "2")
     for name in "abc":
         accept(name)
-    assert command("night", "--jobs", JOBS).code == 0
+    assert command("night").code == 0
     assert store.count(RequestState.ACCEPTED) == 1
-
-
-def test_a_folder_of_jobs_that_will_not_do_drains_nothing(
-    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, tmp_path: Path
-) -> None:
-    request = accept("a")
-    done = command("night", "--jobs", tmp_path)
-    assert done.code == 2
-    assert "nightly.py does not exist" in done.err
-    assert store.get(request).state is RequestState.ACCEPTED
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"batch": 3}'])
@@ -162,7 +151,7 @@ def test_verdicts_that_were_cut_short_say_how_to_get_them_again(
     command: Command, drivers: Drivers, store: RequestStore, accept: Accept, text: str
 ) -> None:
     accept("a")
-    command("night", "--batch", "n1", "--jobs", JOBS)
+    command("night", "--batch", "n1")
     (load_settings().runs / "n1" / NIGHT).write_text(text)
     done = command("verdicts", "n1")
     assert done.code == 4
@@ -182,7 +171,7 @@ def test_verdicts_of_no_batch_look_at_no_file(command: Command, store: RequestSt
 def test_looking_at_verdicts_changes_no_file(command: Command, drivers: Drivers, accept: Accept) -> None:
     """A command of another version may not understand what the driver has written."""
     accept("a")
-    command("night", "--batch", "n1", "--jobs", JOBS)
+    command("night", "--batch", "n1")
     night = load_settings().runs / "n1" / NIGHT
     night.write_text('{"of": "a newer version"}')
     command("verdicts", "n1")
@@ -196,7 +185,7 @@ def test_nothing_to_do_never_hides_an_open_batch(
     accept("a", "faces")
     accept("b", "flags")
     left = store.drain(None).id
-    done = command("night", *arguments, "--jobs", JOBS)
+    done = command("night", *arguments)
     assert done.code == 2
     assert f"batch {left} is open and holds " in done.err
     assert f"run `expunge night --batch {left}`" in done.err
@@ -209,7 +198,7 @@ def test_a_batch_that_ray_never_took_is_continued_as_one_that_was_started(
     accept("old")
     left = store.drain(None).id
     new = accept("new")
-    assert command("night", "--jobs", JOBS).code == 0
+    assert command("night").code == 0
     assert drivers.submitted[0] == left
     assert store.get(new).state is RequestState.REMOVED
 
@@ -222,3 +211,51 @@ def test_what_a_person_takes_out_of_a_night_is_no_attempt(
     assert command("requeue", request).code == 0
     record = store.get(request)
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)
+
+
+def requests_file(folder: Path, *names: str) -> Path:
+    for name in names:
+        Image.new("RGB", (24, 24), (ord(name[0]), 9, 9)).save(folder / name)
+    lines = [json.dumps({"model": "faces", "images": [name]}) for name in names]
+    (folder / "requests.jsonl").write_text("\n".join(lines))
+    return folder / "requests.jsonl"
+
+
+def test_a_file_of_requests_is_run_alone_and_once(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, tmp_path: Path
+) -> None:
+    waiting = accept("w")
+    file = requests_file(tmp_path, "a.png", "b.png")
+    done = command("night", "--requests", file)
+    assert done.code == 0
+    assert "2 accepted" in done.err
+    assert [len(store.batch(batch).requests) for batch in drivers.submitted] == [2]
+    assert store.get(waiting).state is RequestState.ACCEPTED
+    again = command("night", "--requests", file)
+    assert (again.code, len(drivers.submitted)) == (0, 1)
+    assert again.out.startswith("nothing to do")
+
+
+def test_an_open_batch_that_holds_one_of_its_requests_is_continued_first(
+    command: Command, drivers: Drivers, store: RequestStore, tmp_path: Path
+) -> None:
+    command("submit", "--batch", requests_file(tmp_path, "a.png"))
+    left = store.drain(None).id
+    done = command("night", "--requests", requests_file(tmp_path, "a.png", "b.png"))
+    assert done.code == 0
+    assert [batch == left for batch in drivers.submitted] == [True, False]
+
+
+def test_a_refused_line_is_reported_and_the_others_are_run(command: Command, drivers: Drivers, tmp_path: Path) -> None:
+    file = requests_file(tmp_path, "a.png")
+    file.write_text(f"nonsense\n{file.read_text()}")
+    done = command("night", "--requests", file)
+    assert done.code == 2
+    assert "line 1: " in done.err
+    assert len(drivers.submitted) == 1
+
+
+def test_a_url_that_others_would_see_with_its_key_is_refused(command: Command, drivers: Drivers) -> None:
+    done = command("night", "--requests", "https://example.org/r.jsonl?X-Amz-Signature=hunter2")
+    assert done.code == 2
+    assert "hunter2" not in done.out + done.err

@@ -1,6 +1,7 @@
 """submit, list, show, withdraw, report: what they print and how they end."""
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_file_of_requests(command: Command, picture: Path) -> None:
     ended = command("submit", "--batch", file)
     assert ended.code == 2
     assert ended.out == "1 accepted, 1 known already, 1 refused; the accepted ones stay accepted\n"
-    assert ended.err.startswith("error: line 2: column 1: not JSON (Expecting value): write one JSON object a line")
+    assert ended.err.startswith("error: line 2: column 1: not JSON (Expecting value): write one JSON object per line")
     told = command("submit", "--batch", file, "--json")
     assert told.code == 2
     assert (told.json["accepted"], told.json["known"], told.json["refused"]) == (0, 2, 1)
@@ -133,10 +134,10 @@ def test_report(command: Command, picture: Path, tmp_path: Path) -> None:
     store.drain("night-1")
     early = command("report", "night-1")
     assert early.code == 4
-    assert early.err.startswith("error: batch night-1 has no report yet: the night has not got that far")
+    assert early.err.startswith("error: batch night-1 has no report yet")
     store.transition(name, RequestState.REMOVED, evidence={"shift": 0.9})
     store.set_report("night-1", open_blobs(settings).put(b"<html>faces</html>"))
-    assert "evidence     shift: 0.9" in command("show", name).out
+    assert re.search(r"shift +0\.90", command("show", name).out)
     ended = command("report", "night-1", "--output", tmp_path / "out.html")
     assert ended.out == f"{tmp_path / 'out.html'}\n"
     for path in (Path(ended.out.strip()), Path(command("report", "night-1", "--json").json["path"])):
@@ -180,3 +181,59 @@ def test_a_failed_request_is_requeued(command: Command, picture: Path) -> None:
     store.transition(name, RequestState.FAILED)
     assert command("requeue", name).out == f"requeued {name}\n"
     assert command("show", name, "--json").json["state"] == "accepted"
+
+
+FIGURE = {"after": 0.7123456789012345, "base": -0.0212345, "floor": 0.05123}
+EVIDENCE = {
+    "integrity": {
+        "psnr": 24.314567891234,
+        "psnr_unrelated": 9.87,
+        "ssim": 0.91234,
+        "ssim_unrelated": 0.31,
+        "kid": 0.00123456789,
+        "kid_floor": 0.00111,
+        "passed": True,
+        "why": "unrelated outputs are held",
+    },
+    "request": "req-1",
+    "verdict": "passed",
+    "why": "shift 0.71 is at least 0.50",
+    "shift": FIGURE,
+    "target": FIGURE,
+    "surrogate": None,
+    "nearest": FIGURE,
+    "levels": {"0.4": FIGURE},
+    "version": "models:/flags/3",
+}
+
+
+def test_evidence_can_be_read(command: Command, picture: Path) -> None:
+    name = command("submit", picture, "--model", "flags", "--json").json["id"]
+    store = open_store(load_settings())
+    store.drain("night-1")
+    store.transition(name, RequestState.REMOVED, evidence=EVIDENCE)
+    out = command("show", name).out
+    assert "{" not in out
+    assert not re.search(r"\d\.\d{6}", out)
+    assert re.search(r"^verdict +passed: shift 0\.71 is at least 0\.50$", out, re.MULTILINE)
+    assert re.search(r"^integrity +passed: unrelated outputs are held, PSNR 24\.3 dB", out, re.MULTILINE)
+    assert re.search(r"^version +models:/flags/3$", out, re.MULTILINE)
+    assert re.search(r"shift +0\.71 +-0\.02 +0\.05", out)
+    assert re.search(r"target at 0\.4 +0\.71", out)
+    assert out.index("verdict") < out.index("shift  ")
+    assert command("show", name, "--json").json["evidence"] == EVIDENCE
+
+
+@pytest.mark.parametrize(
+    "evidence", [{"shift": 0.9}, {"shift": {"after": None}}, {"odd": [1, 2]}, {"levels": 3, "integrity": {"psnr": "x"}}]
+)
+def test_evidence_of_another_version_does_not_hide_the_request(
+    command: Command, picture: Path, evidence: dict[str, Any]
+) -> None:
+    name = command("submit", picture, "--model", "flags", "--json").json["id"]
+    store = open_store(load_settings())
+    store.drain("night-1")
+    store.transition(name, RequestState.REMOVED, evidence=evidence)
+    done = command("show", name)
+    assert done.code == 0
+    assert name in done.out

@@ -288,8 +288,8 @@ def test_a_url_whose_password_cannot_be_told_is_refused_unshown(
     [
         ("EXPUNGE_NIGHT_LIMIT", "true", "setting night_limit: "),
         ("EXPUNGE_NIGHT_LIMIT", "9" * 20, "setting night_limit: "),
-        ("EXPUNGE_GATE", '{"min_psnr": 50, "min_psnr": 5}', "a setting: 'min_psnr' is given twice in one variable"),
-        ("EXPUNGE_MODELS__X", '{"source": "a/b", "source": "c/d"}', "a setting: 'source' is given twice"),
+        ("EXPUNGE_GATE", '{"min_psnr": 50, "min_psnr": 5}', "the setting 'min_psnr' is given twice"),
+        ("EXPUNGE_MODELS__X", '{"source": "a/b", "source": "c/d"}', "the setting 'source' is given twice"),
         ("EXPUNGE_GATE__MIN_SSIM", "7", "setting gate.min_ssim: Input should be less than or equal to 1"),
         ("EXPUNGE_EVALUATION__LEVELS", "[]", "setting evaluation.levels: "),
         ("EXPUNGE_EVALUATION__ENCODER", "resnet", "setting evaluation.encoder: "),

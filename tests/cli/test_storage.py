@@ -42,16 +42,13 @@ COMMANDS = [
     ("list", "--json"),
     ("show", "req-1"),
     ("withdraw", "req-1"),
-    ("night", "--jobs", "{jobs}"),
+    ("night",),
     ("submit", "{picture}", "--model", "flags"),
 ]
 
 
 def spelt(arguments: tuple[str, ...], picture: Path) -> list[str]:
-    jobs = picture.parent / "jobs"
-    jobs.mkdir(exist_ok=True)
-    (jobs / "nightly.py").touch()
-    return [each.format(picture=picture, jobs=jobs) for each in arguments]
+    return [each.format(picture=picture) for each in arguments]
 
 
 @pytest.fixture(autouse=True)

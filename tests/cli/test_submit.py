@@ -59,7 +59,7 @@ def test_a_submission_without_an_edit_imports_no_editor(
         ((48, 32), None),
         ((49, 32), None),
         ((48, 64), "images[0] is 48 x 64 and the model makes 48 x 32: 50% of its height will be cut away, in equal "),
-        ((96, 32), "50% of its width will be cut away, in equal parts at left and right; if what must go is not in "),
+        ((96, 32), "50% of its width will be cut away, in equal parts at left and right"),
     ],
 )
 def test_what_will_be_cut_away_is_said(

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from expunge.jobs.local_ray import local_ray
 from expunge.registry.versions import champion, ledger
 from expunge.words import RequestState
-from tests.integration.nights import STAGES, Nights, demo, ended, environment_of, home_with, night_in
+from tests.integration.nights import STAGES, Nights, ended, environment_of, home_with, night_in
 from tests.watching import is_alive, left_over, processes, wait_until, with_children
 
 MODEL, BATCH = "head-loss", "night-head-loss"
@@ -36,7 +37,7 @@ def test_a_night_whose_head_is_lost_in_every_stage_registers_once(without_ray: N
     checkpoints: set[str] = set()
     commands: dict[str, subprocess.Popen[str]] = {}
     for stage in STAGES:
-        with demo().local_ray(without_ray.environment) as address:
+        with local_ray(without_ray.environment) as address:
             nights = _on(address, without_ray)
             with night_in(stage, nights, BATCH, MODEL) as command:
                 commands[address] = command  # it asks for some seconds more: the next Ray is started meanwhile
@@ -46,7 +47,7 @@ def test_a_night_whose_head_is_lost_in_every_stage_registers_once(without_ray: N
         assert nights.store.get(request).state is RequestState.BATCHED, stage
         assert not nights.store.batch(BATCH).closed, stage
 
-    with demo().local_ray(without_ray.environment) as address:
+    with local_ray(without_ray.environment) as address:
         nights = _on(address, without_ray)
         last = nights.night(BATCH)
     assert last.code == 0, last.out + last.err
@@ -56,7 +57,7 @@ def test_a_night_whose_head_is_lost_in_every_stage_registers_once(without_ray: N
         assert end.code == 5, end.err
         said = end.err.strip().splitlines()[-1]
         assert said.startswith(f"error: Ray at {address} does not answer (")
-        assert said.endswith(f"): see that it runs, then run `expunge night --batch {BATCH}` to continue")
+        assert said.endswith(f"run `expunge night --batch {BATCH}` to continue")
         assert "Traceback" not in end.err
 
     record = nights.store.get(request)

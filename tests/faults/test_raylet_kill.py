@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from expunge.files import lock
 from expunge.words import RequestState
 from tests.faults.trainings import FAULT_RAY
-from tests.integration.nights import BIN, JOBS, Nights, ended, home_with, wait_during
+from tests.integration.nights import BIN, Nights, ended, home_with, wait_during
 from tests.watching import is_alive, left_over, processes, task_process, with_children
 
 MODEL, BATCH = "raylet-kill", "night-raylet-kill"
@@ -46,8 +46,7 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
     nights = Nights(home, environment)
     request = nights.submit(MODEL, 3)
     night = subprocess.Popen(
-        [sys.executable, "nightly.py", "--batch", BATCH, "--model", MODEL],
-        cwd=JOBS,
+        [sys.executable, "-m", "expunge.jobs.nightly", "--batch", BATCH, "--model", MODEL],
         env={**environment, "RAY_ADDRESS": str(cluster.address)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -41,4 +41,4 @@ except UnavailableError as error:
     assert line.startswith(
         f"Ray at {nights.environment['EXPUNGE_RAY_ADDRESS']} does not know the night's job night-x-0000 ("
     )
-    assert line.endswith("does not exist.): see that it runs, then run `expunge night --batch night-x` to continue")
+    assert line.endswith("run `expunge night --batch night-x` to continue")

@@ -11,7 +11,7 @@ POLICIES: dict[str, Policy] = {}
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 SECRET = re.compile(r"(?i)(password|secret|token|credential|private_key|access_key|blob_key|database_url)")
-ENTRYPOINT = "python /opt/expunge/jobs/nightly.py --batch BATCH-ID --home HOME-ID"
+ENTRYPOINT = "python -m expunge.jobs.nightly --batch BATCH-ID --home HOME-ID"
 LIMITS = {"CronJob": 52, "RayCronJob": 36, "Service": 63, "Deployment": 63, "Pod": 63, "NetworkPolicy": 63}
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 

@@ -56,7 +56,7 @@ def test_the_trigger_outlasts_the_night_and_kubernetes_the_trigger(rendered: dic
 def test_the_trigger_runs_the_submitter_with_what_it_needs(chart: Chart) -> None:
     rendered = chart.render("production", values={"trigger": {"models": ["sd3", "faces"]}})
     trigger = container(pod(rendered, "CronJob/expunge-night"))
-    assert trigger["command"] == ["python", "/opt/expunge/jobs/submit_rayjob.py"]
+    assert trigger["command"] == ["python", "-m", "expunge.jobs.submit_rayjob"]
     assert {"--prefix=expunge", "--namespace=night", "--night=$(NIGHT)"} <= set(trigger["args"])
     assert [a for a in trigger["args"] if a.startswith("--model")] == ["--model=sd3", "--model=faces"]
     (night,) = (v for v in trigger["env"] if v["name"] == "NIGHT")

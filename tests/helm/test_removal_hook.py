@@ -11,7 +11,7 @@ import pytest
 from expunge.batch.outcome import NightOutcome
 from expunge.requests.store import open_store
 from expunge.settings import load_settings
-from tests.helm.charts import CHART, ROOT, Ended, Rendered
+from tests.helm.charts import CHART, Ended, Rendered
 from tests.helm.kube import KubeApi, status
 
 Hook = Callable[[KubeApi, str], Ended]
@@ -32,7 +32,6 @@ def hook(rendered: dict[str, Rendered], tmp_path: Path, monkeypatch: pytest.Monk
         environment = {
             **os.environ,
             "NIGHT": night,
-            "TRIGGER": str(ROOT / "jobs" / "submit_rayjob.py"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         done = subprocess.run(
@@ -66,7 +65,7 @@ def test_it_drains_its_own_request_and_ends_as_the_verdict(hook: Hook) -> None:
     (record,) = open_store(load_settings()).list()
     assert (record.request.model, record.request.external_id) == ("helm-test", "helm-test-0b5c")
     (job,) = api.jobs.values()
-    assert f"nightly.py --batch {record.batch} " in job["spec"]["entrypoint"]
+    assert f"expunge.jobs.nightly --batch {record.batch} " in job["spec"]["entrypoint"]
 
 
 def test_a_night_that_fails_fails_the_test(hook: Hook) -> None:

@@ -74,7 +74,7 @@ def test_the_raycronjob_is_one_that_kuberay_knows(chart: Chart, profile: str) ->
     values = {"trigger": {"kind": "RayCronJob", "models": ["sd3"]}}
     night = chart.render(profile, *RAYCRONJOB, values=values).one("RayCronJob")
     _valid(night, "raycronjobs")
-    assert night["spec"]["jobTemplate"]["entrypoint"] == "python /opt/expunge/jobs/nightly.py --model sd3"
+    assert night["spec"]["jobTemplate"]["entrypoint"] == "python -m expunge.jobs.nightly --model sd3"
 
 
 def test_a_field_that_kuberay_does_not_know_would_be_seen(rendered: dict[str, Rendered]) -> None:

@@ -5,7 +5,6 @@ A pytest plugin, registered by the conftests beside the tests that use it. Ray's
 and requests of its own.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import psutil
@@ -23,6 +21,7 @@ from PIL import Image
 from expunge.batch.outcome import NightOutcome
 from expunge.batch.stages import Progress
 from expunge.files import lock
+from expunge.jobs.local_ray import environment_for, local_ray
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.store import RequestStore, open_store
@@ -30,9 +29,9 @@ from expunge.settings import Settings, load_settings
 from expunge.unlearning.checkpoints import SNAPSHOT
 from tests.watching import left_over, processes, training_workers, wait_until, with_children, words
 
-JOBS = Path(__file__).parents[2] / "jobs"
 BIN = Path(sys.executable).parent
 COMMAND_TIMEOUT_S = 400
+ENTRY_POINT = ["-m", "expunge.jobs.nightly"]
 # Ray Train looks after its workers more often than every 2 s; and they get their share of a busy machine: Ray's own
 # niceness of 15 leaves them next to nothing beside the other tests.
 TEST_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_worker_niceness": "0"}
@@ -141,12 +140,11 @@ class Nights:
         return set()
 
     def driver(self, batch: str) -> psutil.Process | None:
-        """The process that runs `nightly.py` for a batch."""
+        """The process that runs a batch's night on Ray."""
         started = ((process, words(process)) for process in processes(self.home))
         shells = ("sh", "bash", "ray")
-        return next(
-            (p for p, w in started if w[1:2] == ["nightly.py"] and batch in w and Path(w[0]).name not in shells), None
-        )
+        drivers = (p for p, w in started if w[1:3] == ENTRY_POINT and batch in w and Path(w[0]).name not in shells)
+        return next(drivers, None)
 
     def training_workers(self) -> list[psutil.Process]:
         return training_workers(self.home)
@@ -166,7 +164,7 @@ class Nights:
 
 def night_arguments(batch: str, model: str | None = None) -> list[str]:
     only = ["--model", model] if model else []
-    return ["night", "--batch", batch, "--jobs", str(JOBS), *only]
+    return ["night", "--batch", batch, *only]
 
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
@@ -219,7 +217,7 @@ def ray_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]
     home.mkdir()
     (home / "config.toml").write_text(_config(home))
     environment = environment_of(home)
-    with demo().local_ray(environment) as address:
+    with local_ray(environment) as address:
         yield Nights(home, {**environment, "EXPUNGE_RAY_ADDRESS": address})
         before = with_children(processes(home))
     left = left_over(before | with_children(processes(home)))
@@ -244,7 +242,7 @@ def home_with(folder: Path, model: str) -> Path:
 
 def environment_of(home: Path) -> dict[str, str]:
     """What Ray and the commands of a home are started with."""
-    made = demo().environment_for(home)
+    made = environment_for(home)
     kept = {k: v for k, v in made.items() if k == "EXPUNGE_HOME" or not k.startswith(("EXPUNGE_", "RAY_ADDRESS"))}
     return {**kept, **TEST_RAY, "COLUMNS": "200"}
 
@@ -262,13 +260,3 @@ def _config(home: Path) -> str:
     sources = {**dict.fromkeys(MODELS, "testbed:faces"), **folders}
     tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
     return CONFIG.format(learning_rate=LEARNING_RATE) + tables
-
-
-def demo() -> ModuleType:
-    """`jobs/demo.py`, which is in no package."""
-    spec = importlib.util.spec_from_file_location("expunge_demo", JOBS / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.nights import Nights, demo
+from expunge.jobs.local_ray import PREFIX, sweep
+from tests.integration.nights import Nights
 from tests.watching import processes, with_children
 
 
@@ -33,13 +34,13 @@ def test_nobody_else_can_enter_its_folder(nights: Nights) -> None:
         for word in process.cmdline()
         if word.startswith("--temp-dir=")
     }
-    assert folder.name.startswith(demo().PREFIX)
+    assert folder.name.startswith(PREFIX)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "ray").is_dir()
 
 
 def test_what_a_killed_demo_has_left_is_cleared_away(tmp_path: Path) -> None:
-    [gone, living, stranger] = [Path(f"/tmp/{demo().PREFIX}test-{os.getpid()}-{name}") for name in "abc"]
+    [gone, living, stranger] = [Path(f"/tmp/{PREFIX}test-{os.getpid()}-{name}") for name in "abc"]
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     try:
@@ -48,7 +49,7 @@ def test_what_a_killed_demo_has_left_is_cleared_away(tmp_path: Path) -> None:
             (folder / "pids").write_text(pids)
         stranger.symlink_to(tmp_path)
         (tmp_path / "pids").write_text(f"{ended.pid} {ended.pid}")
-        demo().sweep()
+        sweep()
         assert [folder.exists() for folder in (gone, living, stranger)] == [False, True, True]
         assert (tmp_path / "pids").exists()
     finally:

@@ -123,6 +123,25 @@ def test_it_imports_outside_of_the_repository(wheel: Path, tmp_path: Path) -> No
     assert run.stdout.split() == ["256"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["expunge", "--help"], "night"),
+        (["expunge.jobs.nightly", "--help"], "--batch"),
+        (["expunge.jobs.submit_rayjob", "--help"], "--template"),
+    ],
+)
+def test_a_night_needs_no_checkout(wheel: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    """From / and with nothing but the installed copy on the path: these are the commands of Ray and of the chart."""
+    _install(wheel, tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+
+
 KERNELS = """
 import sys
 sys.path.insert(0, sys.argv[1])

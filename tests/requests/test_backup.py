@@ -307,7 +307,7 @@ def test_the_restored_store_has_the_same_key(settings: Settings, elsewhere: Sett
 def test_a_folder_that_was_not_finished_is_no_backup(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
     back_up(settings, tmp_path / "b")
     (tmp_path / "b" / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"is no backup \(manifest\.json: No such file"):
+    with pytest.raises(InputError, match=r"is not a backup \(manifest\.json: No such file"):
         restore(elsewhere, tmp_path / "b")
 
 

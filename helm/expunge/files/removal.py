@@ -1,6 +1,6 @@
-"""`helm test`: a tiny removal, from the request to its verdict. Arguments go to the trigger's own script.
+"""`helm test` runs a tiny removal, from the request to its verdict. The arguments are passed on to the trigger.
 
-The request is for a model of its own, `helm-test`, so that nobody's request is drained.
+The request names a model of its own, `helm-test`, so that nobody else's request is drained.
 """
 
 import json
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 MODEL = "helm-test"
-TRIGGER = os.environ.get("TRIGGER", "/opt/expunge/jobs/submit_rayjob.py")
 
 
 def main() -> int:
     request = submit()
     sys.stderr.write(f"{request}: accepted\n")
-    triggered = subprocess.run([sys.executable, TRIGGER, "--model", MODEL, *sys.argv[1:]], check=False)
+    trigger = [sys.executable, "-m", "expunge.jobs.submit_rayjob", "--model", MODEL, *sys.argv[1:]]
+    triggered = subprocess.run(trigger, check=False)
     if triggered.returncode:
         return triggered.returncode
     return subprocess.run(
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def submit() -> str:
-    """Ask for the removal of one of the testbed's faces, with another as its surrogate; returns the request's id."""
+    """Ask for the removal of one of the testbed's faces, with another as its surrogate, and return the request's id."""
     from expunge.testbed import faces
 
     pictures = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-{{/* At most 23 characters: KubeRay refuses a RayJob over 47, of which a batch's id and an attempt take 24. */}}
+{{/* At most 23 characters: KubeRay takes 47 for a RayJob, and a batch's id and an attempt need 24 of them. */}}
 {{- define "expunge.fullname" -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
 {{- $name := default (ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name)) .Values.fullnameOverride -}}
@@ -10,7 +10,7 @@
 {{- $name -}}
 {{- end }}
 
-{{/* What selects this release's pods. It never changes: a Deployment's selector is immutable. */}}
+{{/* The labels that select this release's pods. They must never change: a Deployment's selector is immutable. */}}
 {{- define "expunge.selector" -}}
 app.kubernetes.io/part-of: expunge
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -58,12 +58,12 @@ http://{{ include "expunge.mlflow.name" . }}:5000
 {{- end -}}
 {{- end }}
 
-{{/* Whether MLflow keeps anything on a volume of its own. */}}
+{{/* True if MLflow keeps anything on a volume of its own. */}}
 {{- define "expunge.mlflow.local" -}}
 {{- if or (not .Values.mlflow.database.existingSecret) (not .Values.mlflow.artifacts.destination) -}}true{{- end -}}
 {{- end }}
 
-{{/* Seconds a night may take with all its retries, and what KubeRay needs around it. */}}
+{{/* How many seconds a night may take with all its retries and KubeRay's own overhead. */}}
 {{- define "expunge.deadline" -}}
 {{- $once := add (int .Values.rayJob.activeDeadlineSeconds) (int .Values.rayJob.preRunningDeadlineSeconds) -}}
 {{- add 900 (mul $once (add 1 (int .Values.rayJob.backoffLimit))) -}}

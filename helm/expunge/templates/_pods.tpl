@@ -25,7 +25,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Requests are limits: a night must not be evicted for what it was promised. Takes {cpu, memory, gpu} and the GPUs' name. */}}
+{{/* Requests equal limits, so that a night is not evicted for using what it asked for. Takes {cpu, memory, gpu} and the GPUs' name. */}}
 {{- define "expunge.resources" -}}
 {{- $amounts := dict "cpu" (toString .amounts.cpu) "memory" (toString .amounts.memory) -}}
 {{- if .amounts.gpu -}}{{- $_ := set $amounts .gpuResource (toString .amounts.gpu) -}}{{- end -}}
@@ -33,7 +33,7 @@ requests: {{ toJson $amounts }}
 limits: {{ toJson $amounts }}
 {{- end }}
 
-{{/* EXPUNGE_* by reference only: pod specs and Ray's dashboard show values in clear. Service links would add EXPUNGE_* too. */}}
+{{/* Secrets by reference only: pod specs and Ray's dashboard show values in clear. Service links would add EXPUNGE_*, too. */}}
 {{- define "expunge.env" -}}
 - {name: EXPUNGE_HOME, value: /var/lib/expunge}
 - {name: EXPUNGE_CONFIG, value: /etc/expunge/config.toml}
@@ -95,7 +95,7 @@ limits: {{ toJson $amounts }}
   configMap: {name: {{ include "expunge.fullname" . }}-config}
 {{- end }}
 
-{{/* What the trigger runs, and `helm test` after it has made its request. */}}
+{{/* The trigger's arguments, which `helm test` also uses after making its request. */}}
 {{- define "expunge.triggerArguments" -}}
 - --template=/etc/expunge/rayjob.json
 - --prefix={{ include "expunge.fullname" . }}

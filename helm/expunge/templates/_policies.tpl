@@ -25,7 +25,7 @@ spec:
   policyTypes: {{ toJson .types }}
 {{- end }}
 
-{{/* One rule: these peers on these ports. Without a peer it is any address, and still these ports alone. */}}
+{{/* One rule: these peers on these ports. Without peers, any address may use these ports. */}}
 {{- define "expunge.hole" -}}
 ports:
   {{- range .ports }}

@@ -1,7 +1,7 @@
 {{/* One night as a RayJobSpec: the CronJob's trigger creates it from a ConfigMap, the RayCronJob has it inline. */}}
 {{- define "expunge.rayJobSpec" -}}
 {{- $job := .Values.rayJob -}}
-entrypoint: python /opt/expunge/jobs/nightly.py
+entrypoint: python -m expunge.jobs.nightly
 submissionMode: {{ $job.submissionMode }}
 backoffLimit: {{ int $job.backoffLimit }}
 activeDeadlineSeconds: {{ int $job.activeDeadlineSeconds }}
@@ -71,7 +71,7 @@ rayClusterSpec:
   {{- end }}
 {{- end }}
 
-{{/* A head's or a worker's pod. KubeRay adds what starts Ray, its token and its probes. */}}
+{{/* The pod of a head or a worker. KubeRay adds the command that starts Ray, its token and its probes. */}}
 {{- define "expunge.rayPod" -}}
 {{- $root := .root -}}
 metadata:
@@ -81,7 +81,7 @@ metadata:
     expunge/ray: {{ .name }}
 spec:
   serviceAccountName: {{ include "expunge.fullname" $root }}-ray
-  # The autoscaler, beside the head, is the only part of Ray that asks the API server.
+  # The autoscaler, next to the head, is the only part of Ray that talks to the API server.
   automountServiceAccountToken: {{ and (eq .name "head") $root.Values.ray.autoscaling.enabled }}
   enableServiceLinks: false
   {{- include "expunge.pullSecrets" $root | nindent 2 }}
@@ -144,7 +144,7 @@ spec:
     {{- end }}
 {{- end }}
 
-{{/* The pod that runs `ray job submit`: KubeRay's own would not be let into a restricted namespace. */}}
+{{/* The pod that runs `ray job submit`. KubeRay's default would not be admitted to a restricted namespace. */}}
 {{- define "expunge.submitterPod" -}}
 metadata:
   labels:

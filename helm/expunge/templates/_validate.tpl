@@ -1,4 +1,4 @@
-{{/* What values.schema.json cannot say in a sentence. Every problem at once, each with what to write instead. */}}
+{{/* Checks that values.schema.json cannot express. All problems are reported at once, each with what to write instead. */}}
 {{- define "expunge.validate" -}}
 {{- $problems := list -}}
 {{- range $part := list "names" "production" "storage" "trigger" "rayjob" "ray" "mlflow" "secrets" -}}
@@ -15,25 +15,25 @@
 {{- $label := "^[a-z]([-a-z0-9]*[a-z0-9])?$" -}}
 {{- with .Values.fullnameOverride }}
 {{- if or (gt (len .) 23) (not (regexMatch $label .)) }}
-fullnameOverride: {{ . | quote }} names RayJobs, of which KubeRay takes 47 characters; write at most 23 of a-z, 0-9 and dash, a letter first
+fullnameOverride: {{ . | quote }} names RayJobs, and KubeRay takes 47 characters; write at most 23 of a-z, 0-9 and dash, a letter first
 {{- end }}
 {{- end }}
 {{- range $where, $image := dict "image" .Values.image "ray.image" .Values.ray.image }}
 {{- if eq $image.tag "latest" }}
-{{ $where }}.tag: "latest" may be another image for every pod; write a version, or {{ $where }}.digest
+{{ $where }}.tag: "latest" may be a different image for each pod; write a version, or {{ $where }}.digest
 {{- end }}
 {{- if and $image.digest (not (regexMatch "^sha256:[0-9a-f]{64}$" $image.digest)) }}
-{{ $where }}.digest: {{ $image.digest | quote }} is none; write sha256: and 64 hex digits
+{{ $where }}.digest: {{ $image.digest | quote }} is not a digest; write sha256: and 64 hex digits
 {{- end }}
 {{- if contains "@" $image.repository }}
-{{ $where }}.repository: {{ $image.repository | quote }} holds a digest; write it to {{ $where }}.digest
+{{ $where }}.repository: {{ $image.repository | quote }} contains a digest; move it to {{ $where }}.digest
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "expunge.validate.production" -}}
 {{- if eq .Values.profile "production" }}
-{{- $hint := "(or profile: dev, for nobody's data)" }}
+{{- $hint := "(or profile: dev, if the data is nobody's)" }}
 {{- if not .Values.database.existingSecret }}
 database.existingSecret: production keeps requests in PostgreSQL; name a Secret that holds its URL {{ $hint }}
 {{- end }}
@@ -63,12 +63,12 @@ home.accessMode: {{ .Values.home.accessMode }} cannot be mounted by Ray pods on 
 {{- end }}
 {{- range $name, $size := dict "home.size" .Values.home.size "modelCache.size" .Values.modelCache.size "ray.scratch" .Values.ray.scratch "mlflow.persistence.size" .Values.mlflow.persistence.size }}
 {{- if not (regexMatch "^[0-9]+(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$" $size) }}
-{{ $name }}: {{ $size | quote }} is no quantity; write e.g. 100Gi
+{{ $name }}: {{ $size | quote }} is not a quantity; write e.g. 100Gi
 {{- end }}
 {{- end }}
 {{- with .Values.blobs.url }}
 {{- if not (regexMatch "^[a-z0-9+]+://" .) }}
-blobs.url: {{ . | quote }} is a path in a pod, lost with it; write s3://BUCKET/PREFIX, or leave it empty for a folder of the home
+blobs.url: {{ . | quote }} is a path inside a pod, and lost with the pod; write s3://BUCKET/PREFIX, or leave it empty for a folder of the home
 {{- end }}
 {{- end }}
 {{- with .Values.mlflow.artifacts.destination }}
@@ -78,7 +78,7 @@ mlflow.artifacts.destination: {{ . | quote }} is a path in a pod; write s3://BUC
 {{- end }}
 {{- with .Values.objectStore.endpointUrl }}
 {{- if not (regexMatch "^https?://" .) }}
-objectStore.endpointUrl: {{ . | quote }} is no URL; write e.g. https://minio.storage.svc:9000
+objectStore.endpointUrl: {{ . | quote }} is not a URL; write e.g. https://minio.storage.svc:9000
 {{- end }}
 {{- end }}
 {{- end }}
@@ -86,15 +86,15 @@ objectStore.endpointUrl: {{ . | quote }} is no URL; write e.g. https://minio.sto
 {{- define "expunge.validate.trigger" -}}
 {{- $trigger := .Values.trigger -}}
 {{- if hasPrefix "TZ=" $trigger.schedule | or (hasPrefix "CRON_TZ=" $trigger.schedule) }}
-trigger.schedule: a time zone in the schedule is refused by Kubernetes; write it to trigger.timeZone
+trigger.schedule: Kubernetes refuses a time zone in the schedule; write it to trigger.timeZone
 {{- else if not (regexMatch "^(\\S+\\s+){4}\\S+$" $trigger.schedule | or (regexMatch "^@(hourly|daily|midnight|weekly|monthly)$" $trigger.schedule)) }}
 trigger.schedule: {{ $trigger.schedule | quote }} is not cron; write five fields, e.g. "0 1 * * *" for one o'clock each night
 {{- end }}
 {{- if not (regexMatch "^[A-Za-z]+(/[A-Za-z0-9_+-]+)*$" $trigger.timeZone) | or (eq $trigger.timeZone "Local") }}
-trigger.timeZone: {{ $trigger.timeZone | quote }} is no name of the time zone database; write e.g. Etc/UTC or Europe/Berlin
+trigger.timeZone: {{ $trigger.timeZone | quote }} is not in the time zone database; write e.g. Etc/UTC or Europe/Berlin
 {{- end }}
 {{- if lt (int $trigger.startingDeadlineSeconds) 10 }}
-trigger.startingDeadlineSeconds: Kubernetes looks every 10 s, so below that no night ever starts; write 600 or more
+trigger.startingDeadlineSeconds: Kubernetes checks every 10 s, so with less no night ever starts; write 600 or more
 {{- end }}
 {{- if and (eq $trigger.kind "RayCronJob") (not (.Capabilities.APIVersions.Has "ray.io/v1/RayCronJob")) }}
 trigger.kind: this cluster does not know RayCronJob (ray.io/v1); write CronJob, or install KubeRay 1.7 with its RayCronJob definition and gate
@@ -104,7 +104,7 @@ trigger.kind: the RayJobs of a RayCronJob do not get Kueue's labels from here; w
 {{- end }}
 {{- range $trigger.models }}
 {{- if not (regexMatch "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" .) }}
-trigger.models: {{ . | quote }} is no model's name; write those of config.models
+trigger.models: {{ . | quote }} is not a model's name; write those of config.models
 {{- end }}
 {{- end }}
 {{- end }}
@@ -123,7 +123,7 @@ rayJob.deletionRules: KubeRay refuses them together with ttlSecondsAfterFinished
 rayJob.ttlSecondsAfterFinished: KubeRay refuses it without shutdownAfterJobFinishes; write rayJob.shutdownAfterJobFinishes: true
 {{- end }}
 {{- if not .Values.kueue.queue }}
-rayJob.shutdownAfterJobFinishes: without it the night's GPUs are held for ever; write true, or rayJob.deletionRules
+rayJob.shutdownAfterJobFinishes: without it the night's GPUs are held forever; write true, or rayJob.deletionRules
 {{- end }}
 {{- end }}
 {{- if and $job.suspend (not $job.shutdownAfterJobFinishes) }}
@@ -136,7 +136,7 @@ rayJob.submissionMode: InteractiveMode waits for a person to submit; write K8sJo
 rayJob.submitterBackoffLimit: {{ $job.submissionMode }} has no submitter, and KubeRay refuses settings for one; write null, or submissionMode: K8sJobMode
 {{- end }}
 {{- if ge (int $job.preRunningDeadlineSeconds) (int $job.activeDeadlineSeconds) }}
-rayJob.preRunningDeadlineSeconds: a night would be over before its cluster may be late; write less than rayJob.activeDeadlineSeconds ({{ int $job.activeDeadlineSeconds }})
+rayJob.preRunningDeadlineSeconds: the night's deadline would come before its cluster's; write less than rayJob.activeDeadlineSeconds ({{ int $job.activeDeadlineSeconds }})
 {{- end }}
 {{- if .Values.kueue.queue }}
 {{- if not $job.shutdownAfterJobFinishes }}
@@ -149,21 +149,21 @@ kueue.queue: Kueue admits a night of a fixed size; write ray.autoscaling.enabled
 rayJob.suspend: Kueue suspends and resumes by itself; write false
 {{- end }}
 {{- else if .Values.kueue.priorityClass }}
-kueue.priorityClass: it means nothing without a queue; write kueue.queue
+kueue.priorityClass: it has no effect without a queue; write kueue.queue
 {{- end }}
 {{- end }}
 
 {{- define "expunge.validate.ray" -}}
 {{- $ray := .Values.ray -}}
 {{- if not (regexMatch "^[0-9]+\\.[0-9]+\\.[0-9]+$" $ray.version) }}
-ray.version: {{ $ray.version | quote }} is no release; write the one in the image, e.g. 2.60.0
+ray.version: {{ $ray.version | quote }} is not a release; write the one in the image, e.g. 2.60.0
 {{- else if semverCompare "<2.52.0" $ray.version }}
 ray.version: {{ $ray.version }} has no token authentication, so anyone who reaches the head runs code; write 2.52.0 or newer, and build the image with it
 {{- end }}
 {{- $reserved := "^(num-cpus|num-gpus|memory|resources|object-store-memory)$" -}}
 {{- range $name, $value := $ray.head.rayStartParams }}
 {{- if regexMatch $reserved $name }}
-ray.head.rayStartParams: {{ $name }} is derived from what the pod has; write ray.head.resources
+ray.head.rayStartParams: {{ $name }} is derived from the pod's resources; write ray.head.resources
 {{- end }}
 {{- end }}
 {{- range $nodes := concat (list (merge (dict "where" "ray.head") $ray.head)) $ray.workers }}
@@ -171,9 +171,9 @@ ray.head.rayStartParams: {{ $name }} is derived from what the pod has; write ray
 {{- $quantity := "^[0-9]+(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$" }}
 {{- $memory := toString $nodes.resources.memory }}
 {{- if not (and (regexMatch $quantity $memory) (regexMatch $quantity $nodes.sharedMemory)) }}
-{{ $where }}: memory {{ $memory | quote }} or sharedMemory {{ $nodes.sharedMemory | quote }} is no quantity; write e.g. 64Gi
+{{ $where }}: memory {{ $memory | quote }} or sharedMemory {{ $nodes.sharedMemory | quote }} is not a quantity; write e.g. 64Gi
 {{- else if ge (include "expunge.bytes" $nodes.sharedMemory | int64) (include "expunge.bytes" $memory | int64) }}
-{{ $where }}.sharedMemory: {{ $nodes.sharedMemory }} leaves nothing of the memory limit {{ $memory }}, which it counts against; write about a quarter of it
+{{ $where }}.sharedMemory: {{ $nodes.sharedMemory }} uses up the memory limit {{ $memory }}, which it counts against; write about a quarter of that
 {{- end }}
 {{- end }}
 {{- $seen := list }}
@@ -193,7 +193,7 @@ ray.workers[{{ .name }}].spreadOver: {{ .spreadOver | quote }} is unknown; write
 {{- end }}
 {{- range $name, $value := .rayStartParams }}
 {{- if regexMatch $reserved $name }}
-ray.workers: rayStartParams.{{ $name }} is derived from what the pod has; write resources
+ray.workers: rayStartParams.{{ $name }} is derived from the pod's resources; write resources
 {{- end }}
 {{- end }}
 {{- end }}
@@ -202,14 +202,14 @@ ray.workers: rayStartParams.{{ $name }} is derived from what the pod has; write 
 {{- define "expunge.validate.mlflow" -}}
 {{- $mlflow := .Values.mlflow -}}
 {{- if and $mlflow.enabled $mlflow.externalUrl }}
-mlflow.externalUrl: the chart runs a server too, and a night can only use one; write mlflow.enabled: false, or no URL
+mlflow.externalUrl: the chart also runs a server, and a night can use only one; write mlflow.enabled: false, or no URL
 {{- end }}
 {{- if not (or $mlflow.enabled $mlflow.externalUrl) }}
 mlflow.externalUrl: a night needs a tracking server and registry; write its URL, or mlflow.enabled: true
 {{- end }}
 {{- with $mlflow.externalUrl }}
 {{- if not (regexMatch "^https?://[^/]+" .) }}
-mlflow.externalUrl: {{ . | quote }} is no server; write e.g. https://mlflow.example.org
+mlflow.externalUrl: {{ . | quote }} is not a server's URL; write e.g. https://mlflow.example.org
 {{- end }}
 {{- end }}
 {{- if and $mlflow.enabled (gt (int $mlflow.replicas) 1) (include "expunge.mlflow.local" .) }}
@@ -225,12 +225,12 @@ mlflow.allowedHosts: {{ . | quote }} opens the server to DNS rebinding; write th
 {{- define "expunge.validate.secrets" -}}
 {{- range $name, $url := dict "blobs.url" .Values.blobs.url "mlflow.externalUrl" .Values.mlflow.externalUrl "mlflow.artifacts.destination" .Values.mlflow.artifacts.destination "objectStore.endpointUrl" .Values.objectStore.endpointUrl }}
 {{- if regexMatch "://[^/]*@" $url }}
-{{ $name }}: it holds a user or a password, which everyone who reads the release sees; take them out and name an existingSecret
+{{ $name }}: it contains a user or a password, which everyone who can read the release sees; take them out and name an existingSecret
 {{- end }}
 {{- end }}
 {{- range $name, $value := .Values.ray.env }}
 {{- if hasPrefix "EXPUNGE_" $name }}
-ray.env.{{ $name }}: settings reach the trigger and Ray alike by config.toml; write it to config
+ray.env.{{ $name }}: settings reach the trigger and Ray through config.toml; write it to config
 {{- else if regexMatch "(?i)(^|_)(password|secret|token|credentials?|private_key|access_key|api_?key)(_|$)" $name }}
 ray.env.{{ $name }}: environments are shown in Ray's dashboard and in pod specs; keep it in a Secret, and name that as an existingSecret
 {{- end }}

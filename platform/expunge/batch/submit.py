@@ -1,4 +1,4 @@
-"""Hand a night to Ray: the real `ray job submit`, with nothing but ids in what Ray shows in clear."""
+"""Hand a night to Ray with the real `ray job submit`. Ray shows a job's arguments in clear, so they are ids only."""
 
 import os
 import re
@@ -21,9 +21,9 @@ DEFAULT_PORT = 8265
 REACH_TIMEOUT_S = 5
 STATUS_TRIES, STATUS_PAUSE_S = 5, 2.0
 SUBMIT_PATIENCE_S, SUBMIT_PAUSE_S = 120.0, 3.0
-"""A head that was just started has no agent yet, for half a minute on a busy machine."""
-MOST_BYTES = 20_000_000
-"""Of a folder that Ray uploads. The entry points are a few kB: more is a checkout, a home or a model by mistake."""
+"""A head that has just started has no agent yet; on a busy machine that takes half a minute."""
+ENTRY_POINT = ("python", "-m", "expunge.jobs.nightly")
+"""What Ray starts. Every node has Expunge installed, so nothing is uploaded."""
 
 _PASSING = re.compile(
     r"try again later|no available agent|temporarily unavailable|timed? ?out|connection (reset|refused|aborted)"
@@ -34,17 +34,17 @@ _KINDS: dict[int, type[ExpungeError]] = {2: InputError, 4: NotFoundError, 5: Una
 
 
 def address_of(settings: Settings) -> str:
-    """The URL of Ray's job server. Raises InputError where the setting is the address of something else."""
+    """Return the URL of Ray's job server. Raises InputError if the setting is the address of something else."""
     given = settings.ray_address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     return job_server(given)
 
 
 def job_server(given: str) -> str:
-    """`given` as a URL: a host, with or without its port, will do. Raises InputError for what names no job server."""
+    """Return `given`, a URL or a host with or without a port, as a URL. Raises InputError if it is no job server."""
     scheme, separator, rest = given.partition("://")
     if separator and scheme not in ("http", "https"):
         host = rest.rpartition("@")[2].partition(":")[0] or "HOST"
-        what = "Ray's client server" if scheme == "ray" else "no job server of Ray"
+        what = "Ray's client server" if scheme == "ray" else "not Ray's job server"
         raise InputError(f"ray_address: {scheme}:// is {what}", hint=f"write http://{host}:{DEFAULT_PORT}")
     if given in ("auto", "local"):
         raise InputError(
@@ -64,9 +64,9 @@ def job_server(given: str) -> str:
 
 
 def check_reachable(address: str) -> None:
-    """Raises UnavailableError where nothing answers: Ray's own command ends in pages of traceback there."""
+    """Raises UnavailableError if nothing answers, where Ray's own command would print pages of traceback."""
     _past_the_proxy(address)
-    try:  # whatever it answers: whether it lets us in is for the submission to say
+    try:  # any answer will do: the submission will tell whether we are let in
         status_of(f"{address}/api/version", timeout=REACH_TIMEOUT_S)
     except OSError as error:
         raise UnavailableError(
@@ -74,25 +74,23 @@ def check_reachable(address: str) -> None:
         ) from None
 
 
-def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
-    """Submit `nightly.py` in the folder `jobs` for `batch`; returns the submission id.
+def submit_night(batch: str, settings: Settings) -> str:
+    """Submit the night of `batch` to Ray and return the submission id.
 
-    Raises InputError where the folder has no nightly.py or holds too much, UnavailableError where Ray does not take the
-    job.
+    Raises UnavailableError where Ray does not answer or does not take the job.
     """
-    check_upload(jobs, settings)
     address = address_of(settings)
     check_reachable(address)
-    # A killed night is submitted again, and Ray takes no id twice; that only one driver runs is the batch's own lock.
+    # A killed night is submitted again, and Ray takes no id twice. The batch's own lock keeps a second driver out.
     submission = f"{batch}-{secrets.token_hex(2)}"
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
-    command += ["--submission-id", submission, "--no-wait", "--working-dir", str(jobs)]
-    command += ["--", "python", "nightly.py", "--batch", batch, "--home", remember(settings).id]
+    command += ["--submission-id", submission, "--no-wait"]
+    command += ["--", *ENTRY_POINT, "--batch", batch, "--home", remember(settings).id]
     until = time.monotonic() + SUBMIT_PATIENCE_S
     while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        # The second is an earlier try of ours whose answer was lost.
+        # It already exists if the answer to an earlier try was lost.
         if not done.returncode or any(f"{submission} already exists" in line for line in said):
             return submission
         reason = said[-1].rstrip(".") if said else f"exit code {done.returncode}"
@@ -105,25 +103,8 @@ def submit_night(batch: str, settings: Settings, jobs: Path) -> str:
     )
 
 
-def check_upload(jobs: Path, settings: Settings) -> None:
-    """Raises InputError where `jobs` is not the folder of the entry points: Ray would upload all that is in it."""
-    if not (jobs / "nightly.py").is_file():
-        raise InputError(f"jobs: {jobs / 'nightly.py'} does not exist", hint="name the checkout's folder with --jobs")
-    if settings.home.resolve().is_relative_to(jobs.resolve()):
-        raise InputError(f"home: {settings.home} lies in {jobs}, which Ray uploads", hint="move it: set EXPUNGE_HOME")
-    sizes = {path: path.stat().st_size for path in jobs.rglob("*") if path.is_file()}
-    total = sum(sizes.values())
-    if total > MOST_BYTES:
-        largest = max(sizes, key=lambda path: sizes[path])
-        raise InputError(
-            f"jobs: {jobs} holds {total / 1e6:.0f} MB, which Ray would upload; the largest file is "
-            f"{largest.relative_to(jobs)} ({sizes[largest] / 1e6:.0f} MB)",
-            hint="name a folder that holds only the entry points with --jobs",
-        )
-
-
 def failure_of(batch: str, submission: str, status: str, settings: Settings) -> ExpungeError:
-    """What became of a night whose Ray job did not succeed, as an error with the exit code of its driver."""
+    """Describe a night whose Ray job failed, as an error with its driver's exit code."""
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -135,15 +116,15 @@ def failure_of(batch: str, submission: str, status: str, settings: Settings) -> 
     said = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
     why = said or _how_it_ended(code)
     hint = f"run `expunge night --batch {batch}` to continue"
-    # A shell gives the number of a signal back as 128 and it; what a driver itself ends with is small.
+    # A shell reports a signal as 128 plus its number; a driver's own exit codes are small.
     kind = _KINDS.get(code or 0, ExpungeError)
     return kind(f"the night's Ray job {submission} is {status}: {why}", hint=None if "expunge night" in why else hint)
 
 
 def night_status(batch: str, submission: str, settings: Settings) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. A server that is away for a moment is asked again.
+    """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. A server that is down for a moment is asked again.
 
-    Raises UnavailableError where it stays away, or was started anew meanwhile and so knows nothing of the night.
+    Raises UnavailableError if it stays down, or if it has been restarted and does not know the night.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -152,27 +133,27 @@ def night_status(batch: str, submission: str, settings: Settings) -> str:
         if attempt:
             time.sleep(STATUS_PAUSE_S)
         try:
-            check_reachable(address)  # Ray's client has no timeout: it would wait for ever for a host that fell silent
+            check_reachable(address)  # Ray's client has no timeout: it would wait forever for a silent host
             return str(JobSubmissionClient(address).get_job_status(submission).value)
         except UnavailableError as error:
             why = error.message
-        except (RuntimeError, OSError) as error:  # of its server, or of the connection
+        except (RuntimeError, OSError) as error:  # from its server, or from the connection
             why = f"Ray at {address} does not know the night's job {submission} ({last_line(error)})"
-    raise UnavailableError(why, hint=f"see that it runs, then run `expunge night --batch {batch}` to continue")
+    raise UnavailableError(why, hint=f"check that it is running, then run `expunge night --batch {batch}` to continue")
 
 
 def _how_it_ended(code: int | None) -> str:
     if code is None:
-        return "its driver ended without a word, as where its node was lost"
+        return "its driver ended without a message, which happens when its node is lost"
     number = -code if code < 0 else code - 128 if code > 128 else 0
     if number in set(signal.Signals):
-        hint = ", as when memory runs out" if number == signal.SIGKILL else ""
+        hint = ", which happens when memory runs out" if number == signal.SIGKILL else ""
         return f"its driver was killed by {signal.Signals(number).name}{hint}"
-    return f"its driver ended with code {code} and named no error"
+    return f"its driver ended with exit code {code} and printed no error"
 
 
 def _past_the_proxy(address: str) -> None:
-    """A proxy for the outside world knows no loopback address of ours: say so to Ray's client, too."""
+    """Exempt this machine's own addresses from the proxy, also for Ray's client."""
     host = urlsplit(address).hostname or ""
     if not is_loopback(host):
         return

@@ -1,1 +1,1 @@
-"""The commands, one module a group. Nothing heavy is imported above a function: `expunge --help` answers at once."""
+"""The commands, one module per group. Heavy imports stay inside functions, so that `expunge --help` answers at once."""

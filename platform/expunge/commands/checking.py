@@ -1,4 +1,4 @@
-"""What `submit` checks beyond the request itself: whether its edit can work, and how its pictures will be cut."""
+"""What intake checks beyond the request itself: can its edit work, and how will its pictures be cut?"""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from expunge.settings import ModelSettings, Resolution, Settings
 from expunge.words import EditSpec, RemovalRequest
 
 MOST_LOST = 0.05
-"""The share of a side that may be cut away without a word."""
+"""The share of a side that may be cut away without a note."""
 
 
 class SubmitCheck:
@@ -36,7 +36,7 @@ class SubmitCheck:
         return notes
 
     def _resolution(self, name: str) -> Resolution | None:
-        """None where it is not at hand: a submission must not wait for a download."""
+        """Return None if it is not known here: a submission must not wait for a download."""
         if name not in self._resolutions:
             self._resolutions[name] = _looked_at(name, self._settings.model(name))
         found = self._resolutions[name]
@@ -45,7 +45,7 @@ class SubmitCheck:
         return found
 
     def _check_edit(self, model: str, edit: EditSpec) -> None:
-        """Each editor with the same options is made once: its packages may take seconds to import."""
+        """Create each editor once per set of options, because its packages may take seconds to import."""
         spec = edit.model_copy(update={"mask": None})
         name = f"{model} {spec.fingerprint()}"
         if name not in self._edits:
@@ -67,7 +67,7 @@ def _refusal(edit: EditSpec, model: ModelSettings) -> InputError | None:
 
 
 def _looked_at(name: str, model: ModelSettings) -> Resolution | InputError | None:
-    """The model's resolution, or why it cannot be used; its configured resolution where its files are elsewhere."""
+    """Return the model's resolution, or why it cannot be used; the configured one if its files are elsewhere."""
     if not model.source.startswith("testbed:") and not Path(model.source).expanduser().is_dir():
         return model.resolution
     from expunge.families import preflight
@@ -87,7 +87,7 @@ def _notes(sizes: tuple[Size, ...], resolution: Resolution) -> list[str]:
             ends = "left and right" if side == "width" else "top and bottom"
             notes.append(
                 f"images[{i}] is {size[0]} x {size[1]} and the model makes {width} x {height}: {share:.0%} of its "
-                f"{side} will be cut away, in equal parts at {ends}; if what must go is not in the middle, submit "
-                "it again with a box around it"
+                f"{side} will be cut away, in equal parts at {ends}; if the part to remove is not in the middle, "
+                "submit it again with a box around it"
             )
     return notes

@@ -1,4 +1,4 @@
-"""What every command shares: how it opens the platform, how it prints, how it fails."""
+"""What all commands share: opening the platform, printing, and failing."""
 
 import json
 import math
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from expunge.requests.store import RequestStore
     from expunge.settings import Settings
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also for errors.")]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The platform as a command needs it."""
+    """The settings and stores that a command works with."""
 
     settings: "Settings"
     store: "RequestStore"
@@ -58,12 +58,12 @@ def open_platform() -> Opened:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout; dates and enums as their text, what cannot be printed as escapes."""
+    """Print one JSON document; dates and enums become text, and unprintable characters become escapes."""
     typer.echo(_json(value))
 
 
 def print_json_list(values: Iterable[object]) -> None:
-    """One JSON array, an item at a time: it may be longer than the memory."""
+    """Print one JSON array item by item, because it may not fit into memory."""
     written = False
     for value in values:
         typer.echo(("," if written else "[") + "\n" + textwrap.indent(_json(value), "  "), nl=False)
@@ -81,12 +81,12 @@ _UNPRINTABLE = re.compile(r"[^\x00-\x7e]")
 
 
 def _escape(found: re.Match[str]) -> str:
-    """Between quotes alone: the rest of a document is ASCII."""
+    """Escape a character inside a JSON string; the rest of a document is ASCII."""
     return found.group() if found.group().isprintable() else json.dumps(found.group())[1:-1]
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinity."""
+    """Replace infinities and NaN, which JSON does not have, with null."""
     match value:
         case float():
             return value if math.isfinite(value) else None
@@ -99,7 +99,7 @@ def _finite(value: object) -> object:
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: bool = True) -> None:
-    """A table without a frame; None is an empty cell."""
+    """Print a table without a frame; None becomes an empty cell."""
     from rich.table import Table
 
     table = Table(*columns, box=None, show_header=header)
@@ -109,9 +109,9 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], *, head
 
 
 def print_table(table: "Table") -> None:
-    """As wide as its content: a terminal may wrap a line, but no id or value is cut: they are copied.
+    """Print a table as wide as its content: a terminal may wrap it, but ids and values stay whole to be copied.
 
-    Whatever its cells hold, each stays in its place.
+    Control characters in a cell are escaped, so that each cell stays in its place.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -132,7 +132,7 @@ def print_error(error: ExpungeError, *, as_json: bool) -> None:
 
 
 def unexpected(error: Exception) -> ExpungeError:
-    """A failure that nobody foresaw, as one line; the traceback is for those who ask."""
+    """Turn an unforeseen failure into one line; the traceback is printed only at log level debug."""
     if os.environ.get("EXPUNGE_LOG_LEVEL", "").lower() == "debug":
         typer.echo(masked_quote("".join(traceback.format_exception(error))), err=True, nl=False)
     detail = one_line(masked_quote(str(error))) or "no message"
@@ -140,5 +140,5 @@ def unexpected(error: Exception) -> ExpungeError:
 
 
 def one_line(text: object) -> str:
-    """What comes from outside, for a person: nothing in it may break the line or steer the terminal."""
+    """Make outside text safe to print: nothing in it can break the line or control the terminal."""
     return visible(str(text)).strip()

@@ -1,5 +1,6 @@
 """`expunge config show` and `expunge version`."""
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -8,19 +9,19 @@ import typer
 from expunge.commands.common import AsJson, one_line, open_settings, print_json, print_rows
 from expunge.text import masked
 
-app = typer.Typer(help="The settings in force.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Show the settings.", rich_markup_mode=None, no_args_is_help=True)
 
 _SECRETS = frozenset({"blob_key"})
 
 
 @app.callback()
 def config() -> None:
-    """The settings in force."""
+    """Show the settings."""
 
 
 @app.command("show")
 def show(as_json: AsJson = False) -> None:
-    """Print every setting, its value and where it came from. Secrets are masked."""
+    """Print every setting, its value and its source. Secrets are masked."""
     from expunge.sources import config_file, read_config
 
     settings = open_settings()
@@ -34,8 +35,13 @@ def show(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"config_file": str(file), "exists": file.is_file(), "settings": rows})
         return
-    print_rows(("setting", "value", "source"), [tuple(row.values()) for row in rows])
+    print_rows(("setting", "value", "source"), [(row["name"], _shown(row["value"]), row["source"]) for row in rows])
     typer.echo(f"config file: {one_line(file)}{'' if file.exists() else ' (none)'}")
+
+
+def _shown(value: object) -> object:
+    """Spell a list, a table or a truth value as a config file or a variable takes it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
 
 
 def version(as_json: AsJson = False) -> None:
@@ -56,7 +62,7 @@ def installed_version() -> str:
 
 
 def leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Every setting that holds a value of its own; an empty table counts as one."""
+    """Yield every setting that holds a value rather than a table; an empty table counts as a value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, (*path, str(key)))
@@ -73,7 +79,7 @@ def without_secrets(path: tuple[str, ...], value: object) -> object:
 
 
 def source(path: tuple[str, ...], written: dict[str, object]) -> str:
-    """The most specific wins within the environment, and the environment wins over the file."""
+    """Say where a setting comes from: the most specific variable wins, and variables win over the file."""
     environment = {name.upper() for name in os.environ}
     for length in range(len(path), 0, -1):
         name = "EXPUNGE_" + "__".join(path[:length]).upper()

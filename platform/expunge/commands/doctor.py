@@ -1,4 +1,4 @@
-"""`expunge doctor`: is everything there that a night needs?"""
+"""`expunge doctor` checks that everything is there that a night needs."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from expunge.commands.common import AsJson, print_json, print_rows
 from expunge.errors import StorageError, UnavailableError
 
-Deep = Annotated[bool, typer.Option("--deep", help="Open every sealed blob too; exit 6 if a request lacks a picture.")]
+Deep = Annotated[bool, typer.Option("--deep", help="Also open every sealed blob. Exit 6 if a request lacks a picture.")]
 
 
 def doctor(deep: Deep = False, as_json: AsJson = False) -> None:

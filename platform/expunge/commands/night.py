@@ -1,22 +1,22 @@
-"""`expunge night`: run what waits, and show how it goes; `expunge verdicts`: what a finished night decided."""
+"""`expunge night` runs the queue and shows the progress; `expunge verdicts` prints what a finished night decided."""
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, open_settings, print_error, print_json, print_table
+from expunge.commands.common import AsJson, one_line, open_settings, print_error, print_json, print_table
 from expunge.errors import ExpungeError, GateError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from expunge.batch.outcome import NightOutcome
+    from expunge.requests.batch_file import BatchFile
     from expunge.requests.store import RequestStore
     from expunge.settings import Settings
 
 POLL_S = 1.0
-# Shares of a job's bar, by what the stages cost on the testbed; a guess elsewhere.
+# Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
 SHARES = {
     "wait": (0, 0),
     "prepare": (0, 10),
@@ -27,46 +27,66 @@ SHARES = {
 }
 
 Batch = Annotated[
-    str | None, typer.Option("--batch", help="Continue this batch (default: the open one, else a new one).")
+    str | None,
+    typer.Option("--batch", metavar="ID", help="Continue or name this batch (default: the open one, else a new one)."),
 ]
-Models = Annotated[list[str] | None, typer.Option("--model", help="Only requests of this model; may be repeated.")]
-Jobs = Annotated[Path, typer.Option("--jobs", help="The folder that holds nightly.py.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing the progress.")]
-BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Run only this model's requests; may be repeated.")
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the night ends, and show its progress.")]
+Requests = Annotated[
+    str | None,
+    typer.Option(
+        "--requests",
+        metavar="URL.jsonl",
+        help="Submit the requests in this file, one JSON object per line, and run only those. A path or a URL; not one "
+        "with credentials or a query, because others can see arguments. Running the same file again is safe.",
+    ),
+]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The id of a batch.")]
 
 
 def night(
-    batch: Batch = None, model: Models = None, jobs: Jobs = Path("jobs"), wait: Wait = True, as_json: AsJson = False
+    batch: Batch = None,
+    model: Models = None,
+    requests: Requests = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Run what waits as one batch, with `ray job submit`. Exits with 3 if a verdict is not `passed`.
+    """Run the queue as one batch, with `ray job submit`. Exit 3 if a verdict is not `passed`.
 
-    A batch that an earlier night left open is continued first; then what waits is run, however that ended.
+    A batch that an earlier night left open is continued first; then the queue is run, whether or not that one passed.
+
+    With --requests, only the requests of that file are run, as a batch of their own; the batch that still has one of
+    them to decide is continued first. A line that is refused does not stop the others: it is printed with its number
+    and the reason, and the exit code is 2 where the night itself ends with 0.
     """
-    from expunge.batch.submit import address_of, check_reachable, check_upload, submit_night
+    from expunge.batch.submit import address_of, check_reachable, submit_night
     from expunge.requests.store import nothing_to_do, open_store
 
     settings = open_settings()
-    check_upload(jobs, settings)  # all that can be refused is, before anything is drained
-    check_reachable(address_of(settings))
+    check_reachable(address_of(settings))  # before anything is taken in or drained
     store = open_store(settings)
+    file = None if requests is None else _take_in(requests, settings, store)
+    only = None if file is None else file.ids
     began = datetime.now(UTC)
     done: list[str] = []
     failure: ExpungeError | None = None
     while True:
-        drained = store.drain(batch, model, settings.night_limit, skip=done)
-        if not drained.requests and (done or not _lost(store, settings, model)):
+        drained = store.drain(batch, model, settings.night_limit, skip=done, only=only)
+        if not drained.requests and (done or file is not None or not _lost(store, settings, model)):
             break
         continued = drained.created < began
-        submission = submit_night(drained.id, settings, jobs)
+        submission = submit_night(drained.id, settings)
         typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
         done.append(drained.id)
         if not wait:
             print_json({"batch": drained.id, "submission": submission}) if as_json else typer.echo(drained.id)
-            return
+            break
         try:
             _watch(drained.id, submission, settings)
             _show(drained.id, settings, as_json)
-        except UnavailableError:  # the next batch would meet the same
+        except UnavailableError:  # the next batch would fail the same way
             raise
         except ExpungeError as error:
             failure = failure or error
@@ -75,14 +95,30 @@ def night(
         if batch is not None or not continued:
             break
     if not done:
-        nothing = nothing_to_do(store, model)
+        nothing = nothing_to_do(store, model) if file is None else "nothing to do: no request of the file waits"
         print_json({"batch": None}) if as_json else typer.echo(nothing)
     if failure is not None:
         raise failure
+    if file is not None:
+        file.check()
+
+
+def _take_in(name: str, settings: "Settings", store: "RequestStore") -> "BatchFile":
+    from expunge.commands.checking import SubmitCheck
+    from expunge.requests.batch_file import take_in
+    from expunge.requests.blobs import open_blobs
+
+    check = SubmitCheck(settings)
+    file = take_in(name, settings=settings, store=store, blobs=open_blobs(settings), check=check)
+    for line in file.refused:
+        hint = f": {line.hint}" if line.hint else ""
+        typer.echo(f"error: line {line.line}: {one_line(f'{line.error}{hint}')}", err=True)
+    typer.echo(one_line(file.summary()), err=True)
+    return file
 
 
 def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None) -> bool:
-    """Whether something is `removed` that no model holds any more: then an empty queue is no reason to do nothing."""
+    """Say whether a removal was lost with its model's version: then even an empty queue has something to do."""
     from expunge.words import RequestState
 
     if not store.ids(RequestState.REMOVED, models):
@@ -94,16 +130,16 @@ def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None)
 
 
 def verdicts(batch: BatchId, as_json: AsJson = False) -> None:
-    """Print what a finished night decided. Exits with 3 if a verdict is not `passed`."""
+    """Print what a finished night decided. Exit 3 if a verdict is not `passed`."""
     from expunge.requests.store import open_store
 
     settings = open_settings()
-    open_store(settings).batch(batch)  # an id that is none must not become a path
+    open_store(settings).batch(batch)  # an unknown id must not become a path
     _show(batch, settings, as_json)
 
 
 def _watch(batch: str, submission: str, settings: "Settings") -> None:
-    """Until the night's Ray job ends, one bar a job. Raises ExpungeError where it fails."""
+    """Show one bar per job until the night's Ray job ends. Raises ExpungeError if it fails."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -132,7 +168,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
                     completed=start + (share * done / total if total else 0),
                     stage=f"{stage} {done}/{total}" if total else stage,
                 )
-                if not console.is_terminal and said.get(name) != stage:  # a log gets a line a stage
+                if not console.is_terminal and said.get(name) != stage:  # a log gets one line per stage
                     typer.echo(f"{name}: {stage}", err=True)
                 said[name] = stage
             time.sleep(POLL_S)
@@ -156,7 +192,7 @@ def _show(batch: str, settings: "Settings", as_json: bool) -> None:
     if not outcome.all_passed:
         raise GateError(
             f"batch {batch}: not every verdict is passed",
-            hint="the report says why; what failed is back in the queue or waits for a person",
+            hint="the report says why; failed requests are back in the queue, or wait for a person",
         )
 
 

@@ -1,4 +1,4 @@
-"""`expunge report`: unseals the report of a night for its reader alone."""
+"""`expunge report` unseals the report of a night for one reader."""
 
 import tempfile
 import webbrowser
@@ -10,8 +10,8 @@ import typer
 from expunge.commands.common import AsJson, one_line, open_platform, print_json
 from expunge.errors import NotFoundError, StorageError
 
-BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
-Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The id of a batch.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the report in the browser.")]
 Output = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="The file to write (default: in a new private folder).")
 ]
@@ -24,7 +24,7 @@ def report(batch: BatchId, show: Open = False, output: Output = None, as_json: A
     if blob is None:
         raise NotFoundError(
             f"batch {batch} has no report yet",
-            hint=f"the night has not got that far: see `expunge list --batch {batch}`",
+            hint=f"the night has not reached it: see `expunge list --batch {batch}`",
         )
     path = _write(opened.blobs.get(blob), batch, output)
     if as_json:

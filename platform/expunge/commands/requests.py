@@ -1,4 +1,4 @@
-"""`expunge list`, `show`, `withdraw`, `requeue`: where requests stand."""
+"""`expunge list`, `show`, `withdraw` and `requeue`: look at requests, and move them."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,23 +13,26 @@ if TYPE_CHECKING:
 
 LIMIT = 100
 TABLE = 1000
-"""Rows whose columns are as wide as the widest of them; more would have to wait for the last one."""
+"""How many rows are printed as one table. Its columns fit the widest row, so nothing is printed before the last."""
 
 COLUMNS = ("id", "model", "state", "priority", "due", "images", "attempts", "batch", "external id")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="A request's id.")]
-Model = Annotated[str | None, typer.Option("--model", help="Only requests of this model.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="List only this model's requests.")]
 State = Annotated[
-    str | None, typer.Option("--state", help="Only requests that are accepted, batched, removed, failed or withdrawn.")
+    str | None,
+    typer.Option(
+        "--state", metavar="STATE", help="List only requests that are accepted, batched, removed, failed or withdrawn."
+    ),
 ]
-Batch = Annotated[str | None, typer.Option("--batch", help="Only requests that were ever in this batch.")]
+Batch = Annotated[
+    str | None, typer.Option("--batch", metavar="ID", help="List only requests that were ever in this batch.")
+]
 Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, max=10**9, help=f"List at most this many (default: {LIMIT}; with --json, all)."),
 ]
-After = Annotated[
-    str | None, typer.Option("--after", metavar="ID", help="Start after this request, to list the next page.")
-]
+After = Annotated[str | None, typer.Option("--after", metavar="ID", help="Start after this request: the next page.")]
 
 
 def list_requests(
@@ -72,6 +75,11 @@ def show(id: Id, as_json: AsJson = False) -> None:
         return
     for name, value in _lines(record):
         typer.echo(f"{name:<12} {one_line(value)}")
+    if record.evidence:
+        from expunge.commands.evidence import print_evidence
+
+        typer.echo()
+        print_evidence(record.evidence)
 
 
 def withdraw(id: Id, as_json: AsJson = False) -> None:
@@ -86,7 +94,7 @@ def withdraw(id: Id, as_json: AsJson = False) -> None:
 
 
 def requeue(id: Id, as_json: AsJson = False) -> None:
-    """Put a failed request back into the queue, once what failed it is fixed."""
+    """Put a failed request back into the queue, after fixing what made it fail."""
     from expunge.words import RequestState
 
     record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command", attempt=False)
@@ -123,9 +131,8 @@ def _lines(record: "RequestRecord") -> list[tuple[str, object]]:
         ("due", request.due),
         ("priority", request.priority),
     ]
-    for name, value in (record.evidence or {}).items():
-        lines.append(("evidence", f"{name}: {value}"))
     for event in record.history:
         where = f" in {event.batch}" if event.batch else ""
-        lines.append(("history", f"{event.at:%Y-%m-%d %H:%M:%S} {event.state}{where} {event.detail}".rstrip()))
+        detail = f": {event.detail}" if event.detail else ""
+        lines.append(("history", f"{event.at:%Y-%m-%d %H:%M:%S} {event.state}{where}{detail}"))
     return [line for line in lines if line[1] not in (None, "")]

@@ -16,14 +16,23 @@ from typing import Annotated, Self, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.box import Box, Size, cut_companion, one_or_more, pixels, same_shape
-from expunge.requests.imaging import decode, encode, read_file
+from expunge.requests.imaging import decode, encode
 from expunge.requests.inventory import NEEDED
+from expunge.requests.locations import Location, Picture, beside, read_location
 from expunge.requests.schema import RequestRecord
 from expunge.requests.store import RequestStore, check_same
 from expunge.requests.together import store_together
@@ -72,7 +81,7 @@ def _named(value: str | None) -> str | None:
     return value
 
 
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_list_of_paths)]
+Pictures = Annotated[tuple[Picture, ...], BeforeValidator(_list_of_paths)]
 
 
 class EditInput(BaseModel):
@@ -81,22 +90,25 @@ class EditInput(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     editor: Identifier
-    mask: Path | None = None
+    mask: Picture | None = None
     options: Annotated[dict[Text, Text], BeforeValidator(_option_text)] = Field(default_factory=dict)
 
 
 class Submission(BaseModel):
-    """One removal request as a person writes it: pictures are paths, an edit may be its command-line spelling."""
+    """One removal request as a person writes it: pictures are paths or URLs.
+
+    An edit may be spelled as on the command line.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model: Identifier
-    images: Paths = Field(min_length=1, max_length=64)
+    images: Pictures = Field(min_length=1, max_length=64)
     box: Annotated[tuple[Box, ...], BeforeValidator(one_or_more)] = Field(
         (), description="left, top, right, bottom of what counts: one for all images, or one for each"
     )
     prompt: Text | None = None
-    surrogates: Paths = ()
+    surrogates: Pictures = ()
     edit: Annotated[EditInput | None, BeforeValidator(_parsed)] = None
     external_id: Annotated[ExternalId | None, AfterValidator(_named)] = Field(
         None, description="the requester's own; default: a hash of the content"
@@ -126,7 +138,7 @@ def accept(
     settings: Settings,
     store: RequestStore,
     blobs: BlobStore,
-    base: Path,
+    base: Location,
     check: Check | None = None,
 ) -> tuple[RequestRecord, bool]:
     """Accepts one request; paths are relative to `base`. False: it was known, and the known one is returned.
@@ -230,15 +242,16 @@ class _Pictures:
     """The pictures of one request as they will be stored, by blob id, and what the checks ask about them."""
 
     settings: Settings
-    base: Path
+    base: Location
     pictures: dict[str, bytes] = field(default_factory=dict)
     sizes: list[Size] = field(default_factory=list)
     mask_size: Size | None = None
     mask_is_empty: bool = False
 
-    def read(self, path: Path, name: str) -> Image.Image:
-        data = read_file(self.base / path, field=name, max_bytes=self.settings.max_bytes)
-        return decode(data, field=f"{name}: {self.base / path}", max_pixels=self.settings.max_pixels)
+    def read(self, picture: Location, name: str) -> Image.Image:
+        where = beside(self.base, picture)
+        data = read_location(where, field=name, max_bytes=self.settings.max_bytes)
+        return decode(data, field=f"{name}: {where}", max_pixels=self.settings.max_pixels)
 
     def keep(self, image: Image.Image) -> str:
         png = encode(image)

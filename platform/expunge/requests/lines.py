@@ -1,4 +1,4 @@
-"""JSON lines: one request a line, each accepted or refused on its own."""
+"""JSON lines: one request per line, each accepted or refused on its own."""
 
 import json
 import math
@@ -6,19 +6,22 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from expunge.errors import InputError, StorageError, UnavailableError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.intake import Check, Submission, accept, validated
+from expunge.requests.locations import Location, beside, folder_of, read_location
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
+from expunge.text import masked
 
 MAX_LINE = 1_000_000
+HEAD = 4096
 _EXAMPLE = '{"model": "flags", "images": ["a.png"]}'
-_HINT = f"write one JSON object a line, e.g. {_EXAMPLE}"
+_HINT = f"write one JSON object per line, e.g. {_EXAMPLE}"
 _BOM = b"\xef\xbb\xbf"
 # UTF-16 and UTF-32: with a byte order mark, or with a first ASCII character and no mark.
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\0\0\0{", b"\0\0\0[", b"{\0", b"\0{", b"[\0", b"\0[")
@@ -27,7 +30,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class LineResult:
-    """What became of one line: a request id, or an error and its hint. `end` counts the bytes read up to here."""
+    """The result of one line: a request id, or an error and its hint. `end` counts the bytes read up to here."""
 
     line: int
     end: int
@@ -38,39 +41,52 @@ class LineResult:
 
 
 def accept_jsonl(
-    path: Path,
+    file: Location,
     *,
     settings: Settings,
     store: RequestStore,
     blobs: BlobStore,
     max_line: int = MAX_LINE,
     check: Check | None = None,
+    private: bool = False,
 ) -> Iterator[LineResult]:
-    """Accepts a file line by line; blank lines are skipped, paths are relative to the file's folder.
+    """Accept a file line by line; blank lines are skipped, relative names are looked up beside the file.
 
     A bad line is a result with an error, and never ends the file. Raises InputError if the file itself cannot be read
     or holds no lines of JSON, and StorageError or UnavailableError, naming the line, when the platform cannot store:
-    repeating is safe.
+    submitting the file again is safe. With `private`, no error names a picture's file: its name may be a person's.
     """
-    with _open(path) as file:
-        for number, (text, end) in enumerate(_lines(file, max_line), start=1):
+    base = folder_of(file)
+    with _open(file, settings.max_bytes) as stream:
+        for number, (text, end) in enumerate(_lines(stream, max_line), start=1):
             if text is not None and not text.strip():
                 continue
+            submission = None
             try:
                 submission = _submission(text, max_line)
-                record, new = accept(
-                    submission, settings=settings, store=store, blobs=blobs, base=path.parent, check=check
-                )
+                record, new = accept(submission, settings=settings, store=store, blobs=blobs, base=base, check=check)
                 yield LineResult(number, end, id=record.request.id, new=new)
             except InputError as error:
-                yield LineResult(number, end, error=error.message, hint=error.hint)
+                said = _without_names(error.message, submission, base) if private else error.message
+                yield LineResult(number, end, error=said, hint=error.hint)
             except (StorageError, UnavailableError) as error:
                 hint = f"{error.hint or 'fix what it names'}; the lines before it are accepted, submit the file again"
                 raise type(error)(f"line {number}: {error.message}", hint=hint) from None
 
 
-def _open(path: Path) -> BinaryIO:
-    """Raises InputError for what cannot be read to an end, or is not written one request a line as UTF-8."""
+def _open(location: Location, max_bytes: int) -> BinaryIO:
+    """A file on disk is read as it is needed, one behind a URL at once, up to `max_bytes`.
+
+    Raises InputError for a file that cannot be read, or does not hold one request per line as UTF-8.
+    """
+    if isinstance(location, Path):
+        return _open_path(location)
+    data = read_location(location, field="batch", max_bytes=max_bytes)
+    _check_head(data[:HEAD], location)
+    return BytesIO(data)
+
+
+def _open_path(path: Path) -> BinaryIO:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -82,7 +98,7 @@ def _open(path: Path) -> BinaryIO:
     except ValueError as error:
         raise InputError(f"batch: {str(path)!r} is not a path ({error})", hint="check the path") from None
     try:
-        _check_head(file.read(4096), path)
+        _check_head(file.read(HEAD), path)
         file.seek(0)
     except OSError as error:
         file.close()
@@ -93,25 +109,37 @@ def _open(path: Path) -> BinaryIO:
     return file
 
 
-def _check_head(head: bytes, path: Path) -> None:
+def _check_head(head: bytes, path: Location) -> None:
     if head.startswith(_WIDE):
         raise InputError(f"batch: {path} is UTF-16 or UTF-32 text", hint="save the file as UTF-8")
     if b"\0" in head or head.startswith(_GZIP):
-        raise InputError(f"batch: {path} is not a text file", hint="name a file with one JSON object a line")
+        raise InputError(f"batch: {path} is not a text file", hint="name a file with one JSON object per line")
     first = next(iter(head.removeprefix(_BOM).lstrip().splitlines()), b"").strip()
     if first in (b"[", b"{"):
         what, way = ("list", ".[]") if first == b"[" else ("object", ".")
         raise InputError(
-            f"batch: {path} is a JSON {what} over several lines, not a request a line",
+            f"batch: {path} is a JSON {what} over several lines, not one request per line",
             hint=f"write it as lines: `jq -c '{way}' FILE > requests.jsonl`",
         )
+
+
+def _without_names(message: str, submission: Submission | None, base: Location) -> str:
+    """Return an error about a line without the names of its pictures' files."""
+    if submission is None:  # it has not come to them
+        return message
+    mask = submission.edit.mask if submission.edit else None
+    pictures = [*submission.images, *submission.surrogates, *([mask] if mask else [])]
+    names = {spelt for picture in pictures for spelt in (str(beside(base, picture)), str(picture))}
+    for name in sorted(names, key=len, reverse=True):
+        message = message.replace(masked(name), "its file")
+    return message
 
 
 def _submission(line: bytes | None, max_line: int) -> Submission:
     if line is None:
         raise InputError(f"longer than {max_line:,} bytes", hint=_HINT)
     try:
-        text = line.rstrip().decode("utf-8")  # the column then is one of this line
+        text = line.rstrip().decode("utf-8")  # without a line end, an error's column is in this line
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InputError(f"column {error.start + 1}: not UTF-8", hint="save the file as UTF-8") from None
@@ -119,7 +147,7 @@ def _submission(line: bytes | None, max_line: int) -> Submission:
         raise InputError(f"column {error.colno}: not JSON ({error.msg})", hint=_HINT) from None
     except RecursionError:
         raise InputError("nested too deeply", hint=_HINT) from None
-    except ValueError:  # of int(), which reads no more than some thousand digits
+    except ValueError:  # int() reads no more than a few thousand digits
         raise InputError("a number has too many digits", hint="write identifiers in quotes") from None
     if isinstance(value, list):
         hint = f"{_HINT}; `jq -c '.[]' FILE` makes lines of a list"
@@ -133,7 +161,7 @@ _KINDS = {str: "string", int: "number", float: "number", bool: "truth value", ty
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON itself would keep the last of two values and drop the first in silence."""
+    """Refuse a repeated key: JSON would keep the last value and silently drop the first."""
     values: dict[str, object] = {}
     for key, value in pairs:
         if key in values:
@@ -154,11 +182,11 @@ def _finite(digits: str) -> float:
 
 
 def _lines(file: BinaryIO, max_line: int) -> Iterator[tuple[bytes | None, int]]:
-    """Each line and the bytes read so far; None for a line over `max_line` bytes, which is never held in memory.
+    """Yield each line and the bytes read so far; None for a line over `max_line` bytes, which is never held in memory.
 
-    A line ends with LF, CRLF, or CR alone, as on old Macs.
+    A line ends with LF, CRLF, or a single CR, as on old Macs.
     """
-    # Latin-1 is bytes as characters; only text has lines of all three kinds.
+    # Latin-1 maps each byte to one character; only text streams know all three line ends.
     text = TextIOWrapper(file, encoding="latin-1", newline="")
     most = max_line + len("\r\n")
     end = 0

@@ -1,4 +1,4 @@
-"""What a backup says of itself: what is in it, what was wrong with that, and a signature by the sealing key."""
+"""The manifest of a backup: what is in it, what was damaged, and a signature made with the sealing key."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _FILES = re.compile(rf"{re.escape(DATABASE)}|{re.escape(KEY)}|{BLOBS}/({MARKER}|
 
 
 class Manifest(BaseModel):
-    """Written last, so that a folder without one is no backup. Version 1 had no signature, and verified nothing."""
+    """It is written last, so a folder without one is not a backup. Version 1 had no signature and verified nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,17 +29,17 @@ class Manifest(BaseModel):
     blobs: int
     key: bool
     fingerprint: str = ""
-    """Of the sealing key."""
+    """The fingerprint of the sealing key."""
     damaged: tuple[str, ...] = ()
-    """Blobs that did not open when the backup was made; they are in it as they lay."""
+    """Blobs that did not open when the backup was made. They were copied as they were."""
     lacking: tuple[str, ...] = ()
-    """Requests that lacked a picture."""
+    """Requests with a missing picture."""
     files: dict[str, str]
-    """Path in the folder: SHA-256 in hex."""
+    """The SHA-256 of each file in hex, by its path in the folder."""
     signature: str = ""
 
     def signed(self, key: bytes) -> Self:
-        """The same with its signature by `key`, one that is derived for manifests."""
+        """Return a copy signed with `key`, which is derived for manifests."""
         return self.model_copy(update={"signature": keys.sign(key, self._content())})
 
     def is_signed(self, key: bytes) -> bool:
@@ -50,13 +50,13 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises InputError for a folder that is no backup, StorageError for one that names what no backup holds."""
+    """Raises InputError if the folder is not a backup, StorageError if it lists files that no backup has."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not of this version"
         raise InputError(
-            f"{folder} is no backup ({MANIFEST}: {reason})", hint="name a folder that backup made"
+            f"{folder} is not a backup ({MANIFEST}: {reason})", hint="name a folder that `expunge backup` made"
         ) from None
     if DATABASE not in manifest.files or not all(map(_FILES.fullmatch, manifest.files)):
         raise altered(folder, MANIFEST)

@@ -126,14 +126,18 @@ def bodies(connection: Connection, batch_id: str) -> tuple[RemovalRequest, ...]:
     return tuple(RemovalRequest.model_validate_json(body) for body in connection.execute(mine).scalars())
 
 
-def oldest_open(connection: Connection, models: Sequence[str] | None, skip: Collection[str]) -> str | None:
-    """The oldest batch that is not closed and holds requests; with `models`, one that holds no other model's."""
+def oldest_open(
+    connection: Connection, models: Sequence[str] | None, skip: Collection[str], only: Collection[str] | None = None
+) -> str | None:
+    """The oldest batch that is not closed and holds requests; with `models`, one that holds no other model's.
+
+    With `only`, one that has at least one of these requests still to decide.
+    """
     mine = batch_requests.c.batch == batches.c.id
     query = (
         select(batches.c.id)
         .where(batches.c.closed.is_(None), batches.c.id.not_in(skip), exists().where(mine))
         .order_by(batches.c.created, batches.c.id)
-        .limit(1)
     )
     if models is not None:
         other = mine & requests.c.model.not_in(models)
@@ -141,7 +145,10 @@ def oldest_open(connection: Connection, models: Sequence[str] | None, skip: Coll
             select(batch_requests.c.request).join(requests, requests.c.id == batch_requests.c.request).where(other)
         )
         query = query.where(~exists(foreign))
-    return connection.execute(query).scalar()
+    if only is None:
+        return connection.execute(query.limit(1)).scalar()
+    candidates = connection.execute(query).scalars().all()
+    return next((batch for batch in candidates if not {*only}.isdisjoint(undecided(connection, batch))), None)
 
 
 def undecided(connection: Connection, batch_id: str) -> list[str]:
@@ -150,16 +157,25 @@ def undecided(connection: Connection, batch_id: str) -> list[str]:
     return list(connection.execute(select(requests.c.id).where(mine).order_by(requests.c.id)).scalars())
 
 
-def queue(connection: Connection, models: Sequence[str] | None, limit: int | None) -> list[RemovalRequest]:
-    """What waits: highest priority first, then nearest due date, then arrival; locked until the transaction ends."""
+def queue(
+    connection: Connection, models: Sequence[str] | None, limit: int | None, only: Collection[str] | None = None
+) -> list[RemovalRequest]:
+    """What waits: highest priority first, then nearest due date, then arrival; locked until the transaction ends.
+
+    With `only`, these requests alone. They may be more than a statement takes, and so are picked out here.
+    """
     order = (requests.c.priority.desc(), requests.c.due.asc().nulls_last(), requests.c.accepted_at, requests.c.id)
     query = (
-        select(requests.c.body)
+        select(requests.c.id, requests.c.body)
         .where(requests.c.state == RequestState.ACCEPTED)
         .order_by(*order)
-        .limit(limit)
+        .limit(limit if only is None else None)
         .with_for_update()
     )
     if models is not None:
         query = query.where(requests.c.model.in_(models))
-    return [RemovalRequest.model_validate_json(body) for body in connection.execute(query).scalars()]
+    rows = connection.execute(query).all()
+    if only is not None:
+        mine = {*only}
+        rows = [row for row in rows if row.id in mine][:limit]
+    return [RemovalRequest.model_validate_json(row.body) for row in rows]

@@ -185,25 +185,32 @@ class RequestStore:
         models: Sequence[str] | None = None,
         limit: int | None = None,
         skip: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> RemovalBatch:
         """Moves accepted requests into a batch, by priority, due date and arrival: all of them, or the first `limit`.
 
         A `batch_id` that holds requests gives them again and drains nothing. Without one, the oldest open batch is
         continued (with `models`: of those models only; never one of `skip`), else `night-YYYYMMDD-xxxxxx` is made. If
-        nothing waits, the batch returned is empty and not kept. Raises InputError for an id that is no identifier.
+        nothing waits, the batch returned is empty and not kept. With `only`, no other requests are drained, and an open
+        batch is continued only where it has one of them to decide. Raises InputError for an id that is no identifier.
         """
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", "use letters, digits, dot, dash and underscore, at most 63")
         try:
-            return self._drain(batch_id, models, limit, skip)
+            return self._drain(batch_id, models, limit, skip, only)
         except IntegrityError:  # another process made the same batch in between: read it
-            return self._drain(batch_id, models, limit, skip)
+            return self._drain(batch_id, models, limit, skip, only)
 
     def _drain(
-        self, batch_id: str | None, models: Sequence[str] | None, limit: int | None, skip: Collection[str]
+        self,
+        batch_id: str | None,
+        models: Sequence[str] | None,
+        limit: int | None,
+        skip: Collection[str],
+        only: Collection[str] | None,
     ) -> RemovalBatch:
         with self._database.write() as connection:
-            name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip)
+            name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip, only)
             exists = name is not None and queries.has_batch(connection, name)
             if name is not None and exists:
                 known = queries.batch_record(connection, name)
@@ -213,7 +220,7 @@ class RequestStore:
             batch = RemovalBatch(
                 id=name or f"night-{_now():%Y%m%d}-{secrets.token_hex(3)}",
                 created=_now(),
-                requests=tuple(queries.queue(connection, models, limit)),
+                requests=tuple(queries.queue(connection, models, limit, only)),
             )
             if not batch.requests:
                 return batch

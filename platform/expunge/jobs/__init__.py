@@ -1,0 +1,1 @@
+"""The entry points that run without the `expunge` command: on Ray, in a Kubernetes pod, and the demo."""

@@ -1,0 +1,168 @@
+"""All settings as one object, and what it derives from them: where things lie, and each model's own overrides."""
+
+import re
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+import platformdirs
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from expunge.errors import InputError
+from expunge.evaluation.settings import EvaluationSettings, GateSettings
+from expunge.section import IDENTIFIER
+from expunge.settings.models import ModelSettings
+from expunge.sources import NESTED, PREFIX, as_written, check_url, expanded, from_json, is_optional, read_config
+from expunge.testbed.settings import MODELS
+from expunge.unlearning.settings import TrainingSettings
+
+
+def testbed_models() -> dict[str, ModelSettings]:
+    return {name: ModelSettings.model_validate(table) for name, table in MODELS.items()}
+
+
+class _Environment(EnvSettingsSource):
+    """Passes on what is not JSON, so that the field refuses it by its name."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> object:
+        try:
+            return from_json(value)
+        except (ValueError, RecursionError):
+            return value
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("expunge")),
+        description="the folder for everything that has no URL of its own",
+    )
+    config: Path | None = Field(default=None, description="the config file to read; default: config.toml in the home")
+    database_url: str = Field(default="", description="SQLAlchemy URL; default: expunge.db in the home")
+    blob_url: str = Field(default="", description="fsspec URL of the sealed blobs; default: blobs/ in the home")
+    blob_key: str = Field(
+        default="", repr=False, description="base64 of the 32-byte sealing key; default: blob.key in the home"
+    )
+    tracking_uri: str = Field(default="", description="MLflow's server; default: SQLite in the home")
+    ray_address: str = Field(
+        default="",
+        description="Ray's job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS, else port "
+        "8265 of this machine",
+    )
+    max_pixels: int = Field(default=32_000_000, ge=64, description="the largest image that is decoded, in pixels")
+    max_bytes: int = Field(default=64_000_000, ge=64, description="the largest image file that is read, in bytes")
+    night_limit: int = Field(
+        default=512,
+        ge=1,
+        le=1_000_000,
+        description="the largest number of requests in one night; the others wait for the next",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    models: dict[str, ModelSettings] = Field(default_factory=testbed_models)
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, home: object) -> object:
+        """An empty home is the default one, and not the folder where a command happens to run."""
+        return platformdirs.user_data_dir("expunge") if home == "" else home
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        """Make it the same folder from wherever a command runs."""
+        try:
+            str(home).encode()
+        except UnicodeEncodeError:
+            raise ValueError("its name is not UTF-8: name another folder") from None
+        return expanded(home).absolute()
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _from_text(cls, value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+        return as_written(value, handler, optional=is_optional(cls, info.field_name))
+
+    @field_validator("database_url", "blob_url", "tracking_uri", "ray_address")
+    @classmethod
+    def _readable(cls, url: str, info: ValidationInfo) -> str:
+        if "@" in url and "://" not in url and info.field_name != "blob_url":  # that may be a folder
+            raise ValueError("it is not a URL: write scheme://user:password@host")
+        return check_url(url, database=info.field_name == "database_url")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _beside_the_testbed(cls, given: object) -> object:
+        """Configuring a model keeps the shipped ones; one of the same name is replaced."""
+        return {**testbed_models(), **given} if isinstance(given, dict) else given
+
+    @field_validator("models")
+    @classmethod
+    def _can_be_named(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        """Requests, registered models and folders are named after it."""
+        for name in models:
+            if not re.fullmatch(IDENTIFIER, name):
+                rule = "use letters, digits, dot, dash and underscore, at most 63, and a letter or digit first"
+                raise ValueError(f"{name[:70]!r} cannot be a model's name: {rule}")
+        return models
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, read_config())
+
+    @property
+    def database(self) -> str:
+        return self.database_url or _sqlite(self.home / "expunge.db")
+
+    @property
+    def blobs(self) -> str:
+        return self.blob_url or str(self.home / "blobs")
+
+    @property
+    def tracking(self) -> str:
+        return self.tracking_uri or _sqlite(self.home / "mlflow" / "mlflow.db")
+
+    @property
+    def runs(self) -> Path:
+        """The folder with the stage outputs, checkpoints and progress of every batch."""
+        return self.home / "runs"
+
+    def model(self, name: str) -> ModelSettings:
+        try:
+            return self.models[name]
+        except KeyError:
+            known = ", ".join(sorted(self.models))
+            raise InputError(
+                f"model: {name!r} is not configured",
+                hint=f"use one of {known}, or add [models.{name}] to the config file",
+            ) from None
+
+    def training_for(self, model: str) -> TrainingSettings:
+        return TrainingSettings.model_validate({**self.training.model_dump(), **self.model(model).training})
+
+    def gate_for(self, model: str) -> GateSettings:
+        return GateSettings.model_validate({**self.gate.model_dump(), **self.model(model).gate})
+
+
+def _sqlite(file: Path) -> str:
+    """SQLAlchemy and MLflow decode a URL's path: a `?` in it, a `#` or a `%` must not be what they are in a URL."""
+    return f"sqlite:///{quote(str(file))}"

@@ -1,0 +1,24 @@
+"""Read the settings from the environment and the config file; refuse what is wrong by its name."""
+
+from pydantic import ValidationError
+
+from expunge.settings.assembled import Settings
+from expunge.settings.models import ModelSettings
+from expunge.sources import check_variables, refused, setting_names
+
+
+def load_settings() -> Settings:
+    """Raises InputError naming the setting or the file, and a hint. No value is in it: it may be a password."""
+    check_variables(Settings)
+    known = [*setting_names(Settings), *setting_names(ModelSettings)]
+    try:
+        settings = Settings()  # pyright: ignore[reportCallIssue]  # the fields come from the sources
+    except ValidationError as error:
+        raise refused(error, (), known) from None
+    for model in settings.models:
+        for part, overridden in (("training", settings.training_for), ("gate", settings.gate_for)):
+            try:
+                overridden(model)
+            except ValidationError as error:
+                raise refused(error, ("models", model, part), known) from None
+    return settings

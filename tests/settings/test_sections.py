@@ -1,0 +1,70 @@
+"""The sections of the settings: joined, they are what users and stored jobs know; alone, a function can take them."""
+
+import pytest
+from pydantic import ValidationError
+
+from expunge.settings import ClusterSettings, MethodSettings, RetainSettings, ShardingSettings, TrainingSettings
+from expunge.words import RemovalRequest, UnlearnJob
+
+RELEASED = (
+    '{"steps":150,"steps_cover":4,"forget_batch":8,"retain_batch":8,"learning_rate":0.0002,"clip":1.0,'
+    '"weighting":"min_snr","density":"uniform","min_snr_gamma":1.0,"band_level":0.45,"band_width":0.8,'
+    '"forget_target":"recognition","retain_target":"distill","surgery":"retain_normal","tasks":"auto",'
+    '"tasks_per_step":32,"surgery_granularity":"global","forget_weight":0.5,"adaptive":false,"probe_every":10,'
+    '"forgotten_at":0.6,"adapter":"auto","lora_rank":16,"zero_stage":1,"precision":"fp32",'
+    '"activation_checkpointing":false,"offload_optimizer":false,"micro_batch":0,"device":"auto","workers":2,'
+    '"min_workers":0,"worker_timeout_s":1800,"max_bad_steps":3,"checkpoint_every":50,"checkpoint_url":"",'
+    '"keep_checkpoints":2,"retain_size":64,"retain_folder":null,"max_failures":2,"seed":0}'
+)
+"""The default `[training]` table of the first release, as jobs have stored it."""
+
+
+def test_a_stored_job_has_the_same_text() -> None:
+    assert TrainingSettings().model_dump_json() == RELEASED
+    assert TrainingSettings.model_validate_json(RELEASED) == TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("changed", "id"),
+    [({}, "faces-78eddc2d9d3867f2"), ({"steps": 7, "tasks": "request"}, "faces-f70b357a85b304f4")],
+)
+def test_a_job_has_the_same_id(changed: dict[str, object], id: str) -> None:
+    request = RemovalRequest(id="req-a", model="faces", images=("0" * 64,), external_id="a")
+    job = UnlearnJob(
+        batch="night-1",
+        model="faces",
+        source="testbed:faces",
+        base="ab" * 32,
+        resolution=(24, 24),
+        requests=(request,),
+        training=TrainingSettings.model_validate(changed),
+    )
+    assert job.id == id
+
+
+@pytest.mark.parametrize("section", [MethodSettings, ShardingSettings, ClusterSettings, RetainSettings])
+def test_every_section_stands_alone(section: type[MethodSettings]) -> None:
+    assert section().model_dump().items() <= TrainingSettings().model_dump().items()
+
+
+def test_no_setting_is_in_two_sections() -> None:
+    sections = (MethodSettings, ShardingSettings, ClusterSettings, RetainSettings)
+    names = [name for section in sections for name in section.model_fields]
+    assert len(names) == len({*names})
+    assert {*TrainingSettings.model_fields} - {*names} == {"max_failures", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (ShardingSettings, {"precision": "fp16"}),
+        (ShardingSettings, {"offload_optimizer": True, "zero_stage": 2}),
+        (ClusterSettings, {"min_workers": 3}),
+        (ClusterSettings, {"checkpoint_url": "s3://key@bucket/x"}),
+        (TrainingSettings, {"forget_batch": 3}),
+        (TrainingSettings, {"adaptive": True, "probe_every": 7}),
+    ],
+)
+def test_a_section_refuses_what_contradicts_itself(section: type[TrainingSettings], values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="Value error"):
+        section.model_validate(values)
