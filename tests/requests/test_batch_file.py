@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +20,8 @@ from expunge.settings import Settings
 from tests.requests.conftest import Paint
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "any/will+do", "AWS_DEFAULT_REGION": "us-east-1"}
+
+Taken = Callable[..., BatchFile]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -68,7 +70,7 @@ def folder(tmp_path: Path, paint: Paint) -> Path:
 
 
 @pytest.fixture
-def taken(settings: Settings, store: RequestStore, blobs: BlobStore):
+def taken(settings: Settings, store: RequestStore, blobs: BlobStore) -> Taken:
     def call(name: object, private: bool = False) -> BatchFile:
         return take_in(str(name), settings=settings, store=store, blobs=blobs, private=private)
 
@@ -76,7 +78,7 @@ def taken(settings: Settings, store: RequestStore, blobs: BlobStore):
 
 
 @pytest.mark.parametrize("where", ["{folder}/f.jsonl", "file://{folder}/f.jsonl", "{web}/f.jsonl"])
-def test_the_same_file_is_taken_in_once_wherever_it_lies(taken, folder: Path, web: str, where: str) -> None:
+def test_the_same_file_is_taken_in_once_wherever_it_lies(taken: Taken, folder: Path, web: str, where: str) -> None:
     name = where.format(folder=folder, web=web)
     first = taken(name)
     assert (len(first.ids), first.accepted, first.refused) == (2, 2, ())
@@ -86,7 +88,7 @@ def test_the_same_file_is_taken_in_once_wherever_it_lies(taken, folder: Path, we
 
 
 @pytest.mark.slow
-def test_a_file_and_its_pictures_may_lie_in_a_bucket(taken, folder: Path, bucket: str) -> None:
+def test_a_file_and_its_pictures_may_lie_in_a_bucket(taken: Taken, folder: Path, bucket: str) -> None:
     lines = [{"model": "flags", "images": [name]} for name in ("a.png", f"{bucket}/b.png", "none.png")]
     boto3.client("s3").put_object(
         Bucket="requests", Key="tonight/s3.jsonl", Body="\n".join(map(json.dumps, lines)).encode()
@@ -98,7 +100,7 @@ def test_a_file_and_its_pictures_may_lie_in_a_bucket(taken, folder: Path, bucket
     assert f"images[0]: {bucket}/none.png does not exist" in str(refused.error)
 
 
-def test_a_bad_line_leaves_the_others_alone(taken, folder: Path, web: str) -> None:
+def test_a_bad_line_leaves_the_others_alone(taken: Taken, folder: Path, web: str) -> None:
     bad = ["no json", json.dumps({"model": "flags", "images": [f"{web}/none.png"]}), json.dumps({"model": "nobody"})]
     (folder / "f.jsonl").write_text("\n".join([*bad, (folder / "f.jsonl").read_text()]))
     found = taken(f"{web}/f.jsonl")
@@ -109,7 +111,7 @@ def test_a_bad_line_leaves_the_others_alone(taken, folder: Path, web: str) -> No
         found.check()
 
 
-def test_a_report_that_others_can_read_names_no_picture(taken, folder: Path, web: str) -> None:
+def test_a_report_that_others_can_read_names_no_picture(taken: Taken, folder: Path, web: str) -> None:
     (folder / "jane-doe.png").write_text("not a picture")
     names = ["jane-doe.png", f"{web}/jane-doe.png", f"{web}/jane-doe-2.png", "jane-doe-3.png", "data://jane-doe"]
     (folder / "f.jsonl").write_text("\n".join(json.dumps({"model": "flags", "images": [name]}) for name in names))
@@ -141,7 +143,7 @@ def test_no_more_is_read_than_is_allowed(
         "https://example.org/f.jsonl#hunter2",
     ],
 )
-def test_a_url_that_ray_must_not_show_is_refused_unshown(taken, name: str) -> None:
+def test_a_url_that_ray_must_not_show_is_refused_unshown(taken: Taken, name: str) -> None:
     with pytest.raises(InputError, match="credentials") as refused:
         taken(name)
     assert "hunter2" not in str(refused.value)
@@ -154,12 +156,12 @@ def test_an_azure_container_is_no_credential() -> None:
 
 
 @pytest.mark.parametrize("name", ["memory://f.jsonl", "zip://f.jsonl::s3://b/a.zip", "sftp://host/f.jsonl"])
-def test_what_cannot_be_read_is_refused_by_its_scheme(taken, name: str) -> None:
+def test_what_cannot_be_read_is_refused_by_its_scheme(taken: Taken, name: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         taken(name)
 
 
-def test_only_its_requests_are_drained(taken, store: RequestStore, folder: Path, paint: Paint) -> None:
+def test_only_its_requests_are_drained(taken: Taken, store: RequestStore, folder: Path, paint: Paint) -> None:
     ids = taken(folder / "f.jsonl").ids
     line = {"model": "flags", "images": [paint("c.png").name], "priority": 9}
     (folder / "other.jsonl").write_text(json.dumps(line))

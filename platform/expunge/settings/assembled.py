@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import platformdirs
@@ -32,7 +32,7 @@ def testbed_models() -> dict[str, ModelSettings]:
 class _Environment(EnvSettingsSource):
     """Passes on what is not JSON, so that the field refuses it by its name."""
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> object:
         try:
             return from_json(value)
         except (ValueError, RecursionError):
