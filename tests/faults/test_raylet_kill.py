@@ -23,7 +23,7 @@ MODEL, BATCH = "raylet-kill", "night-raylet-kill"
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, patient_nodes: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head that computes nothing, so that what is lost with a node is known, and room for one node beside it."""
     home = home_with(tmp_path, MODEL)
     for name, value in FAULT_RAY.items():

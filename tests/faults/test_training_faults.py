@@ -50,15 +50,11 @@ def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Training
     assert not (tmp_path / "hotfix.json").exists()
 
 
-@pytest.mark.parametrize("where", ["disk", "object store"])
-def test_a_damaged_checkpoint_is_passed_over(
-    trainings: Trainings, tmp_path: Path, where: str, request: pytest.FixtureRequest
-) -> None:
-    url = request.getfixturevalue("bucket") if where == "object store" else ""
-    if url:
-        with pytest.raises(StorageError, match=r"^no checkpoint can be written to s3://nowhere/x: .+ 'nowhere'"):
-            open_storage("s3://nowhere/x", "job")
-    training = make_training(tmp_path, workers=2, max_failures=0, checkpoint_url=url)
+def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Path, bucket: str) -> None:
+    """In an object store, from where a copy is read; of a folder's see tests/unlearning/test_checkpoints.py."""
+    with pytest.raises(StorageError, match=r"^no checkpoint can be written to s3://nowhere/x: .+ 'nowhere'"):
+        open_storage("s3://nowhere/x", "job")
+    training = make_training(tmp_path, workers=2, max_failures=0, checkpoint_url=bucket)
     training.hold_at(10)
     training.start()
     training.wait_for(10)

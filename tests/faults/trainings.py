@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 import torch
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSelector, FileSystem, FileType
+from ray._private import services
 from ray.cluster_utils import Cluster
 
 from expunge.errors import ExpungeError
@@ -214,7 +216,28 @@ def bucket(trainings: "Trainings") -> str:
 
 
 @pytest.fixture(scope="session")
-def _cluster(_s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+def patient_nodes() -> Iterator[None]:
+    """Ray gives a node of a `Cluster` 30 s to start, which no setting changes, and on a busy machine it needs more."""
+    look_up = services.get_node
+
+    def get_node(gcs_address: str, node_id: str) -> dict[str, Any]:
+        deadline = time.monotonic() + HANGS_S
+        while True:
+            try:
+                return look_up(gcs_address, node_id)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", get_node)
+        patch.setattr(Cluster, "_wait_for_node", partialmethod(Cluster._wait_for_node, timeout=HANGS_S))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _cluster(_s3: dict[str, str], patient_nodes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     home = tmp_path_factory.mktemp("trainings")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**FAULT_RAY, **_s3, "EXPUNGE_HOME": str(home)}.items():
