@@ -34,15 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline with random weights."""
     torch.manual_seed(0)
     tokenizer = flags.build_tokenizer(["a flag", ""])
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    text = CLIPTextConfig.from_dict(
+        {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        }
     )
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -54,20 +54,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+    vae = AutoencoderKL.from_config(
+        {
+            "block_out_channels": (8, 8),
+            "norm_num_groups": 4,
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "latent_channels": 4,
+        }
     )
+    assert isinstance(vae, AutoencoderKL)
     path = tmp_path_factory.mktemp("latent") / "model"
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(num_train_timesteps=50),
+        scheduler=DDIMScheduler(num_train_timesteps=50),  # pyright: ignore[reportArgumentType]  # annotated by an enum
         safety_checker=None,  # pyright: ignore[reportArgumentType]  # optional, annotated as if not
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
