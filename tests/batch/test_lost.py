@@ -114,10 +114,10 @@ def test_doctor_shows_the_difference(
     store: RequestStore, tracker: Tracker, settings: Settings, removed: tuple[RemovalRequest, ModelVersion]
 ) -> None:
     request, _ = removed
-    assert doctor._removals(settings) == "1, all held by their champions"
+    assert doctor.LOOKS["removals"](settings) == "1, all held by their champions"
     _deleted(tracker, settings)
     with pytest.raises(ExpungeError, match=rf"1 removed requests that no champion holds \(flags: {request.id}\): run"):
-        doctor._removals(settings)
+        doctor.LOOKS["removals"](settings)
 
 
 def test_another_registry_holds_nothing(

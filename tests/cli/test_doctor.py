@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from expunge import doctor
+from expunge.doctor import installation
 from expunge.families import deep_preflight, preflight, resolve_source
 from expunge.files import make_private
 from expunge.requests.blobs import open_blobs
@@ -25,8 +26,8 @@ Rows = Callable[[], dict[str, doctor.Check]]
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     # Looking for GPUs imports torch: seconds that these tests have no use for.
-    monkeypatch.setattr(doctor, "_devices", lambda: doctor.Check("devices", True, "cpu"))
-    monkeypatch.setattr(doctor, "_kernels", list)
+    for name in ("devices", "kernels"):
+        monkeypatch.setitem(doctor.INSTALLATION, name, list)
     monkeypatch.setattr("expunge.families.deep_preflight", lambda name, model, *_, **__: preflight(name, model))
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     return lambda: {check.name: check for check in doctor.examine()}
@@ -72,7 +73,7 @@ def test_servers(rows: Rows, server: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_missing_parts_are_rows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(installation, "PACKAGES", ("no-such-package",))
     monkeypatch.setenv("EXPUNGE_BLOB_KEY", "%%%")
     home = load_settings().home
     home.mkdir()
@@ -152,7 +153,7 @@ def test_kernels_that_were_not_built_are_no_failure_but_said(monkeypatch: pytest
 
     reason = "libunlearn_kernels.so was not built"
     monkeypatch.setattr(backends, "why_absent", lambda name: reason if name == "native" else None)
-    (row,) = doctor._kernels()
+    (row,) = doctor.INSTALLATION["kernels"]()
     assert (row.name, row.status, row.found) == ("CPU kernels", "warning", f"plain torch runs: {reason}")
     assert "C compiler" in row.hint
 
@@ -165,14 +166,15 @@ def deep(rows: Rows, command: Command, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 def test_looking_deep_finds_what_a_request_lacks(deep: Callable[[], Any], command: Command, picture: Path) -> None:
     ended = deep()
-    assert (ended.code, ended.json[0]["found"]) == (0, "all there and open, of 0 requests")
+    assert (ended.code, ended.json[0]["found"]) == (0, "every picture of 0 requests is there and opens")
     request = command("submit", picture, "--model", "faces", "--json").json["id"]
     assert deep().code == 0
     (blob,) = [path for path in (load_settings().home / "blobs").glob("??/*")]
     blob.write_bytes(b"damaged")
     ended = deep()
     assert ended.code == 6
-    assert ended.json[0]["found"] == f"1 of 1 requests lack pictures (1 damaged, 0 gone): {request}"
+    for words in ("1 of 1 requests", "1 damaged, 0 gone", request):
+        assert words in ended.json[0]["found"]
     assert "submit these requests again" in ended.json[0]["hint"]
     command("submit", picture, "--model", "faces")
     assert deep().code == 0
@@ -250,11 +252,11 @@ def test_a_server_that_wants_a_token_answers(
     monkeypatch.setenv(setting, f"http://{host}")
     found = rows()[row]
     assert not found.ok
-    assert found.found == f"the server answers, but wants a token (401), and {variable} is not set"
-    assert found.hint == f"set {variable}"
+    assert "wants a token (401)" in found.found
+    assert variable in found.hint
     monkeypatch.setenv(variable, "wrong-hunter2")
     found = rows()[row]
-    assert found.found == f"the server answers, but refuses the token in {variable} (403)"
+    assert f"refuses the token in {variable} (403)" in found.found
     assert "hunter2" not in str(found)
     monkeypatch.setenv(variable, "right")
     assert rows()[row].ok
@@ -268,10 +270,12 @@ def test_a_row_that_fails_as_nobody_foresaw_takes_no_other_along(rows: Rows, mon
     def broken(*_: object) -> str:
         raise RuntimeError("nonnumeric port: 'hunter2@host'")
 
-    for name in ("_home", "_store", "_blobs", "_tracking", "_ray", "_privacy", "_encoder"):
-        monkeypatch.setattr(doctor, name, broken)
+    looks = ("home", "store", "blobs", "tracking", "ray job server", "privacy")
+    for name in looks:
+        monkeypatch.setitem(doctor.LOOKS, name, broken)
+    monkeypatch.setitem(doctor.INSTALLATION, "encoder weights", broken)
     found = rows()
-    for name in ("home", "store", "blobs", "tracking", "ray job server", "privacy", "encoder weights"):
+    for name in (*looks, "encoder weights"):
         assert found[name].status == "failed"
         assert found[name].found == "RuntimeError: nonnumeric port: ***@host'"
         assert found[name].hint
@@ -280,7 +284,7 @@ def test_a_row_that_fails_as_nobody_foresaw_takes_no_other_along(rows: Rows, mon
 
 def test_every_row_that_is_not_ok_says_what_to_do(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     load_settings().home.write_text("a file")
-    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(installation, "PACKAGES", ("no-such-package",))
     monkeypatch.setenv("EXPUNGE_RAY_ADDRESS", "ray://127.0.0.1:10001")
     monkeypatch.setenv("EXPUNGE_TRACKING_URI", "postgresql://127.0.0.1:9/mlflow")
     failed = [check for check in rows().values() if not check.ok]

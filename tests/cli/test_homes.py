@@ -33,8 +33,8 @@ def test_all_that_is_kept_lies_in_the_home(
     command: Command, picture: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("submit", picture, "--model", "faces").code == 0
-    for part in (doctor._home, doctor._store, doctor._blobs, doctor._tracking):
-        part(load_settings())
+    for name in ("home", "store", "blobs", "tracking"):
+        doctor.LOOKS[name](load_settings())
     kept = files(tmp_path / "here")
     assert kept
     assert all(path.is_relative_to(home) for path in kept), kept

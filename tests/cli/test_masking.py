@@ -139,9 +139,9 @@ def test_no_password_of_a_setting_is_ever_printed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("_kernels", "_encoder", "_devices", "_package", "_checkpoints"):  # they cost seconds, and read no URL
-        row = [] if name == "_kernels" else doctor.Check("unlooked", True, "")
-        monkeypatch.setattr(doctor, name, lambda *_, row=row: row)
+    for name in doctor.INSTALLATION:  # they cost seconds, and read no URL
+        monkeypatch.setitem(doctor.INSTALLATION, name, list)
+    monkeypatch.setitem(doctor.LOOKS, "checkpoints", lambda _: "not looked at")
     monkeypatch.setattr("expunge.families.deep_preflight", lambda name, model, *_, **__: preflight(name, model))
     if "={}" in url:
         password = password.replace("&", "")  # it begins another option

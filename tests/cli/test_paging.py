@@ -133,7 +133,7 @@ def test_json_is_all_of_them_a_few_hundred_at_a_time(
     monkeypatch.setattr(queries, "records", noted)
     found = command("list", "--json", "--after", name(COUNT - 2001)).json
     assert [each["request"]["id"] for each in found] == [name(number) for number in range(COUNT - 2000, COUNT)]
-    assert max(most) <= queries.IDS_A_STATEMENT
+    assert max(most) <= queries.IDS_PER_STATEMENT
     assert {len(each["history"]) for each in found} == {2}
     assert len(command("list", "--json", "--limit", 3).json) == 3
 

@@ -117,7 +117,7 @@ def test_file_of_requests(command: Command, picture: Path) -> None:
     ended = command("submit", "--batch", file)
     assert ended.code == 2
     assert ended.out == "1 accepted, 1 known already, 1 refused; the accepted ones stay accepted\n"
-    assert ended.err.startswith("error: line 2: column 1: not JSON (Expecting value): write one JSON object a line")
+    assert ended.err.startswith("error: line 2: column 1: not JSON (Expecting value): write one JSON object per line")
     told = command("submit", "--batch", file, "--json")
     assert told.code == 2
     assert (told.json["accepted"], told.json["known"], told.json["refused"]) == (0, 2, 1)

@@ -78,7 +78,7 @@ def test_a_backup_gives_no_picture_and_no_key_away(settings: Settings, tmp_path:
 def test_without_a_passphrase_the_key_stays_behind(settings: Settings, elsewhere: Settings, tmp_path: Path) -> None:
     assert not back_up(settings, tmp_path / "b").key
     assert not (tmp_path / "b" / "key.sealed").exists()
-    with pytest.raises(InputError, match="nothing says that the backup is as it was made: no key is at hand: give"):
+    with pytest.raises(InputError, match="no key is at hand"):
         restore(elsewhere, tmp_path / "b")
     restore(elsewhere, tmp_path / "b", unverified=True)
     assert not (elsewhere.home / "blob.key").exists()
@@ -250,7 +250,7 @@ def test_a_key_that_opens_nothing_of_an_earlier_version_is_refused(
 ) -> None:
     back_up(settings, tmp_path / "b")
     as_version_1(tmp_path / "b")
-    with pytest.raises(StorageError, match="does not open this backup: set EXPUNGE_BLOB_KEY to the key that it was"):
+    with pytest.raises(StorageError, match=r"does not open this backup: .*EXPUNGE_BLOB_KEY"):
         restore(elsewhere.model_copy(update={"blob_key": NEXT_KEY}), tmp_path / "b", unverified=True)
     assert not elsewhere.home.exists()
 
@@ -422,10 +422,10 @@ def test_a_short_passphrase_is_refused(settings: Settings, tmp_path: Path) -> No
 
 
 def test_a_failure_leaves_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(blobs: BlobStore, target: Path) -> tuple[list[str], list[str]]:
+    def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("expunge.requests.backup._copy_blobs", full)
+    monkeypatch.setattr("expunge.requests.backup.write_atomically", full)
     with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
         back_up(settings, tmp_path / "out" / "b")
     assert list((tmp_path / "out").iterdir()) == []

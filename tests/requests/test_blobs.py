@@ -147,7 +147,7 @@ def test_opening_alone_leaves_nothing(tmp_path: Path) -> None:
 def test_a_store_of_an_earlier_version_is_marked_by_the_key_that_opens_it(blobs: BlobStore, tmp_path: Path) -> None:
     blobs.put(SECRET)
     (tmp_path / "blobs" / MARKER).unlink()
-    with pytest.raises(StorageError, match="opens none of the blobs: set EXPUNGE_BLOB_KEY to the key that they were"):
+    with pytest.raises(StorageError, match=r"opens none of the blobs: .*EXPUNGE_BLOB_KEY"):
         BlobStore(str(tmp_path / "blobs"), OTHER_KEY)
     assert not (tmp_path / "blobs" / MARKER).exists()
     assert BlobStore(str(tmp_path / "blobs"), KEY).get(ID) == SECRET
@@ -190,7 +190,7 @@ def test_what_is_derived_differs_by_purpose_and_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "abc", "../" * 20 + "etcd", "Z" * 64, ID.upper()])
 def test_only_hashes_are_ids(blobs: BlobStore, name: str) -> None:
-    with pytest.raises(NotFoundError, match="is no SHA-256"):
+    with pytest.raises(NotFoundError, match="is not a SHA-256"):
         blobs.get(name)
 
 
@@ -267,7 +267,7 @@ def test_driver_not_installed(url: str) -> None:
     ],
 )
 def test_a_store_that_keeps_nothing_is_refused(url: str) -> None:
-    with pytest.raises(InputError, match=r"^blob_url: .*:// does not keep what is written to it: use a local path or"):
+    with pytest.raises(InputError, match=r"^blob_url: .*does not keep"):
         BlobStore(url, OTHER_KEY)
 
 

@@ -43,7 +43,7 @@ def test_pixels_come_back_as_they_are(decoder: Decoder) -> None:
 
 
 def test_a_refusal_is_told_and_the_next_picture_is_decoded(decoder: Decoder) -> None:
-    with pytest.raises(InputError, match=r"^is not an image that is known here: convert it to one of PNG"):
+    with pytest.raises(InputError, match=r"^is not an image of a known kind: convert it to one of PNG"):
         decoder.decode(b"words", 10**6)
     with pytest.raises(InputError, match="over the budget"):
         decoder.decode(png(), 100)

@@ -61,7 +61,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), d
         (encoded(NOISE, "BMP"), "a BMP, which is not accepted"),
         (encoded(NOISE, "TIFF"), "a TIFF, which is not accepted"),
         (b"\0\0\0\x18ftypheic" + bytes(32), "an AVIF, HEIC or video file"),
-        (b"just words\n", "not an image that is known here"),
+        (b"just words\n", "not an image of a known kind"),
         (b"", "is empty"),
         (encoded(NOISE)[:-200], "a broken or truncated PNG"),
         (encoded(NOISE, "JPEG")[:-200], "a broken or truncated JPEG"),

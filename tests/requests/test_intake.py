@@ -220,7 +220,7 @@ def test_a_picture_stays_where_the_database_cannot_be_asked(
     ("fields", "message"),
     [
         ({"images": ["none.png"]}, r"^images\[0\]: .*none\.png does not exist: check the path"),
-        ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image that is known here"),
+        ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image of a known kind"),
         ({"images": ["a.png"], "surrogates": ["words.png"]}, r"^surrogates\[0\]: .*words\.png is not an image"),
         ({"images": ["a.png"], "edit": "blend:mask=words.png"}, r"^edit\.mask: .*words\.png is not an image"),
         ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags"),
@@ -423,7 +423,7 @@ def test_good_lines_survive_bad_ones(lines: Callable[..., list[LineResult]], pai
     )
     told = {result.line: f"{result.error}: {result.hint}" for result in results if result.id is None}
     for line, message in {
-        2: "column 39: not JSON (Expecting ',' delimiter): write one JSON object a line, e.g. {",
+        2: "column 39: not JSON (Expecting ',' delimiter): write one JSON object per line, e.g. {",
         4: "a JSON list, not an object: write one",
         5: "modell: there is no such field: the fields are",
         6: "priority: Input should be a valid integer",
@@ -507,7 +507,7 @@ def test_lines_may_end_as_they_do_anywhere(lines: Callable[..., list[LineResult]
         ("12", "a JSON number, not an object"),
         ("true", "a JSON truth value, not an object"),
         ("null", "a JSON null, not an object"),
-        ('[{"model": "flags"}]', "a JSON list, not an object: write one JSON object a line, .*jq -c"),
+        ('[{"model": "flags"}]', "a JSON list, not an object: write one JSON object per line, .*jq -c"),
         ('{"model": "flags", "images": ["a.png"], "priority": true}', "priority: Input should be a valid integer"),
     ],
 )
@@ -522,12 +522,12 @@ def test_what_json_would_lose_or_change_in_silence_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[\n  {}\n]\n", "is a JSON list over several lines, not a request a line: write it as lines: `jq"),
+        (b"[\n  {}\n]\n", "is a JSON list over several lines, not one request per line: write it as lines: `jq"),
         (b"{\r\n  }\r\n", "is a JSON object over several lines"),
         ('{"model": "flags"}\n'.encode("utf-16"), "is UTF-16 or UTF-32 text: save the file as UTF-8"),
         ('{"model": "flags"}\n'.encode("utf-16-le"), "is UTF-16 or UTF-32 text"),
         ('{"model": "flags"}\n'.encode("utf-32-be"), "is UTF-16 or UTF-32 text"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not a text file: name a file with one JSON object a line"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not a text file: name a file with one JSON object per line"),
         (gzip.compress(b"{}\n"), "is not a text file"),
     ],
     ids=["list", "object", "UTF-16", "UTF-16 without a mark", "UTF-32", "picture", "gzip"],

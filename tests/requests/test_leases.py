@@ -197,13 +197,18 @@ def test_one_that_was_killed_elsewhere_frees_it_when_it_expires(store: RequestSt
 
 
 def test_a_heartbeat_renews_it(store: RequestStore, other: Start) -> None:
-    other(ttl=4.0)
+    other(ttl=8.0)
     first = holder(store, NAME)
     assert first is not None
 
     def renewed() -> bool:
         by = holder(store, NAME)
-        return by is not None and by.acquired == first.acquired and by.heartbeat > first.expires
+        return (
+            by is not None
+            and by.acquired == first.acquired
+            and by.heartbeat > first.heartbeat
+            and by.expires > first.expires
+        )
 
     until(renewed)
 
@@ -221,7 +226,7 @@ def test_a_paused_holder_finds_out_that_it_was_taken_over(store: RequestStore, o
 
 
 def test_a_holder_that_nobody_replaced_goes_on(store: RequestStore, other: Start) -> None:
-    holding = other(ttl=1.0)
+    holding = other(ttl=6.0)
     holding.signal(signal.SIGSTOP)
     until(lambda: holder(store, NAME) is None)
     holding.signal(signal.SIGCONT)
@@ -236,6 +241,17 @@ def test_a_database_that_is_away_for_too_long_costs_the_lease(settings: Settings
         with pytest.raises(UnavailableError, match=NAME):
             held.check()
     assert holder(store, NAME) is None
+
+
+def test_a_database_that_hangs_costs_the_lease(anywhere: Settings) -> None:
+    store = open_store(anywhere)
+    if store.database.name.startswith("sqlite"):
+        pytest.skip("SQLite waits no longer than it is told to")
+    with store.database.write() as connection, lease(store, NAME, ttl=1.0) as held:
+        connection.execute(text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
+        assert held.lost.wait(timeout=60)
+        with pytest.raises(UnavailableError, match=NAME):
+            held.check()
 
 
 def test_a_database_that_is_away_for_a_moment_costs_nothing(settings: Settings) -> None:

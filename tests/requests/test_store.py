@@ -68,9 +68,7 @@ def test_same_external_id_is_accepted_once_a_model(store: RequestStore, ask: Ask
 
 def test_same_external_id_with_other_content(store: RequestStore, ask: Ask) -> None:
     store.add(ask("a"))
-    with pytest.raises(
-        InputError, match=r"^external_id: req-a has it already, with another prompt, priority: use a new"
-    ):
+    with pytest.raises(InputError, match=r"^external_id: req-a .* prompt, priority"):
         store.add(ask("b", external_id="ticket-a", prompt="other", priority=1))
 
 
@@ -82,7 +80,7 @@ def test_taken_id(store: RequestStore, ask: Ask) -> None:
 
 def test_unknown_names(store: RequestStore) -> None:
     for call in (store.get, lambda name: store.transition(name, S.WITHDRAWN)):
-        with pytest.raises(NotFoundError, match="request 'nobody' does not exist: `expunge list`"):
+        with pytest.raises(NotFoundError, match="'nobody' does not exist"):
             call("nobody")
     for call in (store.batch, store.close_batch, lambda name: store.set_report(name, "0" * 64)):
         with pytest.raises(NotFoundError, match="batch 'never' does not exist"):
@@ -298,7 +296,7 @@ def test_batch_report_and_close(store: RequestStore, ask: Ask) -> None:
     store.set_report("night-1", "f" * 64)
     with pytest.raises(InputError, match="report 'x' is malformed"):
         store.set_report("night-1", "x")
-    with pytest.raises(TransitionError, match="batch night-1 holds 1 undecided requests: decide or requeue"):
+    with pytest.raises(TransitionError, match="1 undecided"):
         store.close_batch("night-1")
     assert store.batch("night-1").closed is None
     store.transition("req-a", S.FAILED)

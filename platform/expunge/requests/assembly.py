@@ -18,7 +18,7 @@ from expunge.words import EditSpec, RemovalRequest
 
 @dataclass
 class Pictures:
-    """The pictures of one request as they will be stored, by blob id, and what the checks ask about them."""
+    """The pictures of one request as they will be stored, by blob id, and what the checks need to know about them."""
 
     settings: Settings
     base: Path
@@ -86,6 +86,6 @@ def _edit(
 
 
 def _content(images: tuple[str, ...], prompt: str | None, surrogates: tuple[str, ...], edit: EditSpec | None) -> str:
-    """The external id of a request that brings none: the same content is the same request."""
+    """Makes an external id from the content, so that the same content is the same request."""
     parts = [images, prompt, surrogates, None if edit is None else edit.model_dump()]
     return f"sha256-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}"

@@ -1,9 +1,9 @@
-"""A backup of what cannot be made again: the request store and the sealed images, with or without their key.
+"""Backs up what cannot be made again: the request store and the sealed images, with or without their key.
 
 A folder: `expunge.db`, `blobs/` as they lie (sealed), `key.sealed` if a passphrase is given, and last `manifest.json`
-with a checksum of each, signed with the sealing key. Every blob is opened on the way: what is restored is whole. A key
-in clear beside what it seals would undo the sealing, so it is sealed with the passphrase or left out. Not in it:
-`runs/` (a night makes it again), config.toml, and MLflow, which has its own backup.
+with a checksum of each, signed with the sealing key. Every blob is opened on the way, so that what is restored is
+whole. A key in the clear beside what it seals would undo the sealing, so it is sealed with the passphrase or left out.
+Not included: `runs/` (a night makes it again), config.toml, and MLflow, which has its own backup.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ def back_up(
 ) -> Manifest:
     """Write a backup to the new folder `target`; requests may be accepted meanwhile.
 
-    allow_damaged: also where blobs do not open or requests lack pictures; the manifest then names them.
+    allow_damaged: go on if blobs do not open or requests lack pictures; the manifest then names them.
 
     Raises InputError for a target that exists or lies in the home, a short passphrase, and a database other than
-    SQLite; StorageError where something cannot be read or written or is damaged, and then nothing is left at `target`.
+    SQLite; StorageError if something cannot be read or written or is damaged; then nothing is left at `target`.
     """
     source = sqlite_file(settings, "back it up with `pg_dump --format=custom`, and the bucket with its own versions")
     if passphrase is not None:
@@ -102,7 +102,7 @@ def _check_whole(manifest: Manifest) -> None:
 
 
 def sqlite_file(settings: Settings, hint: str) -> Path:
-    """Raises InputError, with this hint for another database."""
+    """Returns the database's file. Raises InputError for another kind of database, with this hint."""
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite":
         raise InputError(f"database_url: {url.get_backend_name()} is not backed up from here", hint=hint)
@@ -112,7 +112,7 @@ def sqlite_file(settings: Settings, hint: str) -> Path:
 
 
 def key_text(settings: Settings) -> str:
-    """The sealing key as it is written. Raises StorageError where there is none."""
+    """Returns the sealing key as text. Raises StorageError if there is none."""
     if settings.blob_key:
         return settings.blob_key.strip()
     file = settings.home / KEY_FILE
@@ -122,7 +122,7 @@ def key_text(settings: Settings) -> str:
 
 
 def lacking(database: Path, blobs: Iterable[str]) -> list[str]:
-    """The requests of an SQLite file that need a picture which is not among `blobs`."""
+    """Finds the requests of an SQLite file that need a picture which is not among `blobs`."""
     there = set(blobs)
     with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as reader:
         states = ", ".join("?" * len(NEEDED))
@@ -132,7 +132,7 @@ def lacking(database: Path, blobs: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def storage(what: str, done: str = "written") -> Iterator[None]:
-    """What the disk or SQLite says becomes a StorageError."""
+    """Turns errors of the disk and of SQLite into StorageError."""
     try:
         yield
     except ExpungeError:
@@ -150,7 +150,7 @@ def storage(what: str, done: str = "written") -> Iterator[None]:
 
 
 def _copy_database(source: Path, target: Path) -> int:
-    """By SQLite's own backup: one consistent state, whoever writes meanwhile. Returns the number of requests."""
+    """Uses SQLite's own backup: one consistent state, whoever writes meanwhile. Returns the number of requests."""
     if not source.is_file():
         raise StorageError(f"database {source} does not exist", hint="check EXPUNGE_HOME and EXPUNGE_DATABASE_URL")
     target.touch(mode=0o600)
@@ -165,14 +165,14 @@ def _copy_database(source: Path, target: Path) -> int:
 
 
 def _copy_blobs(blobs: BlobStore, target: Path) -> tuple[list[str], list[str]]:
-    """Sealed as they lie. Returns those that open, and those that do not."""
+    """Copies the blobs, still sealed. Returns those that open, and those that do not."""
     whole: list[str] = []
     damaged: list[str] = []
     for blob in blobs.ids():
         try:
             sealed = blobs.sealed(blob)
         except NotFoundError:
-            continue  # of a request that was refused just now
+            continue  # its request was refused just now
         write_atomically(target / blob[:2] / blob, sealed)
         (whole if blobs.opens(blob, sealed) else damaged).append(blob)
     if whole or damaged:
@@ -185,5 +185,5 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _some(ids: tuple[str, ...]) -> str:
-    """The first of them: a blob's id is known by its first 12 digits."""
+    """The first three, shortened: 16 digits tell blobs apart."""
     return ", ".join(id[:16] for id in ids[:3]) + (", ..." if len(ids) > 3 else "")

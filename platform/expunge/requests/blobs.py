@@ -23,11 +23,11 @@ _TRIED = 8  # blobs of a store without a marker, of which one has to open
 
 
 class DamagedBlobError(StorageError):
-    """A blob is there, and does not open."""
+    """The blob is there, but it does not open."""
 
 
 class BlobStore:
-    """Blobs under `url` (a local path, s3://bucket/prefix, ... by fsspec), sealed with a 32-byte `key`.
+    """Blobs under `url` (a local path, s3://bucket/prefix, or another URL of fsspec's), sealed with a 32-byte `key`.
 
     Raises InputError for a key of another length and for a URL that keeps nothing or whose fsspec driver is missing,
     StorageError for a store of another key.
@@ -43,16 +43,16 @@ class BlobStore:
 
     @property
     def fingerprint(self) -> str:
-        """Of the key: 16 hex digits, safe to show."""
+        """The key's fingerprint: 16 hex digits, safe to show."""
         return keys.fingerprint(self._key)
 
     @property
     def marked(self) -> bool:
-        """Whether the store says whose it is: from its first blob on."""
+        """True if the store names its key, as it does from its first blob on."""
         return self._marked
 
     def derive(self, purpose: keys.Purpose) -> bytes:
-        """The 32-byte key that signs for this purpose."""
+        """Returns the 32-byte key that signs for this purpose."""
         return keys.derive(self._key, purpose)
 
     def put(self, data: bytes) -> str:
@@ -75,7 +75,7 @@ class BlobStore:
         sealed = self._seal.close(blob, data)
         try:
             self._mark()
-            # The first of the damaged ones: it may come from a time when a store could hold blobs of several keys.
+            # Only the first damaged version: it may be from a time when a store could hold blobs of several keys.
             if damaged and not self._folder.has(_name(blob) + _DAMAGED):
                 self._folder.copy(_name(blob), _name(blob) + _DAMAGED)
             self._folder.write(_name(blob), sealed)
@@ -84,7 +84,7 @@ class BlobStore:
         return blob
 
     def get(self, blob: str) -> bytes:
-        """The plaintext. Raises NotFoundError, DamagedBlobError if it does not open, StorageError of the store."""
+        """Returns the plaintext. Raises NotFoundError, StorageError, and DamagedBlobError if it does not open."""
         data = self._seal.open(blob, self.sealed(blob))
         if data is None:
             raise DamagedBlobError(
@@ -94,7 +94,7 @@ class BlobStore:
         return data
 
     def sealed(self, blob: str) -> bytes:
-        """As it lies. Raises NotFoundError, StorageError."""
+        """Returns the blob as it is stored. Raises NotFoundError, StorageError."""
         try:
             return self._folder.read(_name(blob))
         except FileNotFoundError:
@@ -105,7 +105,7 @@ class BlobStore:
             raise _refused("read", blob, error) from None
 
     def opens(self, blob: str, sealed: bytes) -> bool:
-        """Whether these bytes are that blob, sealed with this key."""
+        """True if these bytes are that blob, sealed with this key."""
         return self._seal.opens(blob, sealed)
 
     def has(self, blob: str) -> bool:
@@ -125,14 +125,14 @@ class BlobStore:
             raise _refused("delete", blob, error) from None
 
     def ids(self) -> list[str]:
-        """Of every blob, sorted; a listing of the whole store."""
+        """Returns the id of every blob, sorted, from a listing of the whole store."""
         try:
             return blob_ids(self._folder)
         except OSError as error:
             raise _refused("list", "its blobs", error) from None
 
     def _check_key(self) -> None:
-        """One small read, but for a store without a marker. Raises StorageError for a store of another key."""
+        """Costs one small read if the store has a marker. Raises StorageError for a store of another key."""
         try:
             there = marker(self._folder)
             if there is None:
@@ -152,7 +152,7 @@ class BlobStore:
         self._marked = True
 
     def _adopt(self) -> None:
-        """Mark a store of an earlier version, which has blobs and no marker, where this key opens them."""
+        """Mark a store of an earlier version, which has blobs but no marker, if this key opens them."""
         tried = blob_ids(self._folder)[:_TRIED]
         if tried and not any(self._opens(blob) for blob in tried):
             raise StorageError(
@@ -170,13 +170,13 @@ class BlobStore:
             return False
 
     def _mark(self) -> None:
-        """Leave the fingerprint, unless it is there. Raises StorageError where another key was faster, OSError."""
+        """Leave the fingerprint, unless it is there. Raises StorageError if another key was faster, OSError."""
         if not self._marked:
             self._compare(mark(self._folder, self.fingerprint))
 
 
 def open_blobs(settings: Settings) -> BlobStore:
-    """The store of these settings. The key is `blob_key`, else `blob.key` in the home, which is made if there is none.
+    """Open the blob store of these settings. Its key is `blob_key`, else `blob.key` in the home, made if there is none.
 
     Raises InputError for a malformed key, StorageError if the home cannot be written, the key of its blobs is gone, the
     key at hand is not theirs, or the home remembers blobs and there are none.
@@ -208,12 +208,12 @@ def _open(settings: Settings) -> BlobStore:
         raise StorageError(
             f"{file} cannot be made or read ({error})", hint="check EXPUNGE_HOME or set EXPUNGE_BLOB_KEY"
         ) from None
-    # Not a new one: what is sealed already would never open again.
+    # Never a new key here: what has been sealed would not open again.
     return BlobStore(settings.blobs, keys.decode(text, str(file), "restore it from a backup or set EXPUNGE_BLOB_KEY"))
 
 
 def is_used(folder: Folder) -> bool:
-    """Whether it is, or was, a store of blobs. Raises StorageError."""
+    """True if it is, or was, a store of blobs. Raises StorageError."""
     try:
         return marker(folder) is not None or bool(blob_ids(folder))
     except OSError as error:
@@ -221,18 +221,18 @@ def is_used(folder: Folder) -> bool:
 
 
 def mark(folder: Folder, fingerprint: str) -> str:
-    """Leave its key's fingerprint, unless one is there; returns what is there then. Raises StorageError, OSError."""
+    """Leave the key's fingerprint unless there is one; returns the one that is there. Raises StorageError, OSError."""
     return _read_marker(folder.write_once(MARKER, f"{fingerprint}\n".encode()))
 
 
 def blob_ids(folder: Folder) -> list[str]:
-    """Of every blob in it, sorted. Raises OSError."""
+    """Returns the id of every blob in the folder, sorted. Raises OSError."""
     found = (name.rpartition("/") for name in folder.names())
     return [blob for prefix, _, blob in found if _is_id(blob) and prefix == blob[:2]]
 
 
 def marker(folder: Folder) -> str | None:
-    """The fingerprint of its key; None where it has no blobs yet. Raises StorageError for a damaged one, OSError."""
+    """Returns its key's fingerprint; None if it has no blobs yet. Raises StorageError if it is damaged, OSError."""
     try:
         return _read_marker(folder.read(MARKER))
     except FileNotFoundError:
@@ -243,7 +243,7 @@ def _read_marker(data: bytes) -> str:
     text = data.decode("ascii", "replace").strip()
     if len(text) != 16 or not set(text) <= set("0123456789abcdef"):
         raise StorageError(
-            f"{MARKER} in the blob store is damaged", hint="delete it: it is made again if the key here opens the blobs"
+            f"{MARKER} in the blob store is damaged", hint="delete it: it is made again if this key opens the blobs"
         )
     return text
 
@@ -254,7 +254,7 @@ def _is_id(name: str) -> bool:
 
 def _name(blob: str) -> str:
     if not _is_id(blob):
-        raise NotFoundError(f"blob {blob!r} is no SHA-256", hint="an id has 64 hex digits")
+        raise NotFoundError(f"blob {blob!r} is not a SHA-256", hint="an id has 64 hex digits")
     return f"{blob[:2]}/{blob}"
 
 

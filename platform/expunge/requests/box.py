@@ -1,4 +1,4 @@
-"""The part of a picture that counts: a box that the requester gives, cut out before anything is stored."""
+"""The part of a picture that counts: a box given by the requester, which is cut out before anything is stored."""
 
 from typing import Annotated
 
@@ -27,11 +27,11 @@ def _numbers(value: object) -> object:
 
 Edge = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Box = Annotated[tuple[Edge, Edge, Edge, Edge], BeforeValidator(_numbers)]
-"""Left, top, right, bottom of the upright picture: in pixels, or, where none is over 1, as fractions of its sides."""
+"""Left, top, right, bottom of the upright picture: in pixels or, if none is over 1, as fractions of its sides."""
 
 
 def one_or_more(value: object) -> object:
-    """A single box is a list of one."""
+    """Reads a single box as a list of one."""
     single = isinstance(value, str) or (
         isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(edge, int | float) for edge in value)
     )
@@ -39,7 +39,7 @@ def one_or_more(value: object) -> object:
 
 
 def pixels(box: Box, size: Size, field: str) -> tuple[int, int, int, int]:
-    """The box in whole pixels. Raises InputError where it is not inside the picture `field`, or holds too little."""
+    """Returns the box in whole pixels. Raises InputError if it is not inside the picture `field`, or is too small."""
     width, height = size
     left, top, right, bottom = box
     if max(box) <= 1:
@@ -79,12 +79,12 @@ def cut_companion(image: Image.Image, field: str, *, whole: Size, box: tuple[int
 
 
 def same_shape(one: Size, other: Size) -> bool:
-    """Whether both show the same section, at whatever scale: the sides differ by no more than rounding."""
+    """True if both show the same section at any scale: their sides differ by no more than rounding."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
 def lost(size: Size, resolution: tuple[int, int]) -> tuple[float, str]:
-    """The share that is cut away when a picture is scaled to (height, width) without distortion, and of which side."""
+    """Returns what share of which side is cut away when a picture is scaled to (height, width) without distortion."""
     width, height = size
     ratio = width * resolution[0] / (height * resolution[1])
     return (1 - 1 / ratio, "width") if ratio > 1 else (1 - ratio, "height")

@@ -14,7 +14,7 @@ from expunge.words import RequestState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """SQLite forgets time zones: what is stored is UTC, what is read says so."""
+    """Stores UTC and reads it as such, since SQLite forgets time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -27,7 +27,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class State(TypeDecorator[RequestState]):
-    """By value: some drivers would store an enum's name."""
+    """Stores a state by its value: some drivers would store the name."""
 
     impl = String(16)
     cache_ok = True

@@ -1,4 +1,4 @@
-"""The connection: SQLite or PostgreSQL, migrated at open, its failures in one line."""
+"""The connection to SQLite or PostgreSQL: migrated when it is opened, and failing in one line."""
 
 import os
 import sqlite3
@@ -49,7 +49,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction; IntegrityError passes through, because it tells of a race that the caller can settle."""
+        """One transaction; IntegrityError passes through, because it means a race that the caller can settle."""
         with self._translated(), self._connect() as connection:
             connection = connection.execution_options(expunge_write=True)
             with connection.begin():
@@ -58,7 +58,7 @@ class Database:
     def migrate(self, *, exists: bool = False) -> None:
         """Brings the schema to HEAD; costs one query if it is there. Safe if several processes open at once.
 
-        exists: the database is known to have been made. Raises StorageError where it is missing or empty all the same.
+        exists: the database is known to exist. Raises StorageError if it is missing or empty all the same.
         """
         file = self._engine.url.database
         if self._engine.dialect.name == "sqlite" and file and not file.startswith("file:"):
@@ -79,7 +79,7 @@ class Database:
         self._engine.dispose()
 
     def _connect(self) -> Connection:
-        """SQLite waits for its locks itself. A server that is away is asked again until `patience` is over."""
+        """SQLite waits for its locks itself. A server that does not answer is asked again until `patience` runs out."""
         until = time.monotonic() + self._patience
         while True:
             try:
@@ -109,7 +109,7 @@ class Database:
 
 
 def _engine(url: str | URL, patience: float) -> Engine:
-    # An error quotes the values of its statement otherwise: prompts, reasons and external ids.
+    # Without `hide_parameters`, an error quotes prompts, reasons and external ids.
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
@@ -178,10 +178,10 @@ def _check_sqlite(url: URL) -> None:
 
 
 def _make_file(path: Path, *, exists: bool) -> None:
-    """Make a new database's file before SQLite does: it would let others read it. Its companions take over the mode."""
+    """Make the file before SQLite does, which would let others read it. SQLite's companion files take over its mode."""
     if exists and not (path.exists() and path.stat().st_size):
         raise _gone(str(path), "is empty" if path.exists() else "does not exist")
-    with suppress(OSError):  # that there is none, or that there can be none, is for SQLite to say
+    with suppress(OSError):  # SQLite says what is wrong with it
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
@@ -193,7 +193,7 @@ def _gone(name: str, what: str) -> StorageError:
 
 
 def _known(error: DatabaseError, name: str, url: URL) -> ExpungeError | None:
-    """What the operator can fix; None for what is a mistake in this program."""
+    """Translates what the operator can fix; None for a mistake in this program."""
     reason = " ".join(str(error.orig).split())
     if any(word in reason.lower() for word in _DISK):
         return StorageError(

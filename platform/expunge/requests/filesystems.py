@@ -1,4 +1,4 @@
-"""A folder on any durable file system: what is written is whole, and still there when this process has ended."""
+"""A folder on any durable file system: what is written is whole, and outlives this process."""
 
 import contextlib
 import re
@@ -13,8 +13,8 @@ from fsspec.registry import known_implementations
 from expunge.errors import InputError
 from expunge.files import write_atomically, write_once
 
-# Those of fsspec's protocols that store what they are given. Others forget it (memory), cannot write (http, zip, data),
-# or are a layer over another (dir, simplecache).
+# The protocols of fsspec that keep what they are given. Others forget it (memory), cannot write (http, zip, data), or
+# are a layer over another one (dir, simplecache).
 DURABLE = frozenset(
     {
         *("file", "local", "ftp", "sftp", "smb", "ssh", "webdav"),
@@ -28,7 +28,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 class Folder:
     """The folder of a local path or fsspec URL; names are relative to it. It need not exist, and writing makes it.
 
-    Raises InputError that begins with `setting` for a URL that keeps nothing or whose driver is missing. Methods raise
+    Raises InputError, beginning with `setting`, for a URL that keeps nothing or whose driver is missing. Methods raise
     OSError.
     """
 
@@ -66,12 +66,12 @@ class Folder:
         return bool(self._fs.exists(self._path(name)))
 
     def delete(self, name: str) -> None:
-        """Deletes the file; one that is not there is no error."""
+        """Deletes the file; it is no error if there is none."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def names(self) -> list[str]:
-        """Of every file under it, sorted."""
+        """Returns the name of every file in the folder and below, sorted."""
         self._fs.invalidate_cache()
         if not self._fs.exists(self._root):
             return []
@@ -85,7 +85,7 @@ class Folder:
 def _open(url: str, setting: str) -> tuple[fsspec.AbstractFileSystem, str]:
     scheme, separator, _ = url.partition("://")
     if not separator:
-        # Not by fsspec, which would take a path that holds `::` for a chain of file systems.
+        # fsspec would take a path that holds `::` for a chain of file systems.
         if _SCHEME.match(url):
             raise InputError(f"{setting}: neither a path nor a URL", hint="write e.g. s3://bucket/prefix")
         return LocalFileSystem(), str(Path(url).expanduser().resolve())

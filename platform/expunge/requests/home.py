@@ -1,4 +1,4 @@
-"""What a home remembers: the database and the sealing key it was made with, so that another one, or none, is noticed.
+"""A home remembers the database and the sealing key that it was made with: a missing or a wrong one is noticed.
 
 `home.json` holds ids only. The home's own id travels with a night: its submitter, driver and workers each read settings
 of their own, and a night that ran on another home would find no request there and call that a success.
@@ -28,7 +28,7 @@ class Home(Word):
 
 
 def recall(settings: Settings) -> Home | None:
-    """What the home remembers; None where nothing was made in it yet. Raises StorageError where it cannot be read."""
+    """Reads what the home remembers; None if nothing was made in it yet. Raises StorageError if it cannot be read."""
     file = settings.home / FILE
     try:
         return Home.model_validate_json(file.read_bytes())
@@ -44,7 +44,7 @@ def recall(settings: Settings) -> Home | None:
 def remember(settings: Settings, *, database: str | None = None, key: str | None = None) -> Home:
     """Note a database or a key that the home does not know yet.
 
-    Raises StorageError where it was made with another one, or cannot be written.
+    Raises StorageError where the home was made with another one, or cannot be written.
     """
     while True:
         known = recall(settings)
@@ -67,7 +67,7 @@ def remember(settings: Settings, *, database: str | None = None, key: str | None
 
 
 def check_home(settings: Settings, expected: str) -> None:
-    """Raises InputError where this process's home is not the one whose id it was sent."""
+    """Raises InputError if this process's home is not the one whose id it was sent."""
     known = recall(settings)
     if known is None or known.id != expected:
         what = "nothing was ever accepted into it" if known is None else f"its id is {known.id}, not {expected}"
@@ -82,7 +82,7 @@ def _text(home: Home) -> str:
 
 
 def _knows(known: Home, home: Path, database: str | None, key: str | None) -> bool:
-    """Whether the home knows what is given. Raises StorageError where it knows another one."""
+    """True if the home knows what is given. Raises StorageError if it knows another one."""
     for what, mine, given in (("database", known.database, database), ("sealing key", known.key, key)):
         if mine and given and mine != given:
             raise StorageError(

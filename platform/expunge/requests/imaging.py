@@ -19,7 +19,7 @@ _decoder = Decoder()
 
 
 def read_file(path: Path, *, field: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`. Raises InputError naming field, path and hint."""
+    """Read a regular file of at most `max_bytes`. Raises InputError naming field, path and hint."""
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -46,7 +46,7 @@ def read_file(path: Path, *, field: str, max_bytes: int) -> bytes:
 
 
 def normalise(data: bytes, *, field: str, max_pixels: int) -> bytes:
-    """Canonical PNG bytes: 8-bit sRGB, upright (EXIF orientation applied), alpha over white, no metadata.
+    """Return canonical PNG bytes: 8-bit sRGB, upright (EXIF orientation applied), alpha over white, no metadata.
 
     `field` begins the error, e.g. `images[0]` or `images[0]: /x/a.png`. Equal pixels give equal bytes under one Pillow
     and zlib. Raises InputError for any other format than PNG, JPEG and WEBP, for animations, for a side under 8
@@ -57,7 +57,7 @@ def normalise(data: bytes, *, field: str, max_pixels: int) -> bytes:
 
 
 def decode(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
-    """The picture of `normalise` before it becomes a PNG. Raises InputError as that does."""
+    """Return the picture of `normalise` before it becomes a PNG. Raises InputError as `normalise` does."""
     try:
         return _decoder.decode(data, max_pixels)
     except InputError as error:
@@ -65,9 +65,9 @@ def decode(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
 
 
 def encode(image: Image.Image) -> bytes:
-    """PNG bytes of an image of mode RGB."""
+    """Return an image of mode RGB as PNG bytes."""
     out = BytesIO()
-    # Without what `info` may hold: it would be written along.
+    # `info` may hold metadata, which would be written too.
     clean = Image.new("RGB", image.size)
     clean.paste(image)
     clean.save(out, format="PNG", compress_level=6)
@@ -75,7 +75,7 @@ def encode(image: Image.Image) -> bytes:
 
 
 def to_array(png: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of bytes that came from `normalise`. Raises StorageError if they did not."""
+    """Return uint8 [H, W, 3] from bytes that `normalise` made. Raises StorageError for others."""
     try:
         with PngImageFile(BytesIO(png)) as image:
             array = np.array(image)

@@ -1,6 +1,6 @@
 """From what a person writes to an accepted request: checked, its pictures normalised and sealed, and then its row.
 
-The pictures are stored first, so that an accepted row never lacks them; nothing is stored of a request that is refused.
+The pictures are stored first, so that an accepted row never lacks them; nothing of a refused request is stored.
 """
 
 import unicodedata
@@ -21,7 +21,7 @@ from expunge.settings import Settings
 from expunge.words import RemovalRequest
 
 Check = Callable[[RemovalRequest, tuple[Size, ...]], None]
-"""Asked of a new request and the sizes of its images, before anything is stored. Raises InputError to refuse it."""
+"""Called with a new request and the sizes of its images, before anything is stored. Raises InputError to refuse it."""
 
 
 def accept(
@@ -33,7 +33,7 @@ def accept(
     base: Path,
     check: Check | None = None,
 ) -> tuple[RequestRecord, bool]:
-    """Accepts one request; paths are relative to `base`. False: it was known, and the known one is returned.
+    """Accepts one request; paths are relative to `base`. False means that it was known, and the known one is returned.
 
     Pictures of a known request that were lost or damaged are stored again.
 
@@ -43,17 +43,17 @@ def accept(
     taken = Pictures(settings, base)
     request = assemble(submission, taken)
     known = None
-    # Those accepted before ids had one form are still found.
+    # Requests that were accepted before ids had one form are still found.
     for written in _spellings(submission.external_id or request.external_id):
         known = known or store.find(request.model, written)
     if known is not None:
         check_same(known.request, request.model_copy(update={"external_id": known.request.external_id}))
-        # Those of a withdrawn request may have been purged, and nothing would purge them twice.
+        # Pictures of a withdrawn request may have been purged, and nothing would purge them twice.
         if known.state in NEEDED:
             for png in taken.pictures.values():
                 blobs.put(png)
         return known, False
-    # Not of a known one: what was accepted once is not refused when its file is submitted again.
+    # Only for new requests: what was accepted once is not refused when its file is submitted again.
     _check_new(request, taken)
     if check is not None:
         check(request, tuple(taken.sizes))
@@ -66,7 +66,7 @@ def _spellings(external_id: str) -> tuple[str, ...]:
 
 
 def _check_new(request: RemovalRequest, taken: Pictures) -> None:
-    """What would only come to light at night."""
+    """Raises InputError for mistakes that would otherwise only be found at night."""
     if request.due is not None and request.due < date.today():
         raise InputError(f"due: {request.due} is past", hint="give today or a later day, or leave it out")
     for i, (image, surrogate) in enumerate(zip(request.images, request.surrogates, strict=False)):

@@ -1,4 +1,4 @@
-"""Whether requests and blobs agree: every request has its pictures, and every blob somebody who needs it.
+"""Checks that requests and blobs agree: every request has its pictures, and somebody needs every blob.
 
 Between a picture and its row lies a moment in which a submit may be killed or refused, and other requests may share
 the picture. A picture that nobody needs is the harmless side to err on: it is found here, and never deleted by guess.
@@ -25,7 +25,7 @@ _BLOB_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a look at every row and every blob found. `lacking`: by request id, the blobs that are gone or damaged."""
+    """The result of reading every row and every blob. `lacking`: by request id, the blobs that are gone or damaged."""
 
     requests: int
     blobs: int
@@ -61,13 +61,13 @@ def take_inventory(store: RequestStore, blobs: BlobStore, runs: Path) -> Invento
 
 
 def pictures(request: RemovalRequest) -> tuple[str, ...]:
-    """The blobs of a request: its images, its surrogates, the mask of its edit."""
+    """Returns the blobs of a request: its images, its surrogates, the mask of its edit."""
     mask = request.edit.mask if request.edit else None
     return (*request.images, *request.surrogates, *((mask,) if mask else ()))
 
 
 def names(store: RequestStore, blob: str) -> bool:
-    """Whether a request names this blob."""
+    """True if a request names this blob."""
     with store.read() as connection:
         query = select(requests.c.id).where(requests.c.body.contains(blob)).limit(1)
         return connection.execute(query).one_or_none() is not None
@@ -81,7 +81,7 @@ def _state(blobs: BlobStore, blob: str) -> str:
 
 
 def _named_in(runs: Path) -> set[str]:
-    """Every blob in a file of a night: prepared tensors, surrogates, pictures of evidence."""
+    """Finds every blob that a file of a night names: prepared tensors, surrogates, pictures of evidence."""
     found = set()
     for path in runs.rglob("*.json"):
         with suppress(FileNotFoundError):  # a night that goes on deletes its checkpoints
@@ -90,5 +90,5 @@ def _named_in(runs: Path) -> set[str]:
 
 
 def _ids(text: bytes) -> set[str]:
-    """All that may be a blob's id: rather one too many than an orphan that is none."""
+    """Finds everything that may be a blob's id: one too many is better than a false orphan."""
     return {found.decode() for found in _BLOB_ID.findall(text)}

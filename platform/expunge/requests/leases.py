@@ -1,4 +1,4 @@
-"""A lease on a name: one of all the processes that share the request database holds it, and the others see which.
+"""Leases: of all the processes that share the request database, one holds a name, and the others see which.
 
 A lease is a row. Its holder renews it every quarter of its time to live; it may be taken over once it has not been
 renewed for that long, or at once where its process is known to be gone. Locks on files do not serve here: shared
@@ -27,9 +27,9 @@ from expunge.requests.store import RequestStore
 from expunge.requests.tables import leases
 
 TTL_S = 60.0
-"""How long a lease outlives its last heartbeat."""
+"""Seconds for which a lease outlives its last heartbeat."""
 POLL_S = 0.5
-"""How often somebody who waits for a lease looks whether it is free."""
+"""Seconds between two looks of a process that waits for a lease."""
 
 # Goes on while the machine sleeps, and stays when its clock is set.
 _CLOCK = time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC
@@ -74,11 +74,13 @@ class Lease:
         self._database, self._token, self._ttl = database, token, ttl
         self._renewed = asked
         self._released = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name=f"lease {name}", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name=f"heartbeat {name}", daemon=True)
         self._heart.start()
+        # The heartbeat itself cannot tell while it hangs in a database that takes its time.
+        threading.Thread(target=self._watch, name=f"watch {name}", daemon=True).start()
 
     def check(self) -> None:
-        """Makes sure that the lease is still held, by renewing it. Raises UnavailableError once it is lost."""
+        """Renews the lease to make sure that it is still held. Raises UnavailableError once it is lost."""
         if not self.lost.is_set():
             self._renew()
         if self.lost.is_set():
@@ -90,7 +92,9 @@ class Lease:
     def release(self) -> None:
         """Stops the heartbeat and frees the lease; one that cannot be freed now runs out."""
         self._released.set()
-        self._heart.join()
+        self._heart.join(self._ttl / 2)
+        if self._heart.is_alive():  # it hangs in the database, and so would this
+            return
         with suppress(ExpungeError), self._database.write() as connection:
             connection.execute(delete(leases).where(_is(self.name, self._token)))
 
@@ -102,17 +106,28 @@ class Lease:
             self.lost.set()
             raise
 
+    def _watch(self) -> None:
+        late = self._ttl * 3 / 4
+        while not self._released.wait(max(0.0, late - self._age())):
+            # After a pause of the whole process, the heartbeat has its turn first.
+            if self._age() >= late and not self._released.wait(self._ttl / 4) and self._age() >= late:
+                return self._lose("the database has not answered for too long")
+
+    def _age(self) -> float:
+        """Seconds since the last renewal that succeeded was asked for."""
+        return time.clock_gettime(_CLOCK) - self._renewed
+
     def _renew(self) -> None:
         asked = time.clock_gettime(_CLOCK)
         try:
             with self._database.write() as connection:
                 now = _now(connection)
                 values = {"heartbeat": now, "expires": now + timedelta(seconds=self._ttl)}
-                # Still ours in the database means that nobody else had it meanwhile, however long that was.
+                # If the row is still ours, nobody else has held the lease in the meantime, however long that was.
                 kept = connection.execute(update(leases).where(_is(self.name, self._token)).values(values)).rowcount
         except ExpungeError as error:
             # A quarter early: by then the next try would end too late to be of use.
-            if time.clock_gettime(_CLOCK) - self._renewed < self._ttl * 3 / 4:
+            if self._age() < self._ttl * 3 / 4:
                 return
             self._lose(str(error))
             return
@@ -122,16 +137,17 @@ class Lease:
             self._lose("another process took it over, or removed it")
 
     def _lose(self, why: str) -> None:
-        self.lost.set()
-        get_logger("requests").error("a lease was lost", lease=self.name, error=why)
+        if not self.lost.is_set():
+            self.lost.set()
+            get_logger("requests").error("a lease was lost", lease=self.name, error=why)
 
 
 @contextmanager
 def lease(store: RequestStore, name: str, *, wait: bool = False, ttl: float = TTL_S) -> Iterator[Lease]:
     """Hold the lease on `name`, at most 200 characters, for the length of the block.
 
-    Without `wait`, raises HeldError where somebody holds it; with it, only where this very thread does. Raises
-    UnavailableError or StorageError where the database does not serve.
+    Without `wait`, raises HeldError if it is held; with it, only if this very thread holds it. Raises UnavailableError
+    or StorageError if the database does not serve.
 
     ttl: seconds; how long the lease outlives a holder whose machine is gone.
     """
@@ -149,7 +165,7 @@ def lease(store: RequestStore, name: str, *, wait: bool = False, ttl: float = TT
 
 
 def holder(store: RequestStore, name: str) -> Holder | None:
-    """Who holds the lease on `name`; None where it is free to be acquired."""
+    """Returns the holder of the lease on `name`; None if it is free to be acquired."""
     return _look(store.database, name)
 
 

@@ -1,4 +1,4 @@
-"""Where a request may go from where it is."""
+"""The lifecycle of a request: which state may follow which."""
 
 from expunge.errors import TransitionError
 from expunge.words import RequestState
@@ -26,5 +26,5 @@ def check(request: str, here: RequestState, to: RequestState) -> None:
 
 
 def is_attempt(here: RequestState, to: RequestState) -> bool:
-    """A night that did not remove it."""
+    """True if a night ended without removing the request."""
     return here is RequestState.BATCHED and to in (RequestState.ACCEPTED, RequestState.FAILED)

@@ -1,4 +1,4 @@
-"""JSON lines: one request a line, each accepted or refused on its own."""
+"""JSON lines: one request per line, each accepted or refused on its own."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from expunge.settings import Settings
 
 MAX_LINE = 1_000_000
 _EXAMPLE = '{"model": "flags", "images": ["a.png"]}'
-_HINT = f"write one JSON object a line, e.g. {_EXAMPLE}"
+_HINT = f"write one JSON object per line, e.g. {_EXAMPLE}"
 _BOM = b"\xef\xbb\xbf"
 # UTF-16 and UTF-32: with a byte order mark, or with a first ASCII character and no mark.
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\0\0\0{", b"\0\0\0[", b"{\0", b"\0{", b"[\0", b"\0[")
@@ -28,7 +28,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class LineResult:
-    """What became of one line: a request id, or an error and its hint. `end` counts the bytes read up to here."""
+    """The result of one line: a request id, or an error and its hint. `end` counts the bytes read up to here."""
 
     line: int
     end: int
@@ -71,7 +71,7 @@ def accept_jsonl(
 
 
 def _open(path: Path) -> BinaryIO:
-    """Raises InputError for what cannot be read to an end, or is not written one request a line as UTF-8."""
+    """Raises InputError for what cannot be read to its end, or is not UTF-8 with one request per line."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -98,12 +98,12 @@ def _check_head(head: bytes, path: Path) -> None:
     if head.startswith(_WIDE):
         raise InputError(f"batch: {path} is UTF-16 or UTF-32 text", hint="save the file as UTF-8")
     if b"\0" in head or head.startswith(_GZIP):
-        raise InputError(f"batch: {path} is not a text file", hint="name a file with one JSON object a line")
+        raise InputError(f"batch: {path} is not a text file", hint="name a file with one JSON object per line")
     first = next(iter(head.removeprefix(_BOM).lstrip().splitlines()), b"").strip()
     if first in (b"[", b"{"):
         what, way = ("list", ".[]") if first == b"[" else ("object", ".")
         raise InputError(
-            f"batch: {path} is a JSON {what} over several lines, not a request a line",
+            f"batch: {path} is a JSON {what} over several lines, not one request per line",
             hint=f"write it as lines: `jq -c '{way}' FILE > requests.jsonl`",
         )
 

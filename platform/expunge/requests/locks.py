@@ -1,4 +1,4 @@
-"""Who holds a SQLite file: the database itself does not tell."""
+"""Finds out who holds a SQLite file, which the database itself does not tell."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +9,7 @@ _LOCKS = Path("/proc/locks")
 
 
 def writers(database: Path) -> list[str]:
-    """The processes that hold a write lock on `database`, as `python3 (pid 17)`; none where the system does not tell.
+    """Names the processes that hold a write lock on `database`, as `python3 (pid 17)`, if the system tells.
 
     Linux lists every lock with its process and its file's inode. In the mode that we use, the lock lies on the file's
     `-shm` companion.
@@ -32,4 +32,4 @@ def _named(pid: int) -> str:
     try:
         return f"{psutil.Process(pid).name()} (pid {pid})"
     except psutil.Error:
-        return f"a process of another container (pid {pid})"
+        return f"a process in another container (pid {pid})"

@@ -1,4 +1,4 @@
-"""What a backup says of itself: what is in it, what was wrong with that, and a signature by the sealing key."""
+"""The manifest of a backup: what is in it, what was damaged or missing, and a signature by the sealing key."""
 
 import json
 import re
@@ -29,7 +29,7 @@ class Manifest(BaseModel):
     blobs: int
     key: bool
     fingerprint: str = ""
-    """Of the sealing key."""
+    """The fingerprint of the sealing key."""
     damaged: tuple[str, ...] = ()
     """Blobs that did not open when the backup was made; they are in it as they lay."""
     lacking: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A short secret text under a passphrase: scrypt, then AES-256-GCM. What it is for is authenticated with it."""
+"""Seals a short text with a passphrase: scrypt, then AES-256-GCM. The purpose of the text is authenticated with it."""
 
 import secrets
 
@@ -13,7 +13,7 @@ _SALT, _NONCE = 16, 12
 
 
 def check(passphrase: str) -> None:
-    """Raises InputError for one that is too short."""
+    """Raises InputError for a passphrase that is too short."""
     if len(passphrase) < SHORTEST:
         raise InputError(
             f"passphrase: {len(passphrase)} characters where {SHORTEST} are needed",
@@ -27,11 +27,11 @@ def seal(text: str, passphrase: str, purpose: str) -> bytes:
 
 
 def unseal(sealed: bytes, passphrase: str, purpose: str) -> str:
-    """Raises InputError where the passphrase is another one, or what it sealed was altered."""
+    """Raises InputError if the passphrase is wrong, or if what it sealed was altered."""
     salt, nonce, body = sealed[:_SALT], sealed[_SALT : _SALT + _NONCE], sealed[_SALT + _NONCE :]
     try:
         return _cipher(salt, passphrase).decrypt(nonce, body, purpose.encode()).decode()
-    except (InvalidTag, ValueError):  # a ValueError where it was cut short
+    except (InvalidTag, ValueError):  # ValueError: it was cut short
         raise InputError("passphrase: it does not open the backup's key", hint="use the one it was made with") from None
 
 

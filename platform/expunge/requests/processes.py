@@ -29,7 +29,7 @@ def this_process() -> Process:
 
 
 def is_gone(process: Process) -> bool:
-    """Whether the process has certainly ended. False for one of another machine or container: nothing tells from here.
+    """True if the process has certainly ended. False for one of another machine or container, which cannot be seen.
 
     A killed process that its parent has not collected yet has ended, and so has one whose PID now means another.
     """

@@ -4,8 +4,9 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 
-from sqlalchemy import Column, Connection, Select, Table, exists, literal, select, tuple_
+from sqlalchemy import Column, Connection, Select, Table, exists, func, literal, select, tuple_
 
 from expunge.errors import NotFoundError
 from expunge.requests.columns import UtcDateTime
@@ -13,13 +14,26 @@ from expunge.requests.records import BatchRecord, RequestEvent, RequestRecord
 from expunge.requests.tables import batch_requests, batches, events, requests
 from expunge.words import RemovalRequest, RequestState
 
-IDS_A_STATEMENT = 500
+IDS_PER_STATEMENT = 500
 """SQLite takes 32,766 variables, PostgreSQL's driver 65,535."""
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Requests of one model in one state: how many, when the oldest was accepted, and the nearest due date."""
+
+    requests: int
+    oldest: datetime
+    due: date | None
+
+
+Backlog = dict[tuple[str, RequestState], Waiting]
+"""Counts of waiting requests, by model and state."""
+
+
+@dataclass(frozen=True)
 class Wanted:
-    """Which requests to list. `batch` finds every request that ever was in it, also those that left it again."""
+    """Which requests to list. `batch` finds every request that was ever in it, also those that have left it."""
 
     model: str | None = None
     state: RequestState | None = None
@@ -39,7 +53,7 @@ class Wanted:
 def page(
     connection: Connection, columns: Table | Column, wanted: Wanted, after: str | None, limit: int | None
 ) -> Select:
-    """Oldest first, from the request that follows `after`. Raises NotFoundError where that does not exist."""
+    """Selects the oldest first, from the request after `after`. Raises NotFoundError if that does not exist."""
     query = wanted.among(select(columns)).order_by(requests.c.accepted_at, requests.c.id).limit(limit)
     if after is None:
         return query
@@ -70,8 +84,8 @@ def records(connection: Connection, query: Select, *, history: bool = True) -> l
 
 def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, list[RequestEvent]]:
     found: dict[str, list[RequestEvent]] = defaultdict(list)
-    for start in range(0, len(ids), IDS_A_STATEMENT):
-        mine = events.c.request.in_(ids[start : start + IDS_A_STATEMENT])
+    for start in range(0, len(ids), IDS_PER_STATEMENT):
+        mine = events.c.request.in_(ids[start : start + IDS_PER_STATEMENT])
         for row in connection.execute(select(events).where(mine).order_by(events.c.id)):
             event = RequestEvent(at=row.at, previous=row.previous, state=row.state, batch=row.batch, detail=row.detail)
             found[row.request].append(event)
@@ -113,7 +127,7 @@ def has_batch(connection: Connection, batch_id: str) -> bool:
 
 
 def bodies(connection: Connection, batch_id: str) -> tuple[RemovalRequest, ...]:
-    """The requests of a batch, in the order in which they were drained."""
+    """Returns the requests of a batch, in the order in which they were drained."""
     joined = select(requests.c.body).join(batch_requests, batch_requests.c.request == requests.c.id)
     mine = joined.where(batch_requests.c.batch == batch_id).order_by(batch_requests.c.position)
     return tuple(RemovalRequest.model_validate_json(body) for body in connection.execute(mine).scalars())
@@ -138,13 +152,13 @@ def oldest_open(connection: Connection, models: Sequence[str] | None, skip: Coll
 
 
 def undecided(connection: Connection, batch_id: str) -> list[str]:
-    """The ids of a batch's requests that it has not decided yet."""
+    """Returns the ids of the batch's requests that are not decided yet."""
     mine = (requests.c.batch == batch_id) & (requests.c.state == RequestState.BATCHED)
     return list(connection.execute(select(requests.c.id).where(mine).order_by(requests.c.id)).scalars())
 
 
 def queue(connection: Connection, models: Sequence[str] | None, limit: int | None) -> list[RemovalRequest]:
-    """What waits: highest priority first, then nearest due date, then arrival; locked until the transaction ends."""
+    """Returns what waits: highest priority first, then nearest due date, then arrival; locked by the transaction."""
     order = (requests.c.priority.desc(), requests.c.due.asc().nulls_last(), requests.c.accepted_at, requests.c.id)
     query = (
         select(requests.c.body)
@@ -156,3 +170,32 @@ def queue(connection: Connection, models: Sequence[str] | None, limit: int | Non
     if models is not None:
         query = query.where(requests.c.model.in_(models))
     return [RemovalRequest.model_validate_json(body) for body in connection.execute(query).scalars()]
+
+
+def backlog(connection: Connection, states: Collection[RequestState]) -> Backlog:
+    """Counts what waits, for each model and each of these states."""
+    model, state = requests.c.model, requests.c.state
+    figures = (func.count(), func.min(requests.c.accepted_at), func.min(requests.c.due))
+    query = select(model, state, *figures).where(state.in_(states)).group_by(model, state)
+    rows = connection.execute(query)
+    return {(name, where): Waiting(count, oldest, due) for name, where, count, oldest, due in rows}
+
+
+def ids_by_model(connection: Connection, state: RequestState, models: Sequence[str] | None) -> dict[str, list[str]]:
+    """The ids of the requests in `state` by model, oldest first; with `models`, of those only."""
+    query = select(requests.c.model, requests.c.id).where(requests.c.state == state)
+    if models is not None:
+        query = query.where(requests.c.model.in_(models))
+    found: dict[str, list[str]] = {}
+    for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
+        found.setdefault(row.model, []).append(row.id)
+    return found
+
+
+def open_batches(connection: Connection, models: Sequence[str] | None) -> dict[str, int]:
+    """How many undecided requests each batch holds; with `models`, only requests of those count."""
+    query = select(requests.c.batch, func.count()).where(requests.c.state == RequestState.BATCHED)
+    if models is not None:
+        query = query.where(requests.c.model.in_(models))
+    rows = connection.execute(query.group_by(requests.c.batch).order_by(requests.c.batch)).all()
+    return {batch: count for batch, count in rows}

@@ -18,7 +18,7 @@ class RequestEvent(Word):
 
 
 class RequestRecord(Word):
-    """A request and where it stands. `batch` is the latest one it was in, also after it went back to the queue."""
+    """A request and where it stands. `batch` is the latest that it was in, even if it went back to the queue."""
 
     request: RemovalRequest
     state: RequestState
@@ -32,7 +32,7 @@ class RequestRecord(Word):
 class BatchRecord(Word):
     """One night: open until `closed`; `report` names the sealed report once there is one.
 
-    `starts` counts the drivers that have begun on it since it last got any further.
+    `starts` counts the drivers that have begun on it since it last made progress.
     """
 
     id: Identifier

@@ -1,6 +1,6 @@
-"""A backup brought back: checked as a whole before anything is written, and never over something that is there.
+"""Restores a backup: all of it is checked before anything is written, and nothing is overwritten.
 
-A restore that was killed, or that filled the disk, leaves a note of which backup it was: the same restore goes on.
+A restore that was killed, or that filled the disk, leaves a note of its backup, and can then be continued.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ _NOTE = ".restoring"
 
 
 def restore(settings: Settings, source: Path, passphrase: str | None = None, *, unverified: bool = False) -> Manifest:
-    """Bring a backup into an empty home (config.toml and blob.key may be there); returns what it holds.
+    """Restore a backup into an empty home (config.toml and blob.key may be there); returns what it holds.
 
-    The key at hand is the passphrase's, EXPUNGE_BLOB_KEY or blob.key. unverified: also without one, and a backup of an
-    earlier version, which is not signed; of that one the answer names what is damaged.
+    The key is the one that the passphrase opens, EXPUNGE_BLOB_KEY or blob.key. unverified: also restore without a key,
+    or a backup of an earlier version, which is not signed; the manifest then names what is damaged.
 
-    Raises InputError for a home or blob store that holds something, a wrong passphrase, and where nothing says that the
-    backup is as it was made; StorageError for a backup that is incomplete, altered, or of another key than the one at
-    hand. Then nothing is written.
+    Raises InputError for a home or blob store that is not empty, a wrong passphrase, and a backup that nothing proves
+    to be unaltered; StorageError for a backup that is incomplete, altered, or sealed with another key. Then nothing is
+    written.
     """
     target = sqlite_file(settings, "restore it with `pg_restore`, and the bucket from its own versions")
     manifest = read_manifest(source)
@@ -66,7 +66,7 @@ def restore(settings: Settings, source: Path, passphrase: str | None = None, *, 
 
 
 def _key(settings: Settings, source: Path, manifest: Manifest, passphrase: str | None) -> str | None:
-    """The key at hand, as it is written."""
+    """Returns the key at hand, as text."""
     here = key_text(settings) if settings.blob_key or (settings.home / KEY_FILE).is_file() else None
     if passphrase is None:
         return here
@@ -107,7 +107,7 @@ def _other_key(key: bytes, which: str) -> StorageError:
 
 
 def _noted(settings: Settings) -> str | None:
-    """The manifest's digest of a backup whose restore began here and did not end."""
+    """Returns the digest of the manifest whose restore began here and did not end."""
     with storage(f"the home {settings.home}", "read"):
         note = settings.home / _NOTE
         return note.read_text("ascii") if note.is_file() else None
@@ -119,7 +119,7 @@ def _check_empty(
     there = (
         [path for path in settings.home.glob("*") if path.name not in _MAY_BE_THERE] if settings.home.exists() else []
     )
-    there.sort(key=lambda path: path.name.startswith("."))  # what a person knows first
+    there.sort(key=lambda path: path.name.startswith("."))  # show first what a person knows
     hint = "restore into a new EXPUNGE_HOME"
     if there and not goes_on:
         raise InputError(f"home: {settings.home} holds {there[0].name}", hint=hint)
@@ -134,7 +134,7 @@ def _check_empty(
 
 
 def _looked_at(manifest: Manifest, source: Path, key: bytes | None) -> Manifest:
-    """What was not looked at when an earlier version made it. Raises StorageError where the key opens no blob."""
+    """Adds what an earlier version did not check in its backups. Raises StorageError if the key opens no blob."""
     blobs, damaged = dict(_blobs(manifest)), set[str]()
     with storage(f"the backup {source}", "read"):
         if key is not None:
@@ -147,7 +147,7 @@ def _looked_at(manifest: Manifest, source: Path, key: bytes | None) -> Manifest:
 
 
 def _blobs(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Of each blob its path in the folder and its id."""
+    """Yields the path in the folder and the id of each blob."""
     for name in manifest.files:
         blob = name.rpartition("/")[2]
         if name.startswith(f"{BLOBS}/") and len(blob) == 64:
@@ -155,7 +155,7 @@ def _blobs(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _read(source: Path, name: str, manifest: Manifest) -> bytes:
-    """Checked once more: it may have changed since all were."""
+    """Checks the file once more: it may have changed since all were checked."""
     data = (source / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise altered(source, name)

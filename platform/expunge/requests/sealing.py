@@ -8,25 +8,25 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 LARGEST = 2**31 - 64
-"""Bytes: what OpenSSL seals in one call."""
+"""The most bytes that OpenSSL seals in one call."""
 
 _MAGIC = b"EXB1"
 _NONCE = 12
 
 
 class Seal:
-    """Of one 32-byte key."""
+    """Seals and opens blobs with one 32-byte key."""
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
     def close(self, blob: str, data: bytes) -> bytes:
-        """`data`, of at most LARGEST bytes, sealed as the blob of this id."""
+        """Seals `data`, at most LARGEST bytes, as the blob of this id."""
         nonce = secrets.token_bytes(_NONCE)
         return _MAGIC + nonce + self._cipher.encrypt(nonce, data, blob.encode())
 
     def open(self, blob: str, sealed: bytes) -> bytes | None:
-        """The plaintext of this blob; None where it does not open."""
+        """Returns the plaintext of this blob; None if it does not open."""
         body = len(_MAGIC) + _NONCE
         if not sealed.startswith(_MAGIC) or len(sealed) < body:
             return None
@@ -36,6 +36,6 @@ class Seal:
             return None
 
     def opens(self, blob: str, sealed: bytes) -> bool:
-        """Whether these bytes are that blob: they open, and the id is the SHA-256 of what is in them."""
+        """True if these bytes are that blob: they open, and the id is the SHA-256 of their plaintext."""
         data = self.open(blob, sealed)
         return data is not None and hashlib.sha256(data).hexdigest() == blob

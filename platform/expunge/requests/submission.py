@@ -1,4 +1,4 @@
-"""A removal request as a person writes it, on the command line or in a file, and what may stand in it."""
+"""A removal request as a person writes it, on the command line or in a file, and the rules for its fields."""
 
 import json
 import re
@@ -29,11 +29,11 @@ _WORDS = {
     EXTERNAL_ID: "it holds a control character: leave it out",
     TEXT: "it holds a control character: leave it out",
 }
-"""What is said about a pattern, or a kind of error of pydantic's, in a submission."""
+"""Plain words for a pattern that does not match, or for one of pydantic's kinds of error."""
 
 
 def _option_text(value: object) -> object:
-    """Options are text; in JSON a number or a truth value may be written as one."""
+    """Options are text, but JSON may hold a number, true or false in their place."""
     if isinstance(value, dict):
         return {k: json.dumps(v) if isinstance(v, bool | int | float) else v for k, v in value.items()}
     return value
@@ -50,7 +50,7 @@ def _list_of_paths(value: object) -> object:
 
 
 def _day(value: object) -> object:
-    """Without this, numbers and times of day would become dates."""
+    """Takes only YYYY-MM-DD: pydantic would also make dates of numbers and times."""
     if isinstance(value, str) and _DAY.fullmatch(value):
         return value
     if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
@@ -68,7 +68,7 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_list_of_paths)]
 
 
 class EditInput(BaseModel):
-    """An edit as written: the mask is still a file."""
+    """An edit as a person writes it: the mask is still a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -78,7 +78,7 @@ class EditInput(BaseModel):
 
 
 class Submission(BaseModel):
-    """One removal request as a person writes it: pictures are paths, an edit may be its command-line spelling."""
+    """One removal request as a person writes it: pictures are paths, and an edit may be text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -91,7 +91,7 @@ class Submission(BaseModel):
     surrogates: Paths = ()
     edit: Annotated[EditInput | None, BeforeValidator(_parsed)] = None
     external_id: Annotated[ExternalId | None, AfterValidator(_named)] = Field(
-        None, description="the requester's own; default: a hash of the content"
+        None, description="the requester's own id; default: a hash of the content"
     )
     reason: Text = ""
     due: Annotated[date | None, BeforeValidator(_day)] = None
@@ -113,12 +113,12 @@ class Submission(BaseModel):
 
 
 def canonical(external_id: str) -> str:
-    """The one form of an id that can be written in several: composed characters, no spaces at its ends."""
+    """Returns the canonical form of an external id: composed characters (NFC), and no spaces at its ends."""
     return unicodedata.normalize("NFC", external_id).strip()
 
 
 def parse_edit(text: str) -> EditInput:
-    """`EDITOR[:key=value,...]`; `mask=FILE` names a picture, white where the edit goes. Raises InputError."""
+    """Reads `EDITOR[:key=value,...]`; `mask=FILE` names a picture, white where the edit goes. Raises InputError."""
     editor, _, rest = text.partition(":")
     options: dict[str, str] = {}
     for part in _OPTION.split(rest) if rest else ():

@@ -1,4 +1,4 @@
-"""A request's row and its pictures: both are there after every outcome, or neither."""
+"""Stores a request's row together with its pictures: whatever happens, both are there afterwards, or neither."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +14,7 @@ from expunge.words import RemovalRequest
 def store_together(
     request: RemovalRequest, pictures: Mapping[str, bytes], *, store: RequestStore, blobs: BlobStore
 ) -> tuple[RequestRecord, bool]:
-    """Store the pictures (PNG by blob id), then the row; where the row is refused, no picture is left that it brought.
+    """Store the pictures (PNG by blob id), then the row; if the row is refused, its new pictures are deleted.
 
     As `RequestStore.add` otherwise. Raises InputError, StorageError and UnavailableError of the stores.
     """
@@ -26,7 +26,7 @@ def store_together(
     except BaseException:
         _take_back(brought, store, blobs)
         raise
-    # A refused request with the same picture may have taken it back before it could see this row.
+    # A refused request with the same picture may have deleted it before it could see this row.
     for blob, png in pictures.items():
         if not blobs.has(blob):
             blobs.put(png)
@@ -34,7 +34,7 @@ def store_together(
 
 
 def _take_back(brought: Mapping[str, bytes], store: RequestStore, blobs: BlobStore) -> None:
-    """Delete what no row names. Where the database cannot be asked it stays: better an orphan than a gap."""
+    """Delete what no row names. If the database cannot be asked, it stays: an orphan is better than a gap."""
     for blob, png in brought.items():
         with suppress(ExpungeError):
             if not names(store, blob):

@@ -1,4 +1,4 @@
-"""The decoding process: pictures in by standard input, pixels or a refusal out by standard output.
+"""The decoding process: reads pictures from standard input, and writes pixels or a refusal to standard output.
 
 It is started without the environment of its parent, so that a decoder that a file takes over finds no key. It ends
 with its input, and by the kernel's hand when a picture takes too much time or memory.
@@ -17,7 +17,7 @@ from expunge.errors import InputError
 from expunge.requests.decoding.decode import decode
 
 ASK = struct.Struct(">QQQ")
-"""Bytes of the file, which follow; the most pixels; the most seconds of computing."""
+"""How many bytes follow, which are the file; the limit of pixels; the limit of seconds of computing."""
 ANSWER = struct.Struct(">cQQ")
 """PICTURE with width and height, its RGB bytes follow; or REFUSED with the bytes of a JSON text, which follows."""
 PICTURE, REFUSED, READY = b"P", b"R", b"+"
@@ -28,7 +28,7 @@ _MEMORY_PER_PIXEL = 48
 
 
 def main() -> None:
-    # What a library prints must not get between the answers.
+    # Whatever a library prints must not mix with the answers.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     out.write(READY)

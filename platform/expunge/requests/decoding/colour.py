@@ -1,4 +1,4 @@
-"""To sRGB, the colours that models are trained in; a profile that is absent, broken or sRGB itself changes nothing."""
+"""Converts to sRGB, in which models are trained; an absent or broken profile, or sRGB itself, changes nothing."""
 
 from functools import cache
 from io import BytesIO
@@ -6,7 +6,7 @@ from io import BytesIO
 from PIL import Image, ImageChops, ImageCms
 
 SAME = 2
-"""Levels of 255. sRGB profiles differ among themselves by so much, in how they round; other spaces by 10 and more."""
+"""Levels of 255. sRGB profiles differ from each other by this much, as they round; other spaces by 10 or more."""
 
 # Relative colorimetric: what both spaces can show stays what it is.
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -15,7 +15,7 @@ _MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # by the profile's hea
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB of an image of mode RGB, L or CMYK by its ICC profile, or by Pillow's formula where that does not serve."""
+    """Converts an image of mode RGB, L or CMYK by its ICC profile, or by Pillow's formula if that cannot be used."""
     if profile is not None and _MODES.get(profile[16:20]) == image.mode:
         try:
             opened = ImageCms.ImageCmsProfile(BytesIO(profile))
@@ -33,7 +33,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _changes(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether any of the probes moves by more than sRGB profiles do among themselves."""
+    """True if a probe moves by more than sRGB profiles differ from each other."""
     levels = range(0, 256, 15)
     if mode == "L":
         probe = Image.frombytes("L", (256, 1), bytes(range(256)))

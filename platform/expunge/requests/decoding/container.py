@@ -1,4 +1,4 @@
-"""What is left of a picture file when everything is gone that does not make pixels.
+"""Strips a picture file of everything that does not make pixels.
 
 Metadata is where most broken files are broken. It is dropped before a decoder sees it, so that only pixels that cannot
 be decoded are an error; what changes how the pixels look (orientation, colour profile) is read here, with bounds, and
@@ -45,11 +45,11 @@ class Container:
 
 
 Parse = Callable[[bytes, Callable[[int, int], None]], Container]
-"""From a file to its container. It calls the second argument with width and height before anything costly."""
+"""Parses a file. It calls the second argument with width and height before it does anything costly."""
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """1 to 8, from the first directory of the EXIF data, else from XMP; 1 where neither says or can be read."""
+    """Returns 1 to 8, from the first directory of the EXIF data, else from XMP; 1 if neither can be read."""
     found = None if exif is None else _exif_orientation(exif.removeprefix(b"Exif\0\0"))
     if found is None and xmp is not None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])
@@ -57,7 +57,7 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """Reads this one field: whatever else is malformed does not matter."""
+    """Reads this one field; it does not matter if others are malformed."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return None

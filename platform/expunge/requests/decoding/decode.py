@@ -1,4 +1,4 @@
-"""One picture file to upright sRGB pixels, within bounds. Runs in the decoding process."""
+"""Decodes one picture file to upright sRGB pixels, within limits. Runs in the decoding process."""
 
 import struct
 import zlib
@@ -53,7 +53,7 @@ _TURNS = {
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """RGB of mode RGB. Raises InputError whose message goes on from the name of the file: `is a broken PNG (...)`."""
+    """Returns an RGB image. Raises InputError whose message follows the file's name, as `is a broken PNG (...)`."""
     kind = _kind(data)
     parse, plugin = _FORMATS[kind]
     try:
@@ -90,11 +90,11 @@ def _kind(data: bytes) -> str:
             raise InputError(f"is {name}, which is not accepted", hint=hint)
     if data[4:8] == b"ftyp":
         raise InputError("is an AVIF, HEIC or video file, which is not accepted", hint=hint)
-    raise InputError("is not an image that is known here", hint=hint)
+    raise InputError("is not an image of a known kind", hint=hint)
 
 
 class _SizeCheck:
-    """Asked before anything is decoded, and before memory for a canvas is taken."""
+    """Called before anything is decoded, and before memory for a canvas is taken."""
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
@@ -124,14 +124,14 @@ def _pixels(plugin: type[ImageFile.ImageFile], container: Container) -> Image.Im
 
 def _load(plugin: type[ImageFile.ImageFile], data: bytes, size: tuple[int, int]) -> Image.Image:
     with plugin(BytesIO(data)) as image:
-        if image.size != size:  # the one that was checked
+        if image.size != size:  # not the size that was checked
             raise BrokenError("it has two sizes")
         image.load()
         return image.copy()
 
 
 def _flatten(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """sRGB over white. 16-bit grey keeps its high byte: Pillow's own conversion would clip it to white."""
+    """Converts to sRGB over white. 16-bit grey keeps its high byte: Pillow's own conversion would clip it to white."""
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value * (1 / 256)).convert("L")
         image.info.pop("transparency", None)  # a level of 16 bits, which Pillow would look for among 8

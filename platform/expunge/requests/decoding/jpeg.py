@@ -34,7 +34,7 @@ _EXIF, _XMP, _ICC, _ADOBE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"IC
 
 
 def parse(data: bytes, check: Callable[[int, int], None]) -> Container:
-    """Raises BrokenError, CostlyError, and what `check` raises of (width, height)."""
+    """Raises BrokenError, CostlyError, and what `check` raises for (width, height)."""
     plain, disturbed = [b"\xff\xd8"], [b"\xff\xd8"]
     coverage: _Coverage | None = None
     scans = 0
@@ -80,7 +80,7 @@ def parse(data: bytes, check: Callable[[int, int], None]) -> Container:
 
 
 class _Coverage:
-    """Which coefficients of which components the scans have brought, and down to which bit."""
+    """Keeps account of the coefficients that the scans have brought for each component, and down to which bit."""
 
     def __init__(self, frame: int, header: bytes) -> None:
         if len(header) < 6 or len(header) != 6 + 3 * header[5]:
@@ -111,7 +111,7 @@ def _after_noise(restart: re.Match[bytes]) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Marker, content, and of a scan its entropy-coded data; up to the first end of image, or that of the file."""
+    """Yields marker, content, and a scan's entropy-coded data, up to the first end of image or the end of the file."""
     at = 2
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
@@ -140,7 +140,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _kept(marker: int, body: bytes) -> bytes | None:
-    """Of the application segments, two decide how the components become colours."""
+    """Two of the application segments decide how the components become colours."""
     if marker == _APP0 and body.startswith(b"JFIF\0"):
         return _JFIF
     if marker == _APP14 and body.startswith(_ADOBE) and len(body) >= 12:
@@ -149,7 +149,7 @@ def _kept(marker: int, body: bytes) -> bytes | None:
 
 
 def _profile(parts: dict[int, bytes]) -> bytes | None:
-    """The parts are numbered from 1, and each says how many there are."""
+    """Joins the parts, which are numbered from 1; each says how many there are."""
     total = len(parts)
     if not parts or sorted(parts) != list(range(1, total + 1)) or any(part[13] != total for part in parts.values()):
         return None

@@ -11,7 +11,7 @@ from expunge.requests.decoding.container import MAX_PROFILE, BrokenError, Contai
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
-"""A file of `max_bytes` in libpng's chunks of 8 KiB has 8,000."""
+"""A file of `max_bytes`, in the chunks of 8 KiB that libpng writes, has 8,000."""
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -20,7 +20,7 @@ _STEP = 1 << 16
 
 
 def parse(data: bytes, check: Callable[[int, int], None]) -> Container:
-    """Raises BrokenError, CostlyError, and what `check` raises of (width, height)."""
+    """Raises BrokenError, CostlyError, and what `check` raises for (width, height)."""
     chunks = _chunks(data)
     kind, header = next(chunks, (b"", b""))
     if kind != b"IHDR" or len(header) != 13:
@@ -84,7 +84,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _raw_size(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """Bytes of the inflated rows: each begins with the byte of its filter."""
+    """Returns the number of bytes of the inflated rows, each of which begins with one byte for its filter."""
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     total = 0
     for x, y, dx, dy in passes:
@@ -114,7 +114,7 @@ def _check_complete(pixels: bytes, wanted: int) -> None:
 
 
 def _profile(body: bytes | None) -> bytes | None:
-    """Inflated within a bound: a few bytes may stand for gigabytes."""
+    """Inflates up to a limit: a few bytes may stand for gigabytes."""
     name, separator, rest = (body or b"").partition(b"\0")
     if not separator or len(name) > 79 or rest[:1] != b"\0":
         return None

@@ -17,12 +17,12 @@ from expunge.errors import ExpungeError, InputError
 from expunge.requests.decoding.child import ANSWER, ASK, PICTURE, READY, REFUSED
 
 SECONDS = 10
-"""Of computing for a picture, and one more for each megapixel that `max_pixels` allows; 32 take 2 to 5 in all."""
+"""Seconds of computing per picture, plus one per megapixel that `max_pixels` allows; 32 megapixels take 2 to 5."""
 
 START_SECONDS = 60
 _LARGEST_REFUSAL = 10_000
 _SLOW_MACHINE = 4
-"""So many times as long on the clock, where others compute too."""
+"""The limit on the clock is this many times longer, since others may be computing too."""
 
 _COMMAND = (sys.executable, "-P", "-m", "expunge.requests.decoding.child")
 _KEPT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
@@ -39,7 +39,7 @@ class Decoder:
         self._owner = 0
 
     def decode(self, data: bytes, max_pixels: int) -> Image.Image:
-        """Upright sRGB, mode RGB. Raises InputError whose message goes on from the name of the file."""
+        """Returns an upright sRGB image, mode RGB. Raises InputError whose message follows the file's name."""
         with self._lock:
             seconds = self._seconds + max_pixels / 1e6
             process = self._running()
@@ -101,7 +101,7 @@ class Decoder:
 
 
 def _ask(process: subprocess.Popen[bytes], data: bytes, max_pixels: int, seconds: float) -> Image.Image:
-    """What comes back is numbers, not a file: nothing of the picture is parsed again on this side."""
+    """Reads numbers, not a file: nothing of the picture is parsed again on this side."""
     deadline = time.monotonic() + _SLOW_MACHINE * seconds
     to, back = _pipe(process.stdin), _pipe(process.stdout)
     try:

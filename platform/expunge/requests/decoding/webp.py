@@ -11,7 +11,7 @@ _PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 
 
 def parse(data: bytes, check: Callable[[int, int], None]) -> Container:
-    """Raises BrokenError, CostlyError, and what `check` raises of (width, height)."""
+    """Raises BrokenError, CostlyError, and what `check` raises for (width, height)."""
     kept: list[bytes] = []
     found: dict[bytes, bytes] = {}
     frames = 0
@@ -61,7 +61,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _size(kind: bytes, body: bytes) -> tuple[int, int] | None:
-    """(width, height) of the canvas, or of the only picture."""
+    """Returns (width, height) of the canvas, or of the only picture."""
     if kind == b"VP8X" and len(body) >= 10:
         return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
     if kind == b"VP8 " and len(body) >= 10:
