@@ -102,7 +102,9 @@ def _run(batch: str) -> None:
                 external_id=f"ticket-{name}",
             )
         )
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"EXPUNGE_HOME": str(settings.home)}})
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"EXPUNGE_HOME": str(settings.home)}}
+    )
     night = run_night(settings, batch)
     assert night is not None
     assert [outcome.promoted for outcome in night.outcomes] == [True]
