@@ -1,4 +1,4 @@
-"""What batching saves: requests that passed their gate per CPU-hour, in one job together and in one job each.
+"""Measure what batching saves: requests that pass their gate per CPU-hour, in one job together and in one job each.
 
     python -m tests.benchmarks.bench_batching [--model flags] [--together 4,16] [--alone 4] [--then 4] [--others] [ARM]
 
@@ -91,13 +91,13 @@ def main() -> None:
 class Night:
     passed: list[str]
     again: str
-    """How many of the requests of earlier nights it has proven again."""
+    """The number of requests of earlier nights that it has proven again."""
     seconds: float
-    """Of CPU time, of everything that was started."""
+    """CPU time of everything that was started, in seconds."""
 
 
 def _nights(model: str, whose: tuple[list[int], ...], arm: str, others: bool) -> Iterator[Night]:
-    """One after the other, in one home."""
+    """Run the nights one after the other, in one home."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         environment = {**environment_for(home), "EXPUNGE_TRAINING": arm}
@@ -120,7 +120,7 @@ def _nights(model: str, whose: tuple[list[int], ...], arm: str, others: bool) ->
 
 
 def _requests(folder: Path, model: str, who: list[int], others: bool) -> Path:
-    """Of requests that are spread over what the model knows, those at `who`.
+    """Pick the requests at `who` from a list that is spread over what the model knows.
 
     A face gets its surrogate from the default editor; a flag is to be drawn as another one.
     """
@@ -150,7 +150,7 @@ def _requests(folder: Path, model: str, who: list[int], others: bool) -> Path:
 
 
 class _CpuTime:
-    """Of all processes that descend from this one while inside, without this one."""
+    """Measure the CPU time of all processes that descend from this one while inside, without its own."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, float], float] = {}

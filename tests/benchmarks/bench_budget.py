@@ -1,4 +1,4 @@
-"""What the adaptive budget saves, and what it does to the evidence: CSV rows on stdout, one a request and arm.
+"""Measure what the adaptive budget saves, and its effect on the evidence. Prints CSV, a row per request and arm.
 
     python -m tests.benchmarks.bench_budget [--models faces,flags] [--nights 2] [ARM ...] > budget.csv
 
@@ -51,7 +51,7 @@ FLAGS = {"Canada": "Peru", "Greece": "Uruguay", "Norway": "Italy", "Cuba": "Nepa
 
 @dataclass
 class Recorder:
-    """Writes a worker's figures down, with the CPU seconds since it was sent there."""
+    """Writes down a worker's figures, with the CPU seconds since the recorder was sent there."""
 
     path: Path
 
@@ -144,7 +144,7 @@ def _train(job: UnlearnJob, prepared: PreparedJob, folder: Path, warm_start: Pat
 
 
 def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -> dict[str, object]:
-    """Between two records nobody leaves, so that every step has as many objectives as the last of them."""
+    """Count forward passes. No request leaves between two records, so every step has as many objectives as the last."""
     lines = [json.loads(line) for line in (folder / "figures.jsonl").read_text().splitlines()]
     print(folder.name, *lines, sep="\n", file=sys.stderr)
     passes, before = 0, 0

@@ -119,7 +119,7 @@ Step = Callable[[int], Any]
 
 
 def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
-    """A step with surgery, and two joint steps of the same samples; and how many numbers are trained."""
+    """Return a step with surgery, two joint steps of the same samples, and the number of trained weights."""
     import torch.distributed as dist
 
     from expunge.families import load_model
@@ -235,7 +235,7 @@ def _scaling(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 @contextmanager
 def _counted() -> Iterator[dict[str, float]]:
-    """Bytes of the tensors that this rank passes to collectives, DeepSpeed's too; how they travel is the backend's."""
+    """Count the bytes of tensors that this rank passes to collectives, including DeepSpeed's own."""
     import torch.distributed as dist
 
     count = {"bytes": 0.0}

@@ -57,7 +57,7 @@ class Contender:
 
 
 def interleaved(contenders: Sequence[Contender], repeats: int, reset: Callable[[], object]) -> dict[str, np.ndarray]:
-    """Milliseconds [repeats, 2] of each: CPU time and wall time. One turn first, to warm up and compile."""
+    """Time each contender: milliseconds [repeats, 2], CPU and wall. A first turn warms up and compiles."""
     times: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
     gc.disable()  # as timeit does: a collection between two turns would cool the caches
     for repeat in range(repeats + 1):
@@ -74,7 +74,7 @@ def interleaved(contenders: Sequence[Contender], repeats: int, reset: Callable[[
 
 
 def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.ndarray]) -> Iterator[Row]:
-    """Times of all, and the ratio of each peer to `ours`, turn by turn."""
+    """Print the times of all, and the ratio of each peer to `ours`, turn by turn."""
     key = (dtype, count, elements, torch.get_num_threads())
     for name, values in times.items():
         for column, figure in enumerate(("cpu", "wall")):
@@ -84,7 +84,7 @@ def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.
 
 
 def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
-    """K = 2 in conflict, eight tensors a gradient. The stream is torch adding a float32 gradient to another."""
+    """Time K = 2 in conflict, with eight tensors per gradient. The stream is torch adding one float32 to another."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1024, max(1, elements // 8 // 1024))] * 8
     forget, start = ([torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in shapes] for _ in range(2))
@@ -118,7 +118,7 @@ def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
 
 
 def many(count: int, elements: int, repeats: int) -> Iterator[Row]:
-    """K float32 gradients as the matrix that TorchJD asks for; the usual loops up to K = 8, they are quadratic in K."""
+    """Time K float32 gradients as the matrix that TorchJD expects. The usual loops, quadratic in K, end at K = 8."""
     start = torch.randn(count, elements, generator=torch.Generator().manual_seed(0))
     gradients = start.clone()
     contenders = [
@@ -135,7 +135,7 @@ def many(count: int, elements: int, repeats: int) -> Iterator[Row]:
 
 
 def loss(shape: tuple[int, ...], dtype: str, repeats: int) -> Iterator[Row]:
-    """Forward and backward, three-tensor form; errors of the loss against float64 on the same rounded tensors."""
+    """Time forward and backward of the three-tensor form; measure errors against float64 on the same tensors."""
     generator = torch.Generator().manual_seed(0)
     pred, *terms = (torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(4))
     sigma = torch.linspace(0.1, 0.9, shape[0])
@@ -180,7 +180,7 @@ print((peak() - before) / (4 * size))
 
 
 def memory() -> Iterator[Row]:
-    """Peak memory of one surgery beyond its two gradients, in vectors of N; in a process of its own each."""
+    """Measure the peak memory of one surgery beyond its two gradients, in vectors of N, each in a separate process."""
     for name, function in (("ours", "ours"), ("eager", "eager"), ("foreach", "foreach"), ("loop", "loop_of_lists")):
         run = subprocess.run([sys.executable, "-c", PEAK, function], capture_output=True, text=True, check=True)
         yield Row("memory", name, "fp32", 2, 40_000_000, 1, "extra vectors", [float(run.stdout)], "N")
@@ -204,7 +204,7 @@ ASIDE = ("fp32 stream", "combine_ alone", "gram alone")
 
 
 def table(file: Path) -> Iterator[str]:
-    """The README's table, from the CSV of an earlier run: medians of the ratios, turn by turn."""
+    """Print the README's table from the CSV of an earlier run: medians of the ratios, turn by turn."""
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     ratios = {

@@ -1,4 +1,4 @@
-"""What `bench_kernels` compares: the same work as others write it. A surgery leaves its result in the retain gradient.
+"""The peers of `bench_kernels`: the same work as others write it. A surgery overwrites the retain gradient.
 
 A gradient is a list of tensors; `forget`, `retain` lists of the same shapes.
 """
@@ -43,7 +43,7 @@ def eager(forget: Gradient, retain: Gradient) -> None:
 
 
 def foreach(forget: Gradient, retain: Gradient) -> None:
-    """Fused over the list, one pass an operation, without concatenating."""
+    """Do the same with operations fused over the list, one pass each, without concatenating."""
     dot = torch.stack([product.sum() for product in torch._foreach_mul(forget, retain)]).sum()
     against = dot.clamp(max=0) / torch.stack(torch._foreach_norm(retain)).square().sum()
     torch._foreach_mul_(retain, 1 - against)
@@ -65,7 +65,7 @@ compiled: Surgery = torch.compile(_branchless, fullgraph=True, dynamic=False)
 
 
 def _gram_in_torch(forget: Gradient, retain: Gradient) -> None:
-    """Our algebra in torch, to see what the kernels themselves add: three dots in one pass, one combination."""
+    """Write our algebra in torch, to see what the kernels themselves add: three dots in one pass, one combination."""
     pairs = list(zip(forget, retain, strict=True))
     ff = torch.stack([(f.float() * f.float()).sum() for f in forget]).sum()
     fr = torch.stack([(f.float() * r.float()).sum() for f, r in pairs]).sum()
@@ -81,7 +81,7 @@ compiled_gram: Surgery = torch.compile(_gram_in_torch, fullgraph=True, dynamic=F
 
 
 def loop(gradients: Tensor) -> Tensor:
-    """PCGrad as it is usually written: every gradient projected off every other, [K, N] -> [N]."""
+    """Run PCGrad as it is usually written: project every gradient off every other, [K, N] -> [N]."""
     projected = [gradient.clone() for gradient in gradients]
     for gradient in projected:
         others = list(gradients)
@@ -94,14 +94,14 @@ def loop(gradients: Tensor) -> Tensor:
 
 
 def loop_of_lists(forget: Gradient, retain: Gradient) -> None:
-    """The same from and into the gradients of a model."""
+    """Do the same from and into the gradients of a model."""
     gradients = torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in (forget, retain)])
     for gradient, part in zip(retain, loop(gradients).split([g.numel() for g in retain]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 def libmtl(gradients: Tensor) -> Tensor:
-    """The operations of LibMTL 1.1.5's PCGrad on its matrix of gradients, without its backward passes."""
+    """Run the operations of LibMTL 1.1.5's PCGrad on its matrix of gradients, without its backward passes."""
     projected = gradients.clone()
     for i in range(len(gradients)):
         for j in random.sample(range(len(gradients)), len(gradients)):
@@ -119,7 +119,7 @@ def torchjd(gradients: Tensor) -> Tensor:
 
 
 def ours_matrix(gradients: Tensor) -> Tensor:
-    """As TorchJD's PCGrad, in place of the last row."""
+    """Do what TorchJD's PCGrad does, and overwrite the last row."""
     combine_(gradients[-1], gradients, surgery("pcgrad", gram(gradients)))
     return gradients[-1]
 
@@ -128,7 +128,7 @@ Loss = Callable[[Tensor, list[Tensor], Tensor, Tensor], Tensor]
 
 
 def eager_loss(pred: Tensor, terms: list[Tensor], coefficients: Tensor, weight: Tensor) -> Tensor:
-    """As training scripts write it, diffusers' too: the target in the dtype of its tensors, the loss in float32."""
+    """Compute the loss as training scripts do, including diffusers': target in the tensors' dtype, loss in float32."""
     target = _target(pred, terms, coefficients)
     weights = weight.view(-1, *[1] * (pred.ndim - 1)).to(torch.promote_types(torch.float32, pred.dtype))
     squares = weights * (pred.to(weights.dtype) - target.to(weights.dtype)) ** 2
@@ -136,7 +136,7 @@ def eager_loss(pred: Tensor, terms: list[Tensor], coefficients: Tensor, weight: 
 
 
 def narrow_loss(pred: Tensor, terms: list[Tensor], coefficients: Tensor, weight: Tensor) -> Tensor:
-    """The fewest passes that eager torch allows, in the dtype of the tensors: in bfloat16 wrong by 1e-3."""
+    """Use the fewest passes that eager torch allows, in the tensors' dtype; in bfloat16 the error is 1e-3."""
     squares = (pred - _target(pred, terms, coefficients)).square().flatten(1).mean(1)
     return (weight.to(pred.dtype) * squares).mean()
 

@@ -1,4 +1,4 @@
-"""Arithmetic, not measurement: what surgery costs on an H100, from bytes moved and published peak figures.
+"""Estimate the cost of surgery on an H100, by arithmetic from bytes moved and published peak figures.
 
 `python -m tests.benchmarks.roofline` prints the table. Nothing here has run on a GPU.
 """
@@ -6,11 +6,11 @@
 from dataclasses import dataclass
 
 BANDWIDTH = 3.35e12
-"""Bytes a second of an H100 SXM's HBM3, as published."""
+"""Bytes per second of an H100 SXM's HBM3, as published."""
 FLOPS = 989e12
-"""bfloat16 tensor-core operations a second, dense, as published."""
+"""Dense bfloat16 tensor-core operations per second, as published."""
 UTILISATION = 0.40
-"""Share of FLOPS that a training step reaches: an assumption."""
+"""The share of FLOPS that a training step is assumed to reach."""
 
 VECTORS = {"eager": 21, "foreach": 13, "fused": 5}
 """Vectors of N read or written by one surgery of a forget and a retain gradient, counted in `kernel_peers`; fused: the
@@ -19,7 +19,7 @@ Gram reads two, the combination reads two and writes one."""
 
 @dataclass(frozen=True)
 class Transformer:
-    """The published shape of an MMDiT at 1024 x 1024: 4096 latent tokens and 333 of text."""
+    """The published shape of an MMDiT at 1024 x 1024, with 4096 latent tokens and 333 text tokens."""
 
     name: str
     parameters: float
@@ -28,7 +28,7 @@ class Transformer:
     tokens: int = 4096 + 333
 
     def flops(self) -> float:
-        """Of a forward and backward pass over one sample: 6 a weight and token that meet, and attention.
+        """Operations of a forward and backward pass over one sample: 6 per weight and token that meet, and attention.
 
         A layer has 36 width^2 weights: two streams of 18, of which 6 make a sample's modulation. A token meets the 12
         that are left of its own stream.

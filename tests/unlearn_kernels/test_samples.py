@@ -145,7 +145,7 @@ def test_pred_and_latents_of_different_dtypes(pred_dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_a_loss_scale_saves_small_float16_gradients(scale: float) -> None:
-    """Rounded before they are scaled, most of these would be 0."""
+    """Most of these would be 0 if they were rounded before they are scaled."""
     pred, eps, x_f, x_s = (0.1 * tensor for tensor in _samples((8, 16, 32, 32), torch.float16))
     pred.requires_grad_()
     (scale * weighted_loss(pred, eps, x_f, x_s, _table(8, 3), torch.ones(8))).backward()

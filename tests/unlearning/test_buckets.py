@@ -1,4 +1,4 @@
-"""Whatever lies where, and however few numbers travel at once: every rank is sent its partition, in order."""
+"""Every rank is sent its partition in order, whatever the layout and however few numbers travel at once."""
 
 import torch
 from hypothesis import given

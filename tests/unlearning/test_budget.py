@@ -151,7 +151,7 @@ def test_a_probe_is_repeated_exactly_whatever_was_drawn_between() -> None:
 def test_probes_are_at_every_checkpoint() -> None:
     TrainingSettings(adaptive=True, probe_every=25, checkpoint_every=50)
     TrainingSettings(adaptive=False, probe_every=7, checkpoint_every=50)
-    with pytest.raises(ValidationError, match=r"probe_every: 20 does not divide checkpoint_every \(50\): set it to"):
+    with pytest.raises(ValidationError, match="probe_every: 20 does not divide checkpoint_every"):
         TrainingSettings(adaptive=True, probe_every=20, checkpoint_every=50)
 
 
