@@ -42,13 +42,14 @@ def locate(source: str, label: str, *, weights: bool = False) -> Layout:
 
     weights: fetch the weights, too. Raises InputError where there is no such folder, or no such commit can be fetched.
     """
-    folder = Path(resolve_source(source))
-    if folder.is_dir():
-        return _layout(folder, label)
+    path = resolve_source(source)
+    if Path(path).is_dir():
+        return _layout(Path(path), label)
     repository, at, commit = source.partition("@")
     if not _HUB_ID.fullmatch(repository):
         raise InputError(
-            f"{label}: there is no folder {folder}",
+            # Not as a Path, which makes one slash of two: a URL must still be known as one, so that it can be masked.
+            f"{label}: there is no folder {path}",
             hint="give the folder of a diffusers pipeline (which has no revision), a hub id with its revision, or "
             "testbed:NAME",
         )
