@@ -36,8 +36,8 @@ def environment_for(home: Path) -> dict[str, str]:
 def local_ray(environment: dict[str, str]) -> Iterator[str]:
     """Run a head node on free ports of the loopback interface, with token authentication; yield its job server's URL.
 
-    Ray makes its folders writable for everybody, and what lies there runs with our key and token. So they are put into
-    a folder that only this user can enter.
+    Ray makes its folders writable for everybody, and code in them runs with our key and token, so they are put into a
+    folder that only this user can enter.
     """
     port, dashboard, client, agent, metrics = free_ports(5)
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
