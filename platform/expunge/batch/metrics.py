@@ -96,6 +96,7 @@ class TrainingRate:
 
 
 def put(name: str, value: float, **labels: str) -> None:
+    """Set the metric `name` of METRICS to `value`."""
     gauge(name).set(value, labels)
 
 

@@ -23,6 +23,7 @@ class GivenUp(Word):
 
     @classmethod
     def because(cls, error: ExpungeError) -> Self:
+        """Store `error`, which must be one of FINAL."""
         kind = next(kind for kind in FINAL if isinstance(error, kind))
         return cls(kind=kind.__name__, message=error.message, hint=error.hint)
 

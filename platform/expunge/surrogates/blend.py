@@ -35,6 +35,7 @@ class BlendOptions(Options):
 
 @register("blend")
 def blend(options: dict[str, str]) -> Editor:
+    """Make the editor. Raises InputError for an unknown or wrong option."""
     return Blend(read_options(BlendOptions, options))
 
 

@@ -27,6 +27,7 @@ class InpaintOptions(Options):
 
 @register("inpaint")
 def inpaint(options: dict[str, str]) -> Editor:
+    """Make the editor; it loads nothing yet. Raises InputError for an unknown or wrong option."""
     return Inpaint(read_options(InpaintOptions, options))
 
 

@@ -24,6 +24,7 @@ def images() -> Tensor:
 
 
 def build() -> UNet2DModel:
+    """Build the untrained network, for pictures [B, 1, 24, 24]."""
     return UNet2DModel(
         sample_size=SIZE,
         in_channels=1,

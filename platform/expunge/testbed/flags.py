@@ -36,6 +36,7 @@ def images() -> tuple[Tensor, list[str]]:
 
 
 def caption(name: str) -> str:
+    """Return the prompt of a country's flag."""
     return f"the flag of {name}"
 
 
@@ -70,6 +71,7 @@ def build_text_encoder(vocab_size: int, seed: int) -> CLIPTextModelWithProjectio
 
 
 def build_vae() -> AutoencoderKL:
+    """Build the untrained autoencoder, from [B, 3, 32, 48] to latents [B, 8, 8, 12]."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -86,6 +88,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> SD3Transformer2DModel:
+    """Build the untrained transformer, for latents [B, 8, 8, 12]."""
     return SD3Transformer2DModel(
         sample_size=WIDTH // 4,
         patch_size=2,
