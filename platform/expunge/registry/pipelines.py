@@ -1,4 +1,4 @@
-"""A registered hotfix as a pipeline that is ready to generate."""
+"""Load a registered hotfix as a pipeline that is ready to generate."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None = None) -> "DiffusionPipeline":
     """Load the base pipeline and apply the hotfix to it, in float32 on the CPU.
 
-    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `tracking_uri` defaults to the settings', `base` to the
-    source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
+    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. `tracking_uri` defaults to the one in the settings, `base`
+    to the source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
 
-    Raises InputError where the base is not the kind of pipeline the hotfix is for, NotFoundError, StorageError or
-    UnavailableError where the version cannot be had.
+    Raises InputError if the hotfix does not fit the base, and NotFoundError, StorageError or UnavailableError if the
+    version cannot be fetched.
     """
     if tracking_uri is None:
         from expunge.settings import load_settings
@@ -46,7 +46,7 @@ def _replace_network(pipeline: "DiffusionPipeline", folder: Path) -> None:
 
     components = [family.component for family in supported.FAMILIES if (folder / family.component).is_dir()]
     if not components or components[0] not in pipeline.components:
-        raise _no_place(f"weights of {components[0] if components else 'no network'}", pipeline)
+        raise _no_place(f"weights of {components[0] if components else 'an unknown network'}", pipeline)
     name = components[0]
     network = type(pipeline.components[name]).from_pretrained(
         folder / name, torch_dtype=torch.float32, use_safetensors=True
@@ -56,7 +56,7 @@ def _replace_network(pipeline: "DiffusionPipeline", folder: Path) -> None:
 
 def _no_place(hotfix: str, pipeline: "DiffusionPipeline") -> InputError:
     return InputError(
-        f"the hotfix is {hotfix}, which {type(pipeline).__name__} has no place for",
+        f"the hotfix ({hotfix}) does not fit {type(pipeline).__name__}",
         hint="name the pipeline that it was trained from",
     )
 

@@ -26,7 +26,7 @@ class NightFolder:
 
     @property
     def plan(self) -> NightPlan | None:
-        """What was planned; None where the plan, or the job of one of its folders, is missing or damaged."""
+        """The plan; None if it, or the `job.json` of one of its jobs, is missing or damaged."""
         found = self._plan.read()
         if found is None:
             return None
@@ -36,7 +36,7 @@ class NightFolder:
         return NightPlan(batch=found.batch, jobs=tuple(filter(None, jobs)), refused=found.refused, held=found.held)
 
     def plan_once(self, compute: Callable[[], NightPlan]) -> NightPlan:
-        """Return the plan, made and written first where there is none. Each job's `job.json` is there afterwards."""
+        """Return the plan; if there is none, compute and write it. Each job's `job.json` is there afterwards."""
         found = self.plan
         planned = compute() if found is None else found
         for job in planned.jobs:
@@ -50,29 +50,29 @@ class NightFolder:
 
     @property
     def has_plan(self) -> bool:
-        """Whether there is a plan, be it damaged."""
+        """True if there is a plan, even a damaged one."""
         return self._plan.path.exists()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the driver has written how the night ended."""
+        """True if the driver has written how the night ended."""
         return self._end.path.exists()
 
     @property
     def outcome(self) -> NightOutcome | None:
-        """How the night ended; None where it has not, or where any of what it left is missing or damaged."""
+        """How the night ended; None if it has not, or if one of its files is missing or damaged."""
         end = self._end.read()
         return end if end is None or isinstance(end, NightOutcome) else self._assemble(end)
 
     def finish(self, planned: NightPlan, outcomes: Sequence[JobOutcome]) -> NightOutcome:
-        """Write how the night ended: of each job, only what differs from what the job itself has left."""
+        """Write how the night ended; of each job, only what the job's own files do not say."""
         failed = {outcome.job.id: outcome.error or "" for outcome in outcomes if outcome.platform}
         undone = [outcome.job.id for outcome in outcomes if not outcome.promoted and self._promoted(outcome.job.id)]
         self._end.write(NightEnd(batch=self.id, failed=failed, undone=tuple(undone)))
         return NightOutcome.of(planned, outcomes)
 
     def restore(self) -> NightOutcome | None:
-        """Write the end of a night whose `night.json` is lost, where every job has left its own; return its outcome."""
+        """Write a lost `night.json` again and return the outcome; None if a job's own files are not complete."""
         planned, found = self.plan, self._assemble(NightEnd(batch=self.id))
         return None if planned is None or found is None else self.finish(planned, found.outcomes)
 
@@ -83,11 +83,11 @@ class NightFolder:
         )
 
     def check_format(self) -> None:
-        """Raise StorageError where the folder was written by a newer release."""
+        """Raise StorageError if the folder was written by a newer release."""
         formats.check_format(self.path)
 
     def mark_format(self) -> None:
-        """Say that files of this release's format are written from here on. Raises StorageError and OSError."""
+        """Record that new files have this release's format. Raises StorageError and OSError."""
         formats.mark_format(self.path)
 
     def _assemble(self, end: NightEnd) -> NightOutcome | None:
