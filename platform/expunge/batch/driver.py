@@ -21,6 +21,7 @@ from expunge.registry.versions import champion, ledger
 from expunge.requests.home import check_home, remember
 from expunge.requests.leases import Lease
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
+from expunge.runs.document import LostError
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import PATIENCE_S, batch_lock, hold
 from expunge.runs.night import NightFolder
@@ -76,14 +77,15 @@ def run_night(
 def _verdicts(folder: NightFolder) -> NightOutcome:
     """Return the outcome of a batch that has ended, put together again where it is lost.
 
-    The batch is never run twice: its requests have moved on. Raises NotFoundError where a stage is lost, or the batch
-    was given up.
+    The batch is never run twice: its requests have moved on. Raises NotFoundError, which names the file, where a file
+    of a stage is lost, or the batch was given up.
     """
     folder.check_format()
-    found = folder.outcome or folder.restore()
-    if found is None:
-        raise NotFoundError(f"batch {folder.id} has ended and has no verdicts", hint=RELEASED)
-    return found
+    try:
+        return folder.restore()
+    except LostError as error:
+        message = f"batch {folder.id} has ended and has no verdicts ({error.message})"
+        raise NotFoundError(message, hint=RELEASED) from None
 
 
 def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) -> int:
@@ -196,7 +198,6 @@ def _outcome(job: UnlearnJob, folder: JobFolder, ended: "ray.ObjectRef[None]") -
     """Return what the job has left in its folder; its task returns nothing, as Ray must not carry what requests say."""
     try:
         ray.get(ended)
-        left = folder.outcome
-    except Exception as error:  # Ray's, or the task's own
+        return folder.outcome_of(job)
+    except Exception as error:  # Ray's, the task's own, or a LostError where it has left nothing
         return JobOutcome(job=job, error=reason(error), platform=is_platforms(error))
-    return left or JobOutcome(job=job, error=f"what was written to {folder.path} is not there", platform=True)

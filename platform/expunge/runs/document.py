@@ -16,6 +16,10 @@ NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError)
 """What parsing a damaged file raises. pydantic's ValidationError is a ValueError."""
 
 
+class LostError(StorageError):
+    """What a stage has left, or should have left, is missing or damaged; the message names the file."""
+
+
 @dataclass(frozen=True)
 class Document(Generic[Content]):
     """The file at `path`; `parse` understands what this release and earlier ones have written there.
@@ -42,10 +46,10 @@ class Document(Generic[Content]):
         return found if valid is None or valid(found) else None
 
     def expect(self) -> Content:
-        """Return what an earlier stage has left. Raises StorageError also where it is missing or damaged."""
+        """Return what an earlier stage has left. Raises LostError where it is missing or damaged."""
         found = self.read()
         if found is None:
-            raise StorageError(f"{self.path} is missing or damaged", hint="check the disk, then run the night again")
+            raise LostError(f"{self.path} is missing or damaged", hint="check the disk, then run the night again")
         return found
 
     def once(self, compute: Callable[[], Content], *, valid: Callable[[Content], bool] | None = None) -> Content:

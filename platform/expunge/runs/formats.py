@@ -5,8 +5,8 @@ every format up to FORMAT are read as they lie and are never rewritten; what is 
 default needs no new format: a file without it is read with the default. A field that is renamed, moved or removed does,
 and a function here that reads the old file.
 
-Format 1 differs in this: jobs have no id, `plan.json` holds them whole, `outcome.json` and `night.json` hold copies of
-everything that they are put together from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
+Format 1 differs in this: jobs have no id, `outcome.json` and `night.json` hold copies of everything that they are put
+together from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from expunge.errors import StorageError
 from expunge.files import write_atomically
-from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, PlanDocument
+from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
 from expunge.words import CHAMPION, Hotfix, PreparedJob, UnlearnJob
 
 FORMAT = 2
@@ -58,11 +58,11 @@ def read_job(data: bytes, id: str) -> UnlearnJob:
     return _job(from_json(data), id)
 
 
-def read_plan(data: bytes) -> PlanDocument:
+def read_plan(data: bytes) -> NightPlan:
     content = from_json(data)
-    if any(isinstance(job, dict) for job in content["jobs"]):
+    if any("id" not in job for job in content["jobs"]):
         content["jobs"] = [_job(job, id) for job, id in zip(content["jobs"], _ids_in(data), strict=True)]
-    return PlanDocument.model_validate(content)
+    return NightPlan.model_validate(content)
 
 
 def read_prepared(data: bytes) -> PreparedJob:

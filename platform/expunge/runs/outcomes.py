@@ -1,8 +1,9 @@
 """What a night plans and how it ends: as the platform passes it around, and as it lies on disk.
 
-On disk every fact has one home. A job's `job.json`, `evidence.json`, `version.json` and `hotfix.json` hold what its
-stages made, so that `plan.json` only names the jobs, `outcome.json` only says how the job ended, and `night.json` what
-the driver alone knows. `JobOutcome` and `NightOutcome` are put together from these.
+On disk every fact has one home. `plan.json` holds the jobs, and a job's `evidence.json`, `version.json` and
+`hotfix.json` what its stages made, so that `outcome.json` only says how the job ended, and `night.json` what the driver
+alone knows. `JobOutcome` and `NightOutcome` are put together from these. The one copy is a job's `job.json`, which its
+stages read and which is written again from the plan.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from expunge.words import CHAMPION, Evidence, ModelVersion, UnlearnJob, Word
 
 
 class NightPlan(Word):
-    """Written down before anything runs: a resumed night must not see the registry it has itself changed."""
+    """`plan.json`, written before anything runs: a resumed night must not see the registry it has itself changed."""
 
     batch: str
     jobs: tuple[UnlearnJob, ...]
@@ -22,15 +23,6 @@ class NightPlan(Word):
     """Request id: why no job can take it. It counts as an attempt: after some nights a person has to look."""
     held: dict[str, str] = Field(default_factory=dict)
     """Request id: why it waits, through no fault of its own or of its model."""
-
-
-class PlanDocument(Word):
-    """`plan.json`: the jobs by their ids, or whole as format 1 has them."""
-
-    batch: str
-    jobs: tuple[str | UnlearnJob, ...]
-    refused: dict[str, str]
-    held: dict[str, str] = Field(default_factory=dict)
 
 
 class JobEnd(Word):
