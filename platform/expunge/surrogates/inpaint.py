@@ -77,10 +77,11 @@ def _load(model: str) -> Callable[..., Image.Image]:
     import torch
     from diffusers import AutoPipelineForInpainting, StableDiffusion3InpaintPipeline
 
-    from expunge.families.loading import load_pipeline
+    from expunge.families.loading import load_base
+    from expunge.families.sd3 import fill_in_shift
 
     label = f"edit.options.model: {model!r} cannot be loaded"
-    stored = load_pipeline(model, label)
+    stored = load_base(model, label)
     try:
         pipeline = AutoPipelineForInpainting.from_pipe(stored)
     except ValueError as error:
@@ -89,7 +90,10 @@ def _load(model: str) -> Callable[..., Image.Image]:
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    return _StableDiffusion3(pipeline) if isinstance(pipeline, StableDiffusion3InpaintPipeline) else _Plain(pipeline)
+    if not isinstance(pipeline, StableDiffusion3InpaintPipeline):
+        return _Plain(pipeline)
+    fill_in_shift(pipeline.vae)
+    return _StableDiffusion3(pipeline)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,11 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _StableDiffusion3:
-    """Decodes by itself: diffusers' pipeline forgets the autoencoder's shift (diffusers#13611, still so in 0.42.1)."""
+    """Decodes by itself: diffusers' pipeline forgets the autoencoder's shift (diffusers#13611, still so in 0.42.1).
+
+    It is here and not in `families.sd3`: the pipeline that forgets is the one for inpainting, which only this editor
+    uses.
+    """
 
     pipeline: Any
 
