@@ -57,6 +57,6 @@ class TransitionError(ExpungeError):
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error, because Ray puts a traceback before its message; its type if it has none."""
+    """Return an error's last line, because Ray puts a traceback before the message; its type if it has no message."""
     said = str(error).strip()
     return said.splitlines()[-1].strip() if said else type(error).__name__

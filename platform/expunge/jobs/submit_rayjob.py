@@ -82,7 +82,7 @@ def submit(api: Api, template: Json, *, prefix: str, batch: str, night: str, hom
     """Create the batch's RayJob, or find it, and return its name.
 
     A RayJob that failed on an earlier night is followed by another attempt, under another name. One that failed tonight
-    is not. Raises InputError where the name belongs to another batch, ExpungeError after the last attempt.
+    is not. Raises InputError if the name belongs to another batch, ExpungeError after the last attempt.
     """
     log = get_logger("trigger")
     for attempt in range(1, ATTEMPTS + 1):
@@ -157,7 +157,7 @@ def manifest_of(template: Json, name: str, batch: str, night: str, home: str) ->
 
 
 def _ended(job: Json) -> bool:
-    """Say whether the RayJob is over. While retries are left, KubeRay reports Retrying instead of Failed."""
+    """Return whether the RayJob has ended. While retries are left, KubeRay reports Retrying instead of Failed."""
     return (job.get("status") or {}).get("jobDeploymentStatus") in ENDED
 
 

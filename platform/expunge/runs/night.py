@@ -26,14 +26,14 @@ class NightFolder:
 
     @property
     def plan(self) -> NightPlan | None:
-        """What was planned; None where the plan is missing or damaged."""
+        """The plan; None if it is missing or damaged."""
         return self._plan.read()
 
     def plan_once(self, compute: Callable[[], NightPlan]) -> NightPlan:
-        """Return the plan, made and written first where there is none.
+        """Return the plan; if there is none, compute and write it. Each job's `job.json` is there afterwards.
 
-        Each job's `job.json` is there afterwards: it is a copy, and one that is lost costs no second plan, which would
-        build on what the first one has promoted.
+        It is a copy: if it is lost, nothing is planned again, because a second plan would build on a champion that the
+        first one has promoted, and train and register the same removals under another id.
         """
         planned = self._plan.once(compute)
         for job in planned.jobs:
@@ -42,37 +42,37 @@ class NightFolder:
 
     @property
     def has_plan(self) -> bool:
-        """Whether there is a plan, be it damaged."""
+        """True if there is a plan, even a damaged one."""
         return self._plan.path.exists()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the driver has written how the night ended, so that it can be read."""
+        """True if the driver has written how the night ended, and the file can be read."""
         return self._end.read() is not None
 
     @property
     def outcome(self) -> NightOutcome | None:
-        """How the night ended; None where it has not, or where any of what it left is missing or damaged."""
+        """How the night ended; None if it has not, or if one of its files is missing or damaged."""
         try:
             return self.verdicts()
         except LostError:
             return None
 
     def verdicts(self) -> NightOutcome:
-        """Return how the night ended. Raises LostError, which names the file, where one is missing or damaged."""
+        """Return how the night ended. Raises LostError, which names the file, if one is missing or damaged."""
         return self._assemble(self._end.expect())
 
     def finish(self, planned: NightPlan, outcomes: Sequence[JobOutcome]) -> NightOutcome:
-        """Write how the night ended: of each job, only what differs from what the job itself has left."""
+        """Write how the night ended; of each job, only what the job's own files do not say."""
         failed = {outcome.job.id: outcome.error or "" for outcome in outcomes if outcome.platform}
         undone = [outcome.job.id for outcome in outcomes if not outcome.promoted and self._promoted(outcome.job.id)]
         self._end.write(NightEnd(batch=self.id, failed=failed, undone=tuple(undone)))
         return NightOutcome.of(planned, outcomes)
 
     def restore(self) -> NightOutcome:
-        """Return how a night ended that is over. If `night.json` is lost, it is written again from the jobs' own ends.
+        """Return how the night ended; if `night.json` is lost, write it again first, from the jobs' own files.
 
-        Raises LostError, which names the file, where one of theirs is missing or damaged.
+        Raises LostError, which names the file, if one of those is missing or damaged.
         """
         if not self.has_ended:
             found = self._assemble(NightEnd(batch=self.id))
@@ -86,11 +86,11 @@ class NightFolder:
         )
 
     def check_format(self) -> None:
-        """Raise StorageError where the folder was written by a newer release."""
+        """Raise StorageError if the folder was written by a newer release."""
         formats.check_format(self.path)
 
     def mark_format(self) -> None:
-        """Say that files of this release's format are written from here on. Raises StorageError and OSError."""
+        """Record that new files have this release's format. Raises StorageError and OSError."""
         formats.mark_format(self.path)
 
     def _assemble(self, end: NightEnd | NightOutcome) -> NightOutcome:

@@ -12,7 +12,7 @@ from expunge.errors import InputError
 from expunge.surrogates.base import Editor, Ellipse, Options, read_options, region, register
 
 MULTIPLE = 16
-"""Both sides have to divide by the autoencoder's factor times the patch size: 8 or 16 for the models there are."""
+"""Both sides must be multiples of the autoencoder's factor times the patch size: 8 or 16 for existing models."""
 
 
 class InpaintOptions(Options):
@@ -22,23 +22,24 @@ class InpaintOptions(Options):
     strength: float = Field(1.0, gt=0, le=1, description="above 0 (the target) up to 1 (new)")
     guidance: float = Field(5.0, ge=0, description="0 or more")
     size: int | None = Field(None, ge=16, le=4096, description="pixels of the shorter side the model sees, 16 to 4096")
-    ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], what changes without a mask")
+    ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], used if there is no mask")
 
 
 @register("inpaint")
 def inpaint(options: dict[str, str]) -> Editor:
+    """Make the editor; it loads nothing yet. Raises InputError for an unknown or wrong option."""
     return Inpaint(read_options(InpaintOptions, options))
 
 
 @dataclass
 class Inpaint:
-    """The pipeline is loaded with the first picture. Pixels outside the mask are never changed; donors are not used."""
+    """Loads the pipeline with the first picture. Pixels outside the mask never change; donors are not used."""
 
     options: InpaintOptions
     _repaint: Callable[..., Image.Image] | None = field(default=None, init=False)
 
     def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
-        import torch  # not above: who checks an edit has no use for it, and would wait seconds
+        import torch  # not at the top: checking an edit does not need it, and importing it takes seconds
 
         mask = region(target, mask, self.options.ellipse)
         height, width = target.shape[:2]
@@ -67,7 +68,7 @@ class Inpaint:
         return np.where(mask[..., None], np.asarray(picture), target)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """(width, height) that the model sees: the sides, scaled and rounded to what it can divide."""
+        """Return the (width, height) that the model sees: the sides, scaled and rounded to multiples of MULTIPLE."""
         scale = (self.options.size or min(height, width)) / min(height, width)
         across, down = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (width, height))
         return across, down
@@ -106,10 +107,9 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _StableDiffusion3:
-    """Decodes by itself: diffusers' pipeline forgets the autoencoder's shift (diffusers#13611, still so in 0.42.1).
+    """Decodes by itself: diffusers' pipeline ignores the autoencoder's shift (diffusers#13611, still so in 0.42.1).
 
-    It is here and not in `families.sd3`: the pipeline that forgets is the one for inpainting, which only this editor
-    uses.
+    It is here and not in `families.sd3`, because only the inpainting pipeline does that, and only this editor uses it.
     """
 
     pipeline: Any
