@@ -19,11 +19,11 @@ from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
 from expunge.requests.home import check_home, remember
-from expunge.requests.leases import Lease
+from expunge.requests.leases import Lease, lease
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
 from expunge.runs.document import LostError
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import PATIENCE_S, batch_lock, hold
+from expunge.runs.locks import PATIENCE_S, batch_lock
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
@@ -55,7 +55,7 @@ def run_night(
         log.info("nothing waits", batch=batch.id)
         return None
     folder = NightFolder(settings.runs / batch.id)
-    with hold(settings, batch_lock(batch.id)) as held:
+    with lease(store, batch_lock(batch.id)) as held:
         if store.has_ended(batch.id):
             return _verdicts(folder)
         folder.mark_format()
