@@ -11,7 +11,7 @@ from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import promotion_lock
-from expunge.words import Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
+from expunge.words import UNRELATED, Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
 
 
 def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: BlobStore) -> ModelVersion:
@@ -21,7 +21,7 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
     job, hotfix, evidence = folder.job.expect(), folder.hotfix.expect(), folder.evidence.expect()
     tracker.log_metrics(run_id, hotfix.steps, _figures(evidence))
     tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
-    unrelated = evidence.pictures["unrelated"]
+    unrelated = evidence.pictures[UNRELATED]
     if all_open(blobs, unrelated):  # a lost picture must not cost a training
         tracker.log_artifact_bytes(run_id, "unrelated.png", blobs.get(unrelated))
     removed = [request.id for request in job.everything if request.id in evidence.passed]

@@ -21,6 +21,7 @@ from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, Settings
 from expunge.words import (
+    UNRELATED,
     Evidence,
     IntegrityEvidence,
     Measured,
@@ -103,7 +104,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
         base, fixed, encoder, conditioning, bench.empty, options, model.guidance, bench.features(before).mean(0)
     )
     integrity = _integrity(bench, before[keep], other, after[keep], partial(judge_integrity, gate=gate))
-    pictures = {"unrelated": blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
+    pictures = {UNRELATED: blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
     progress(1, total)
 
     free = _FreeGeneration(bench)

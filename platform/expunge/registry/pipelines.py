@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from expunge.errors import InputError
 from expunge.families.supported import family_named
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import download
+from expunge.registry.versions import ABOUT, download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -26,7 +26,7 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
 
         tracking_uri = load_settings().tracking
     folder = download(Tracker(tracking_uri), uri)
-    about = json.loads((folder / "expunge.json").read_text())
+    about = json.loads((folder / ABOUT).read_text())
     pipeline = _base(base or about["source"])
     kind = type(pipeline).__name__
     family = family_named(kind)
