@@ -169,6 +169,10 @@ class IntegrityEvidence(Word):
     why: str
 
 
+UNRELATED = "unrelated"
+"""The picture, in `Evidence.pictures`, of outputs that no request concerns."""
+
+
 class Evidence(Word):
     job: str
     requests: tuple[RequestEvidence, ...]

@@ -28,7 +28,7 @@ import ray
 from torch import Tensor
 
 from expunge.evaluation.measure import measure
-from expunge.families import native_resolution
+from expunge.families import preflight
 from expunge.pixels import to_pictures, to_png
 from expunge.preparation.dataset import load_job
 from expunge.preparation.prepare import prepare
@@ -95,7 +95,7 @@ def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Pa
             batch="bench",
             model=name,
             source=options.source,
-            resolution=options.resolution or native_resolution(options),
+            resolution=preflight("test", options),
             requests=new,
             ledger=old,
             training=settings.training_for(name),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from expunge.families import load_model, native_resolution
+from expunge.families import load_model, preflight
 from expunge.families.ddpm import DDPM
 from expunge.families.sd3 import SD3
 from expunge.settings import ModelSettings, Settings
@@ -15,7 +15,7 @@ def shipped(name: str) -> ModelSettings:
 @pytest.fixture(scope="module")
 def flags() -> SD3:
     options = shipped("flags")
-    model = load_model(options, options.resolution or native_resolution(options))
+    model = load_model(options, preflight("test", options))
     assert isinstance(model, SD3)
     return model
 
@@ -23,6 +23,6 @@ def flags() -> SD3:
 @pytest.fixture(scope="module")
 def faces() -> DDPM:
     options = shipped("faces")
-    model = load_model(options, options.resolution or native_resolution(options))
+    model = load_model(options, preflight("test", options))
     assert isinstance(model, DDPM)
     return model

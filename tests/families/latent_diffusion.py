@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, cast
 from expunge.families.family import Family
 from expunge.families.path import PathPoint, point
 from expunge.families.resolution import divisible, own_resolution
-from expunge.families.weights import LORA_FILE
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
@@ -118,12 +117,3 @@ class LatentDiffusion(Family):
 
         layers: dict[str, nn.Module | Tensor] = {**get_peft_model_state_dict(self.network)}
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-
-    @classmethod
-    def load_adapter(cls, pipeline: DiffusionPipeline, folder: Path) -> bool:
-        from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
-        if not isinstance(pipeline, StableDiffusionLoraLoaderMixin):
-            return False
-        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
-        return True

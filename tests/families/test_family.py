@@ -15,7 +15,7 @@ from expunge.families.sampler import generate
 from expunge.registry import pipelines
 from expunge.settings import ModelSettings, TrainingSettings
 from expunge.testbed import flags
-from expunge.unlearning.adapter import apply_hotfix, attach, export
+from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.memory import estimates, footprint
 from tests.families.latent_diffusion import LatentDiffusion
 from tests.families.refusals import SCHEDULER, Refusal
@@ -145,7 +145,7 @@ def test_its_hotfix_comes_back(
     hotfix = export(model, training, tmp_path, "job", steps=1)
 
     again = load_model(options(folder), SIZE)
-    apply_hotfix(again, hotfix)
+    again.apply_hotfix(again.network, hotfix.kind, hotfix.path)
     torch.testing.assert_close(ask(again), moved, rtol=0, atol=1e-5)
 
     warm = load_model(options(folder), SIZE)

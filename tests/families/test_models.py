@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.families import native_resolution
+from expunge.families import preflight
 from expunge.families.base import DiffusionModel, rows
 from expunge.families.family import Family
 from expunge.settings import ModelSettings
@@ -20,8 +20,8 @@ def noise(model: DiffusionModel, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("source", "size"), [("testbed:faces", (24, 24)), ("testbed:flags", (48, 48))])
-def test_native_resolution(source: str, size: tuple[int, int]) -> None:
-    assert native_resolution(ModelSettings(source=source)) == size
+def test_the_resolution_is_the_pipelines_own(source: str, size: tuple[int, int]) -> None:
+    assert preflight("test", ModelSettings(source=source)) == size
 
 
 @pytest.mark.parametrize(("name", "shape", "size"), [("flags", (8, 8, 12), (32, 48)), ("faces", (1, 24, 24), (24, 24))])

@@ -12,7 +12,6 @@ from expunge.errors import InputError
 from expunge.families import (
     deep_preflight,
     load_model,
-    native_resolution,
     pinned_source,
     preflight,
     resolve_source,
@@ -52,7 +51,7 @@ def hub(revision: str = COMMIT) -> ModelSettings:
 def test_unconditional_models_of_every_layout_are_loaded(build: Build, tmp_path: Path) -> None:
     folder = build(tmp_path / "model")
     options = ModelSettings(source=str(folder))
-    assert native_resolution(options) == preflight("mine", options) == SIZE
+    assert preflight("mine", options) == SIZE
     same_network(options, next(folder.rglob("*.safetensors")))
 
 
@@ -61,7 +60,7 @@ def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder = ddpm(tmp_path / "models" / "mine")
     same_network(ModelSettings(source="~/models/mine"), folder / f"{UNET}.safetensors")
     with pytest.raises(InputError, match="has no such user"):
-        native_resolution(ModelSettings(source="~nobody-of-this-name/model"))
+        preflight("test", ModelSettings(source="~nobody-of-this-name/model"))
 
 
 @pytest.mark.parametrize("build", [ddpm, at_the_root])
@@ -93,7 +92,7 @@ def test_a_pinned_source_is_one_string(tmp_path: Path, cache: Path) -> None:
     ],
 )
 def test_what_cannot_be_found_or_could_move_is_refused(source: str, says: str, cache: Path) -> None:
-    for ask in (native_resolution, lambda settings: load_model(settings, SIZE)):
+    for ask in (lambda settings: preflight("test", settings), lambda settings: load_model(settings, SIZE)):
         with pytest.raises(InputError, match=says):
             ask(ModelSettings(source=source))
 
@@ -106,7 +105,7 @@ def test_a_revision_is_a_commit(revision: str) -> None:
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no revision"):
-        native_resolution(ModelSettings(source=str(ddpm(tmp_path / "model")), revision=COMMIT))
+        preflight("test", ModelSettings(source=str(ddpm(tmp_path / "model")), revision=COMMIT))
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -178,7 +177,7 @@ def test_a_damaged_config_is_named(damaged: str, tmp_path: Path) -> None:
     folder = ddpm(tmp_path / "model")
     (folder / damaged).write_text("{")
     with pytest.raises(InputError, match=rf"{damaged} cannot be read \(JSONDecodeError\)"):
-        native_resolution(ModelSettings(source=str(folder)))
+        preflight("test", ModelSettings(source=str(folder)))
 
 
 @pytest.mark.parametrize("name", ["birds", "", "../models/faces", "."])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from expunge.families import load_model, native_resolution
+from expunge.families import load_model, preflight
 from expunge.families.base import Conditioning, DiffusionModel
 from expunge.families.path import MIN_B, PathPoint, Prediction, point
 from expunge.settings import Settings
 
-Load = Callable[[str], DiffusionModel]
+Load = Callable[[str], Family]
 
 
 class Toy(DiffusionModel):
@@ -60,9 +60,9 @@ def toy(request: pytest.FixtureRequest) -> Toy:
     return Toy(request.param)
 
 
-def _load(name: str) -> DiffusionModel:
+def _load(name: str) -> Family:
     options = Settings.model_fields["models"].get_default(call_default_factory=True)[name]
-    return load_model(options, options.resolution or native_resolution(options))
+    return load_model(options, preflight("test", options))
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from expunge.errors import InputError
 from expunge.families import resolve_source
 from expunge.families.base import DiffusionModel
-from expunge.families.loading import load_pipeline
+from expunge.families.family import Family
+from expunge.families.loading import load_base
 from expunge.settings import TrainingSettings
-from expunge.unlearning.adapter import FULL_FILE, LORA_FILE, apply_hotfix, attach, export, kind_of
+from expunge.unlearning.adapter import FULL_FILE, LORA_FILE, attach, export, kind_of
 
 LORA = TrainingSettings(lora_rank=3)
 FULL = TrainingSettings(adapter="full")
 
-Load = Callable[[str], DiffusionModel]
+Load = Callable[[str], Family]
 
 WAYS = [("flags", LORA), ("flags", FULL), ("faces", FULL)]
 
@@ -72,7 +73,7 @@ def test_export_and_apply(name: str, training: TrainingSettings, fresh: Load, tm
     assert hotfix.kind == kind_of(model.lora_targets, training)
 
     again = fresh(name)
-    apply_hotfix(again, hotfix)
+    again.apply_hotfix(again.network, hotfix.kind, hotfix.path)
     torch.testing.assert_close(ask(again), moved, rtol=0, atol=1e-5)
 
 
@@ -163,7 +164,7 @@ def test_diffusers_loads_the_adapter(fresh: Load, tmp_path: Path) -> None:
     assert (tmp_path / LORA_FILE).is_file()
 
     again = fresh("flags")
-    pipeline = load_pipeline(resolve_source("testbed:flags"))
+    pipeline = load_base(resolve_source("testbed:flags"))
     assert isinstance(pipeline, StableDiffusion3Pipeline)
     pipeline.load_lora_weights(str(tmp_path), weight_name=LORA_FILE)
     again.network = pipeline.transformer
@@ -175,7 +176,7 @@ def test_diffusers_loads_the_full_weights(fresh: Load, tmp_path: Path) -> None:
     attach(model, FULL, None)
     perturb(model)
     export(model, FULL, tmp_path, "job", steps=FULL.steps)
-    pipeline = load_pipeline(resolve_source("testbed:faces"))
+    pipeline = load_base(resolve_source("testbed:faces"))
     assert isinstance(pipeline, DDPMPipeline)
     unet = type(pipeline.unet).from_pretrained(tmp_path / "unet")
     saved = load_file(tmp_path / "unet" / FULL_FILE)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from expunge.families import load_model, native_resolution
+from expunge.families import load_model, preflight
 from expunge.families.base import Conditioning
 from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.requests.blobs import open_blobs
@@ -191,7 +191,7 @@ def write_job(folder: Path, name: str) -> None:
     model_name = model_of(name)
     settings = load_settings()
     blobs, options = open_blobs(settings), settings.model(model_name)
-    resolution = options.resolution or native_resolution(options)
+    resolution = preflight("test", options)
     model = load_model(options, resolution)
     pictures = faces.images() if model_name == "faces" else flags.images()[0]
     x_f, x_s, x_0 = (model.encode(pictures[first : first + len(ROWS)]) for first in (0, 20, 40))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from expunge.unlearning.adapter import LORA_FILE, apply_hotfix
+from expunge.unlearning.adapter import LORA_FILE
 from tests.unlearning import plain
 from tests.unlearning.groups import run_group, selected, starts_groups
 from tests.unlearning.training_cases import ALONE, COMMITTED, FAST, JOBS, REQUESTS, STEPS, VARIANTS, load, reference
@@ -111,7 +111,7 @@ def test_every_stage_exports_what_it_has_trained(runs: Runs, name: str, world: i
     hotfix, trained = result["hotfix"], result["moved"]
     if hotfix.kind == "full":
         base, fixed = load(job), load(job)
-        apply_hotfix(fixed, hotfix)
+        fixed.apply_hotfix(fixed.network, hotfix.kind, hotfix.path)
         before, after = (dict(model.network.named_parameters()) for model in (base, fixed))
         got = {key: after[key].detach() - before[key].detach() for key in trained}
         torch.testing.assert_close(got, trained, rtol=0, atol=1e-6)

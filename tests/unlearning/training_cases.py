@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.families import load_model, native_resolution
+from expunge.families import load_model, preflight
 from expunge.families.base import DiffusionModel
+from expunge.families.family import Family
 from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.settings import Settings, TrainingSettings
 from expunge.unlearning.adapter import attach
@@ -82,10 +83,10 @@ def settings_of(job: str, **more: object) -> TrainingSettings:
     return TrainingSettings.model_validate({**COMMON, **JOBS[job], **more})
 
 
-def load(job: str) -> DiffusionModel:
+def load(job: str) -> Family:
     options = Settings.model_fields["models"].get_default(call_default_factory=True)[job]
     torch.manual_seed(0)
-    return load_model(options, options.resolution or native_resolution(options))
+    return load_model(options, preflight("test", options))
 
 
 def steps_of(model: DiffusionModel, training: TrainingSettings, rank: int, world: int) -> Steps:

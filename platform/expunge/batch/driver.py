@@ -19,10 +19,11 @@ from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
 from expunge.requests.home import check_home, remember
-from expunge.requests.leases import Lease
+from expunge.requests.leases import Lease, lease
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
+from expunge.runs.document import LostError
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import PATIENCE_S, batch_lock, hold
+from expunge.runs.locks import PATIENCE_S, batch_lock
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
@@ -54,7 +55,7 @@ def run_night(
         log.info("nothing waits", batch=batch.id)
         return None
     folder = NightFolder(settings.runs / batch.id)
-    with hold(settings, batch_lock(batch.id)) as held:
+    with lease(store, batch_lock(batch.id)) as held:
         if store.has_ended(batch.id):
             return _verdicts(folder)
         folder.mark_format()
@@ -76,14 +77,15 @@ def run_night(
 def _verdicts(folder: NightFolder) -> NightOutcome:
     """Return the outcome of a batch that has ended, assembled again if its file is lost.
 
-    The batch is never run twice, because its requests have moved on. Raises NotFoundError if a stage's output is lost,
-    or the batch was given up.
+    The batch is never run twice, because its requests have moved on. Raises NotFoundError if the batch was given up or
+    a stage's output is lost, and names the file.
     """
     folder.check_format()
-    found = folder.outcome or folder.restore()
-    if found is None:
-        raise NotFoundError(f"batch {folder.id} has ended but has no verdicts", hint=RELEASED)
-    return found
+    try:
+        return folder.restore()
+    except LostError as error:
+        message = f"batch {folder.id} has ended but has no verdicts ({error.message})"
+        raise NotFoundError(message, hint=RELEASED) from None
 
 
 def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) -> int:
@@ -196,7 +198,6 @@ def _outcome(job: UnlearnJob, folder: JobFolder, ended: "ray.ObjectRef[None]") -
     """Read the outcome from the job's folder: its task returns nothing, so that no request passes through Ray."""
     try:
         ray.get(ended)
-        left = folder.outcome
-    except Exception as error:  # Ray's, or the task's own
+        return folder.outcome_of(job)
+    except Exception as error:  # Ray's, the task's own, or a LostError
         return JobOutcome(job=job, error=reason(error), platform=is_platforms(error))
-    return left or JobOutcome(job=job, error=f"the job's output is missing from {folder.path}", platform=True)

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import ray
 
@@ -17,10 +17,11 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, version_of
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home
-from expunge.requests.leases import Lease
+from expunge.requests.leases import Lease, lease
+from expunge.requests.store import RequestStore, open_store
 from expunge.runs.document import Content, Document
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import hold, job_lock
+from expunge.runs.locks import PATIENCE_S, job_lock
 from expunge.runs.outcomes import JobEnd
 from expunge.settings import Settings, load_settings
 from expunge.words import PreparedJob, UnlearnJob
@@ -42,19 +43,20 @@ def walk_job(folder: JobFolder, home: str) -> None:
     configure(settings.log_level)
     folder.check_format()
     # A task whose driver was killed may live on for a moment beside the one that replaces it.
-    with hold(settings, job_lock(folder.id), wait=True) as held:
-        folder.end.once(lambda: _end(folder, settings, home, held), valid=lambda end: folder.outcome is not None)
+    store = open_store(settings, patience=PATIENCE_S)
+    with closing(store), lease(store, job_lock(folder.id), wait=True) as held:
+        folder.end.once(lambda: _end(folder, settings, store, home, held), valid=lambda end: folder.outcome is not None)
     folder.progress("done")
 
 
-def _end(folder: JobFolder, settings: Settings, home: str, held: Lease) -> JobEnd:
+def _end(folder: JobFolder, settings: Settings, store: RequestStore, home: str, held: Lease) -> JobEnd:
     job, tracker = folder.job.expect(), Tracker(settings.tracking)
     changed = _changed(job, settings, tracker)
     if changed:
         return JobEnd(error=changed, outdated=True)
     run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
     try:
-        promoted = _walk(folder, settings, tracker, run_id, home, held)
+        promoted = _walk(folder, settings, store, tracker, run_id, home, held)
         tracker.finish(run_id, "FINISHED")
     except Exception as error:  # libraries may raise anything over a model's files
         with suppress(ExpungeError):
@@ -81,7 +83,15 @@ def _changed(job: UnlearnJob, settings: Settings, tracker: Tracker) -> str | Non
     return None if same else f"the files of model {job.model} have changed since the night was planned"
 
 
-def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, home: str, held: Lease) -> bool:
+def _walk(
+    folder: JobFolder,
+    settings: Settings,
+    store: RequestStore,
+    tracker: Tracker,
+    run_id: str,
+    home: str,
+    held: Lease,
+) -> bool:
     """Take the job through its stages; return whether its version was promoted."""
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
 
@@ -94,7 +104,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
         _in_task(lambda: _prepare.remote(folder, home), folder.prepared, valid=usable)
     progress("train")
     with timed(job.model, "train"):
-        train_job(folder, settings, tracker, run_id)
+        train_job(folder, tracker, run_id)
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
         _in_task(lambda: _evaluate.remote(folder, home), folder.evidence)
@@ -105,7 +115,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
             lambda: register_version(folder, tracker, run_id, blobs),
             valid=lambda _: version_of(tracker, job) is not None,
         )
-        return promote_version(folder, tracker, settings)
+        return promote_version(folder, tracker, store)
 
 
 def _in_task(

@@ -49,7 +49,7 @@ def _job(
     model = settings.model(name)
     tonight = {request.id for request in requests}
     # Weights from the hub are fetched by the nodes that use them, not by the driver's.
-    resolution = deep_preflight(name, model, settings.home / "cache" / "models", fetch=False)
+    resolution = deep_preflight(name, model, settings.model_cache, fetch=False)
     return UnlearnJob(
         batch=batch.id,
         model=name,

@@ -1,18 +1,17 @@
 """Register a job's hotfix as a version of its model, and promote it if its evidence allows."""
 
 from collections.abc import Collection
-from contextlib import closing
 
 from expunge.batch.training import CURVES
 from expunge.errors import NotFoundError
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, promote, register
 from expunge.requests.blobs import BlobStore, DamagedBlobError
-from expunge.requests.store import open_store
+from expunge.requests.leases import lease
+from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import PATIENCE_S, hold, promotion_lock
-from expunge.settings import Settings
-from expunge.words import Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
+from expunge.runs.locks import promotion_lock
+from expunge.words import UNRELATED, Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
 
 
 def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: BlobStore) -> ModelVersion:
@@ -22,7 +21,7 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
     job, hotfix, evidence = folder.job.expect(), folder.hotfix.expect(), folder.evidence.expect()
     tracker.log_metrics(run_id, hotfix.steps, _figures(evidence))
     tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
-    unrelated = evidence.pictures["unrelated"]
+    unrelated = evidence.pictures[UNRELATED]
     if all_open(blobs, unrelated):  # a lost picture must not cost a training
         tracker.log_artifact_bytes(run_id, "unrelated.png", blobs.get(unrelated))
     removed = [request.id for request in job.everything if request.id in evidence.passed]
@@ -37,15 +36,14 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
     )
 
 
-def promote_version(folder: JobFolder, tracker: Tracker, settings: Settings) -> bool:
+def promote_version(folder: JobFolder, tracker: Tracker, store: RequestStore) -> bool:
     """Make the job's version the champion unless that would undo a removal; return whether it is the champion.
 
     It would if the champion has changed since the job was planned, because another night has then promoted removals
     that this version lacks. It would, too, if the store calls a request removed that this version does not remove.
     """
     job, evidence, version = folder.job.expect(), folder.evidence.expect(), folder.version.expect()
-    store = open_store(settings, patience=PATIENCE_S)
-    with closing(store), hold(settings, promotion_lock(job.model), wait=True) as held:
+    with lease(store, promotion_lock(job.model), wait=True) as held:
         now = champion(tracker, job.model)
         current = now.uri if now else None
         removed = store.ids(RequestState.REMOVED, [job.model]).get(job.model, [])

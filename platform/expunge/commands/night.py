@@ -177,13 +177,18 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
 
 
 def _show(batch: str, settings: "Settings", as_json: bool) -> None:
+    from expunge.runs.document import LostError
     from expunge.runs.night import NightFolder
 
     folder = NightFolder(settings.runs / batch)
     folder.check_format()
-    outcome = folder.outcome
-    if outcome is None:
+    if not folder.has_ended:
         raise NotFoundError(f"batch {batch} has no verdicts yet", hint=f"run `expunge night --batch {batch}`")
+    try:
+        outcome = folder.verdicts()
+    except LostError as error:
+        hint = f"restore the file from a backup, or read `expunge report {batch}`"
+        raise NotFoundError(f"batch {batch} has ended, but {error.message}", hint=hint) from None
     if as_json:
         print_json(outcome.model_dump(mode="json"))
     else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
@@ -126,9 +126,8 @@ def _transformers_backbone(reference: str) -> "tuple[PreTrainedModel, Tensor, Te
         processor = AutoImageProcessor.from_pretrained(reference, use_fast=False)
         network = AutoModel.from_pretrained(reference, use_safetensors=True)  # never a pickle
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise InputError(
-            f"evaluation.encoder: transformers cannot load {reference!r} ({first_line})",
+            f"evaluation.encoder: transformers cannot load {reference!r} ({first_line(error)})",
             hint="name a folder or hub id of a vision backbone with safetensors weights and a preprocessor_config.json",
         ) from None
     mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))

@@ -20,8 +20,8 @@ from expunge.preparation.retain import generate_latents, prompt_rows, unlike
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, Settings
-from expunge.unlearning.adapter import apply_hotfix
 from expunge.words import (
+    UNRELATED,
     Evidence,
     IntegrityEvidence,
     Measured,
@@ -87,7 +87,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
     options, model = settings.evaluation, settings.model(job.model)
     forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
     base, fixed = (load_model(model, job.resolution, job.base) for _ in range(2))
-    apply_hotfix(fixed, hotfix)
+    fixed.apply_hotfix(fixed.network, hotfix.kind, hotfix.path)
     encoder, gate = load_encoder(options.encoder), settings.gate_for(job.model)
     total = len(job.everything) + 1
     progress(0, total)
@@ -104,7 +104,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
         base, fixed, encoder, conditioning, bench.empty, options, model.guidance, bench.features(before).mean(0)
     )
     integrity = _integrity(bench, before[keep], other, after[keep], partial(judge_integrity, gate=gate))
-    pictures = {"unrelated": blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
+    pictures = {UNRELATED: blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
     progress(1, total)
 
     free = _FreeGeneration(bench)

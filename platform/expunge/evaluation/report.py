@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING
 
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
-from expunge.words import Evidence, Measured, ModelVersion, RemovalBatch, RemovalRequest, RequestEvidence, UnlearnJob
+from expunge.words import (
+    UNRELATED,
+    Evidence,
+    Measured,
+    ModelVersion,
+    RemovalBatch,
+    RemovalRequest,
+    RequestEvidence,
+    UnlearnJob,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-UNRELATED = "unrelated"
 
 
 @dataclass(frozen=True)

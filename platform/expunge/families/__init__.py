@@ -1,6 +1,8 @@
 """The diffusion models behind one small protocol; each family is one file.
 
-Public: everything in `__all__`, and for those who may wait for torch `base`, `path`, `sampler` and `loading`.
+Public: everything in `__all__`, the types in `base`, `family` and `path`, `supported` (which family a pipeline has),
+`weights` (file names), and for those who may wait for torch `architectures`, `loading` and `sampler`. The one thing that
+is taken from a family itself is `sd3.fill_in_shift`, which inpainting with SD3 needs as well.
 """
 
 from typing import TYPE_CHECKING
@@ -18,20 +20,11 @@ if TYPE_CHECKING:
 __all__ = [
     "deep_preflight",
     "load_model",
-    "native_resolution",
     "pinned_source",
     "preflight",
     "resolve_source",
     "source_digest",
 ]
-
-
-def native_resolution(settings: ModelSettings) -> Resolution:
-    """Return (height, width) of the pipeline's own sample size, read from its config files alone.
-
-    Raises InputError where it has none, or where the model is not supported.
-    """
-    return check(locate(pinned_source(settings), f"model {settings.source}"), None)
 
 
 def load_model(settings: ModelSettings, resolution: Resolution, digest: str | None = None) -> "Family":

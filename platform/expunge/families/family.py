@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from expunge.errors import InputError
 from expunge.families.base import DiffusionModel
+from expunge.families.weights import FULL_FILE, LORA_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +91,26 @@ class Family(DiffusionModel):
         return read_pipeline(layout, variant)
 
     @classmethod
-    def load_adapter(cls, pipeline: DiffusionPipeline, folder: Path) -> bool:
-        """Put the LoRA adapter that `save_adapter` wrote to `folder` on `pipeline`; False if it has no place there."""
-        return False
+    def apply_hotfix(cls, network: nn.Module, kind: str, folder: Path) -> None:
+        """Turn the base model's `network` into the hotfixed one, in place; `folder` holds the hotfix of this `kind`.
+
+        Raises InputError where a LoRA adapter has no layer in this network, FileNotFoundError where the hotfix is of
+        another component, and whatever torch raises where the shapes differ.
+        """
+        from diffusers.loaders import PeftAdapterMixin
+        from safetensors.torch import load_file
+
+        if kind == "full":
+            network.load_state_dict(load_file(folder / cls.component / FULL_FILE))
+            return
+        takes_lora = isinstance(network, PeftAdapterMixin)
+        layers = load_file(folder / LORA_FILE) if takes_lora else {}
+        # Where no layer is meant for the network, diffusers only warns, and it would stay the base model's.
+        if not takes_lora or not any(name.startswith(f"{cls.component}.") for name in layers):
+            raise InputError(
+                f"hotfix: a LoRA adapter has no place in {type(network).__name__}", hint="train with adapter = full"
+            )
+        network.load_lora_adapter(layers, prefix=cls.component)
+        # One matrix product per layer instead of three.
+        network.fuse_lora()
+        network.unload_lora()

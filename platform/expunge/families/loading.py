@@ -1,16 +1,16 @@
 """The one way in which a pipeline's weights are read: pinned, from safetensors alone, in float32."""
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 from expunge.families.layout import Layout
 from expunge.families.source import locate
 from expunge.families.supported import family_named
 from expunge.families.weights import COMPLETE
 
 
-def load_pipeline(source: str, label: str | None = None) -> DiffusionPipeline:
+def load_base(source: str, label: str | None = None) -> DiffusionPipeline:
     """Load any diffusers pipeline: a folder, `~/...`, `testbed:NAME`, or a hub id as `OWNER/NAME@COMMIT`.
 
     label: names it in messages; default: the model of this source.
@@ -21,19 +21,13 @@ def load_pipeline(source: str, label: str | None = None) -> DiffusionPipeline:
 
 
 def load(layout: Layout) -> DiffusionPipeline:
-    """Load the pipeline of `layout` in float32. Raises InputError as `load_pipeline` does."""
+    """Load the pipeline of `layout` in float32. Raises InputError as `load_base` does."""
     variant = layout.weights().variant
     family = family_named(layout.kind)
     try:
-        pipeline = family.read(layout, variant) if family else read_pipeline(layout, variant)
+        return family.read(layout, variant) if family else read_pipeline(layout, variant)
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{layout.label}: {first_line}", hint=COMPLETE) from error
-    for component in pipeline.components.values():
-        if isinstance(component, AutoencoderKL) and component.config.get("shift_factor", 0) is None:
-            # The default of AutoencoderKL, which the pipelines that shift take for a number.
-            component.register_to_config(shift_factor=0.0)
-    return pipeline
+        raise InputError(f"{layout.label}: {first_line(error).rstrip('.')}", hint=COMPLETE) from error
 
 
 def read_pipeline(layout: Layout, variant: str | None) -> DiffusionPipeline:

@@ -12,12 +12,12 @@ from expunge.errors import InputError
 from expunge.families.family import MOST_TIMESTEPS, Family
 from expunge.families.path import MIN_B, PathPoint, point
 from expunge.families.resolution import divisible, own_resolution
-from expunge.families.weights import COMPLETE, LORA_FILE
+from expunge.families.weights import COMPLETE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+    from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline
     from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
@@ -225,13 +225,16 @@ class SD3(Family):
         StableDiffusion3Pipeline.save_lora_weights(folder, transformer_lora_layers=layers)
 
     @classmethod
-    def load_adapter(cls, pipeline: DiffusionPipeline, folder: Path) -> bool:
-        from diffusers.loaders import SD3LoraLoaderMixin
+    def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
+        pipeline = super().read(layout, variant)
+        fill_in_shift(pipeline.components["vae"])
+        return pipeline
 
-        if not isinstance(pipeline, SD3LoraLoaderMixin):
-            return False
-        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
-        return True
+
+def fill_in_shift(vae: AutoencoderKL) -> None:
+    """Set a shift_factor of null, the default of AutoencoderKL, to 0: SD3's pipelines take it for a number."""
+    if vae.config["shift_factor"] is None:
+        vae.register_to_config(shift_factor=0.0)
 
 
 def _downscaling(layout: Layout) -> int:

@@ -33,7 +33,7 @@ def generate_latents(
 
 def unlike(latents: Tensor, targets: Tensor) -> Tensor:
     """Return bool [N]: true for each of `latents` [N, ...] that resembles none of `targets` [M, ...]."""
-    a, b = (torch.nn.functional.normalize(_centred(x), dim=1) for x in (latents, targets))
+    a, b = (torch.nn.functional.normalize(centred(x), dim=1) for x in (latents, targets))
     return (a @ b.T).amax(1) < RESEMBLES
 
 
@@ -42,7 +42,8 @@ def prompt_rows(count: int, prompts: int) -> Tensor:
     return torch.arange(count) % prompts
 
 
-def _centred(x: Tensor) -> Tensor:
+def centred(x: Tensor) -> Tensor:
+    """Return each row of `x` [N, ...] flattened and without its mean, [N, D]: the cosine then ignores brightness."""
     flat = x.flatten(1)
     return flat - flat.mean(1, keepdim=True)
 

@@ -1,13 +1,12 @@
 """Load a registered hotfix as a pipeline that is ready to generate."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.errors import InputError
-from expunge.families import supported
+from expunge.families.supported import family_named
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import download
+from expunge.registry.versions import ABOUT, download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -27,46 +26,28 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
 
         tracking_uri = load_settings().tracking
     folder = download(Tracker(tracking_uri), uri)
-    about = json.loads((folder / "expunge.json").read_text())
+    about = json.loads((folder / ABOUT).read_text())
     pipeline = _base(base or about["source"])
-    if about["kind"] == "lora":
-        _put_adapter_on(pipeline, folder)
-    else:
-        _replace_network(pipeline, folder)
+    kind = type(pipeline).__name__
+    family = family_named(kind)
+    try:
+        if family is None:
+            raise InputError(f"{kind} is not supported")
+        family.apply_hotfix(pipeline.components[family.component], about["kind"], folder)
+    except (InputError, OSError, RuntimeError, ValueError, KeyError) as error:
+        what = "a LoRA adapter" if about["kind"] == "lora" else "all weights of a network"
+        raise InputError(
+            f"the hotfix is {what}, which {kind} has no place for", hint="name the pipeline that it was trained from"
+        ) from error
     return pipeline
 
 
-def _put_adapter_on(pipeline: "DiffusionPipeline", folder: Path) -> None:
-    if not any(family.load_adapter(pipeline, folder) for family in supported.FAMILIES):
-        raise _no_place("a LoRA adapter", pipeline)
-
-
-def _replace_network(pipeline: "DiffusionPipeline", folder: Path) -> None:
-    import torch
-
-    components = [family.component for family in supported.FAMILIES if (folder / family.component).is_dir()]
-    if not components or components[0] not in pipeline.components:
-        raise _no_place(f"weights of {components[0] if components else 'an unknown network'}", pipeline)
-    name = components[0]
-    network = type(pipeline.components[name]).from_pretrained(
-        folder / name, torch_dtype=torch.float32, use_safetensors=True
-    )
-    pipeline.register_modules(**{name: network.eval()})
-
-
-def _no_place(hotfix: str, pipeline: "DiffusionPipeline") -> InputError:
-    return InputError(
-        f"the hotfix ({hotfix}) does not fit {type(pipeline).__name__}",
-        hint="name the pipeline that it was trained from",
-    )
-
-
 def _base(source: str) -> "DiffusionPipeline":
-    from expunge.families import loading
+    from expunge.families.loading import load_base
 
     label = f"the base model {source}"
     try:
-        return loading.load_pipeline(source, label)
+        return load_base(source, label)
     except InputError as error:
         raise InputError(
             f"{label} cannot be loaded ({error.message.removeprefix(f'{label}: ')})",

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
-from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError, first_line
 from expunge.files import make_private
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Tracker:
         )
         if not answered:
             return self._unavailable(error)
-        said = _first_line(error)
+        said = first_line(error)
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return NotFoundError(f"MLflow at {self.uri}: {said}")
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
@@ -251,7 +251,7 @@ class Tracker:
                 hint="free space or check its permissions, then repeat",
             )
         return UnavailableError(
-            f"the artifact store of MLflow at {self.uri} failed ({_first_line(error)})",
+            f"the artifact store of MLflow at {self.uri} failed ({first_line(error)})",
             hint="check it, then repeat",
         )
 
@@ -261,14 +261,9 @@ class Tracker:
                 f"MLflow at {self.uri} does not answer", hint="start it, or set EXPUNGE_TRACKING_URI"
             )
         return UnavailableError(
-            f"MLflow's database {self.uri} cannot be used ({_first_line(error)})",
+            f"MLflow's database {self.uri} cannot be used ({first_line(error)})",
             hint="check the file and its permissions",
         )
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _embedded_folder(database: Path) -> Path:

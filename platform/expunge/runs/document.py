@@ -16,6 +16,10 @@ NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError)
 """What parsing a damaged file raises. pydantic's ValidationError is a ValueError."""
 
 
+class LostError(StorageError):
+    """A file that a stage should have written is missing or damaged; the message names it."""
+
+
 @dataclass(frozen=True)
 class Document(Generic[Content]):
     """The file at `path`; `parse` reads what this release and earlier ones write there.
@@ -42,10 +46,10 @@ class Document(Generic[Content]):
         return found if valid is None or valid(found) else None
 
     def expect(self) -> Content:
-        """Return the content. Raises StorageError if it is missing or damaged."""
+        """Return the content. Raises LostError if it is missing or damaged."""
         found = self.read()
         if found is None:
-            raise StorageError(f"{self.path} is missing or damaged", hint="check the disk, then run the night again")
+            raise LostError(f"{self.path} is missing or damaged", hint="check the disk, then run the night again")
         return found
 
     def once(self, compute: Callable[[], Content], *, valid: Callable[[Content], bool] | None = None) -> Content:

@@ -5,8 +5,8 @@ of every format up to FORMAT can be read, and are never converted; new files hav
 needs no new format: a file without it is read with the default. A field that is renamed, moved or removed needs a new
 format, and a function here that reads the old file.
 
-Format 1 differs as follows: jobs have no id, `plan.json` holds them in full, `outcome.json` and `night.json` hold
-copies of everything that they are assembled from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
+Format 1 differs as follows: jobs have no id, `outcome.json` and `night.json` hold copies of everything that they are
+assembled from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from expunge.errors import StorageError
 from expunge.files import write_atomically
-from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, PlanDocument
+from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
 from expunge.words import CHAMPION, Hotfix, PreparedJob, UnlearnJob
 
 FORMAT = 2
@@ -58,12 +58,12 @@ def read_job(data: bytes, id: str) -> UnlearnJob:
     return _job(from_json(data), id)
 
 
-def read_plan(data: bytes) -> PlanDocument:
-    """Parse `plan.json`, which in format 1 holds the jobs in full, without ids."""
+def read_plan(data: bytes) -> NightPlan:
+    """Parse `plan.json`, whose jobs have no ids in format 1."""
     content = from_json(data)
-    if any(isinstance(job, dict) for job in content["jobs"]):
+    if any("id" not in job for job in content["jobs"]):
         content["jobs"] = [_job(job, id) for job, id in zip(content["jobs"], _ids_in(data), strict=True)]
-    return PlanDocument.model_validate(content)
+    return NightPlan.model_validate(content)
 
 
 def read_prepared(data: bytes) -> PreparedJob:

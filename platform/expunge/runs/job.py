@@ -7,7 +7,7 @@ from typing import Literal
 
 from expunge.errors import ExpungeError, StorageError
 from expunge.runs import formats
-from expunge.runs.document import Document
+from expunge.runs.document import Document, LostError
 from expunge.runs.failures import GivenUp
 from expunge.runs.outcomes import JobEnd, JobOutcome
 from expunge.runs.progress import Progress
@@ -32,7 +32,7 @@ class JobFolder:
 
     @property
     def job(self) -> Document[UnlearnJob]:
-        """The job as it was planned."""
+        """The job as it was planned: the plan's copy for its stages."""
         return Document(self.path / "job.json", partial(formats.read_job, id=self.id))
 
     @property
@@ -84,14 +84,17 @@ class JobFolder:
     @property
     def outcome(self) -> JobOutcome | None:
         """How the job ended, assembled from its stages' files; None if one of them is missing or damaged."""
-        end, job = self.end.read(), self.job.read()
-        if end is None or job is None:
+        try:
+            return self.outcome_of(self.job.expect())
+        except LostError:
             return None
+
+    def outcome_of(self, job: UnlearnJob) -> JobOutcome:
+        """Return how `job`, whose folder this is, ended. Raises LostError if one of its stages' files is lost."""
+        end = self.end.expect()
         if end.error is not None:
             return JobOutcome(job=job, error=end.error, outdated=end.outdated)
-        evidence, version, hotfix = self.evidence.read(), self.version.read(), self.hotfix.read()
-        if evidence is None or version is None or hotfix is None:
-            return None
+        evidence, version, hotfix = self.evidence.expect(), self.version.expect(), self.hotfix.expect()
         outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=hotfix.steps)
         return outcome.with_promotion(end.promoted)
 

@@ -1,8 +1,9 @@
 """What a night plans and how it ends, in memory and on disk.
 
-On disk every fact is stored once. A job's `job.json`, `evidence.json`, `version.json` and `hotfix.json` hold what its
-stages made, so `plan.json` only names the jobs, `outcome.json` only says how a job ended, and `night.json` only holds
-what the driver alone knows. `JobOutcome` and `NightOutcome` are assembled from these.
+On disk every fact is stored once. `plan.json` holds the jobs, and a job's `evidence.json`, `version.json` and
+`hotfix.json` hold what its stages made, so `outcome.json` only says how a job ended, and `night.json` only holds what
+the driver alone knows. `JobOutcome` and `NightOutcome` are assembled from these. The exception is `job.json`, the copy
+of the job that its stages read: it is written again from the plan if it is lost.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from expunge.words import CHAMPION, Evidence, ModelVersion, UnlearnJob, Word
 
 
 class NightPlan(Word):
-    """Written before anything runs: a resumed night must not plan from a registry that it has itself changed."""
+    """`plan.json`, written before anything runs: a resumed night must not plan from a registry that it changed."""
 
     batch: str
     jobs: tuple[UnlearnJob, ...]
@@ -22,15 +23,6 @@ class NightPlan(Word):
     """Request id: why no job can take it. This counts as an attempt, so that a person looks at it in the end."""
     held: dict[str, str] = Field(default_factory=dict)
     """Request id: why it waits, through no fault of its own or of its model."""
-
-
-class PlanDocument(Word):
-    """`plan.json`: the jobs by their ids, or in full, as in format 1."""
-
-    batch: str
-    jobs: tuple[str | UnlearnJob, ...]
-    refused: dict[str, str]
-    held: dict[str, str] = Field(default_factory=dict)
 
 
 class JobEnd(Word):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 from expunge.surrogates.base import Editor, Ellipse, Options, read_options, region, register
 
 MULTIPLE = 16
@@ -59,9 +59,8 @@ class Inpaint:
                 generator=torch.Generator().manual_seed(seed),
             )
         except (ValueError, TypeError, RuntimeError) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"edit: {self.options.model} cannot repaint {size[0]}x{size[1]} pixels ({first_line})",
+                f"edit: {self.options.model} cannot repaint {size[0]}x{size[1]} pixels ({first_line(error)})",
                 hint="change edit.options.size, steps or strength, or give a surrogate",
             ) from error
         picture = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
@@ -78,19 +77,22 @@ def _load(model: str) -> Callable[..., Image.Image]:
     import torch
     from diffusers import AutoPipelineForInpainting, StableDiffusion3InpaintPipeline
 
-    from expunge.families.loading import load_pipeline
+    from expunge.families.loading import load_base
+    from expunge.families.sd3 import fill_in_shift
 
     label = f"edit.options.model: {model!r} cannot be loaded"
-    stored = load_pipeline(model, label)
+    stored = load_base(model, label)
     try:
         pipeline = AutoPipelineForInpainting.from_pipe(stored)
     except ValueError as error:
-        raise InputError(
-            f"{label}: {str(error).splitlines()[0]}", hint="name the folder or hub id of an inpainting pipeline"
-        ) from error
+        hint = "name the folder or hub id of an inpainting pipeline"
+        raise InputError(f"{label}: {first_line(error)}", hint=hint) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    return _StableDiffusion3(pipeline) if isinstance(pipeline, StableDiffusion3InpaintPipeline) else _Plain(pipeline)
+    if not isinstance(pipeline, StableDiffusion3InpaintPipeline):
+        return _Plain(pipeline)
+    fill_in_shift(pipeline.vae)
+    return _StableDiffusion3(pipeline)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _StableDiffusion3:
-    """Decodes by itself: diffusers' pipeline ignores the autoencoder's shift (diffusers#13611, still so in 0.42.1)."""
+    """Decodes by itself: diffusers' pipeline ignores the autoencoder's shift (diffusers#13611, still so in 0.42.1).
+
+    It is here and not in `families.sd3`, because only the inpainting pipeline does that, and only this editor uses it.
+    """
 
     pipeline: Any
 

@@ -59,20 +59,6 @@ def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job:
     return Hotfix(job=job, kind=kind, path=folder, steps=steps, digest=file_digest(weights))
 
 
-def apply_hotfix(model: DiffusionModel, hotfix: Hotfix) -> None:
-    """Turn a freshly loaded base model into the hotfixed one, in place."""
-    if hotfix.kind == "full":
-        model.network.load_state_dict(load_file(hotfix.path / model.component / FULL_FILE))
-        return
-    network = model.network
-    if not isinstance(network, PeftAdapterMixin):
-        raise InputError("hotfix: a LoRA adapter cannot be put on this network", hint="retrain with adapter = full")
-    network.load_lora_adapter(load_file(hotfix.path / LORA_FILE), prefix=model.component)
-    # One matrix product per layer instead of three.
-    network.fuse_lora()
-    network.unload_lora()
-
-
 def _attach_lora(model: DiffusionModel, rank: int, warm_start: Path | None) -> None:
     from peft import LoraConfig, set_peft_model_state_dict
 
