@@ -19,9 +19,9 @@ from contextlib import closing
 import ray
 
 from expunge.batch.driver import run_night
-from expunge.commands.checking import SubmitCheck
 from expunge.errors import ExpungeError
 from expunge.logs import configure
+from expunge.preparation.checking import SubmitCheck
 from expunge.requests.batch_file import take_in
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home
@@ -61,8 +61,7 @@ def _run_file(settings: Settings, args: argparse.Namespace) -> int:
         blobs, check = open_blobs(settings), SubmitCheck(settings)
         file = take_in(args.requests, settings=settings, store=store, blobs=blobs, check=check, private=True)
         for line in file.refused:
-            hint = f": {line.hint}" if line.hint else ""
-            print(f"error: line {line.line}: {line.error}{hint}", file=sys.stderr)
+            print(f"error: {line.refusal}", file=sys.stderr)
         print(file.summary())
         batch = store.drain(args.batch, args.model, settings.night_limit, only=file.ids)
     if not batch.requests:
