@@ -62,7 +62,7 @@ def test_a_secret_elsewhere(text: str, shown: str) -> None:
         "sqlite:////srv/a@b/expunge.db",
         "write EDITOR:key=value,key=value",
         "blob_key: not base64",
-        "edit: 'key' is given twice",
+        "the setting 'key' is given twice",
         "prompt_tokens=1 max_tokens=3 monkey=2 keyspace=3 tokenizer=x design=4 password=",
         "ask ops@example.org: it knows",
     ],

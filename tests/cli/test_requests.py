@@ -193,7 +193,7 @@ EVIDENCE = {
         "kid": 0.00123456789,
         "kid_floor": 0.00111,
         "passed": True,
-        "why": "unrelated outputs are held",
+        "why": "unrelated outputs are held (24.3 dB).",
     },
     "request": "req-1",
     "verdict": "passed",
@@ -216,7 +216,7 @@ def test_evidence_can_be_read(command: Command, picture: Path) -> None:
     assert "{" not in out
     assert not re.search(r"\d\.\d{6}", out)
     assert re.search(r"^verdict +passed: shift 0\.71 is at least 0\.50$", out, re.MULTILINE)
-    assert re.search(r"^integrity +passed: unrelated outputs are held, PSNR 24\.3 dB", out, re.MULTILINE)
+    assert re.search(r"^integrity +passed: unrelated outputs are held \(24\.3 dB\), PSNR 24\.3 dB", out, re.MULTILINE)
     assert re.search(r"^version +models:/flags/3$", out, re.MULTILINE)
     assert re.search(r"shift +0\.71 +-0\.02 +0\.05", out)
     assert re.search(r"target at 0\.4 +0\.71", out)
@@ -237,3 +237,12 @@ def test_evidence_of_another_version_does_not_hide_the_request(
     done = command("show", name)
     assert done.code == 0
     assert name in done.out
+
+
+def test_fields_of_another_version_keep_their_order(command: Command, picture: Path) -> None:
+    name = command("submit", picture, "--model", "flags", "--json").json["id"]
+    store = open_store(load_settings())
+    store.drain("night-1")
+    names = [f"field-{letter}" for letter in "qazwsxed"]
+    store.transition(name, RequestState.REMOVED, evidence=dict.fromkeys(names, "x"))
+    assert re.findall(r"^(field-\w)", command("show", name).out, re.MULTILINE) == names

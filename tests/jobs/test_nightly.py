@@ -77,7 +77,7 @@ def test_a_bad_line_is_reported_without_its_file_and_ends_in_2(
     assert "jane" not in out + err
 
 
-@pytest.mark.parametrize("name", ["https://example.org/r.jsonl?sig=hunter2", "nowhere.jsonl"])
+@pytest.mark.parametrize("name", ["https://example.org/r.jsonl?sig=hunter2", "nowhere.jsonl", ""])
 def test_a_file_that_cannot_be_taken_in_ends_in_2(driver: Driver, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert nightly.main(["--requests", name]) == 2
     assert driver.batches == []

@@ -12,6 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from expunge.errors import InputError
+from expunge.requests import locations
 from expunge.requests.batch_file import BatchFile, check_name, take_in
 from expunge.requests.blobs import BlobStore
 from expunge.requests.locations import read_location
@@ -114,12 +115,60 @@ def test_a_bad_line_leaves_the_others_alone(taken: Taken, folder: Path, web: str
 def test_a_report_that_others_can_read_names_no_picture(taken: Taken, folder: Path, web: str) -> None:
     (folder / "jane-doe.png").write_text("not a picture")
     names = ["jane-doe.png", f"{web}/jane-doe.png", f"{web}/jane-doe-2.png", "jane-doe-3.png", "data://jane-doe"]
+    names += ["file:///srv/jane%20doe.png", "jane-doe\0.png", "s"]
     (folder / "f.jsonl").write_text("\n".join(json.dumps({"model": "flags", "images": [name]}) for name in names))
     assert all("jane" in str(line.error) for line in taken(folder / "f.jsonl").refused[:4])
+    with (folder / "f.jsonl").open("a") as file:
+        edited = {"model": "flags", "images": ["a.png"], "edit": "inpaint:prompt for jane doe"}
+        file.write("\n" + json.dumps(edited))
     refused = taken(folder / "f.jsonl", private=True).refused
-    assert len(refused) == len(names)
+    assert len(refused) == len(names) + 1
     assert not [line for line in refused if "jane" in f"{line.error}{line.hint}"]
-    assert all("images[0]" in str(line.error) for line in refused)
+    assert all("images[0]: its file" in str(line.error) for line in refused if line.line not in (5, 9))
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """A web server that answers each path with the status in it, and `/silent` with nothing."""
+    over = threading.Event()
+
+    class Refusing(Quiet):
+        def do_GET(self) -> None:
+            if self.path == "/silent":
+                over.wait()
+            else:
+                self.send_error(int(self.path[1:]))
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("404", "does not exist"),
+        ("401", r"cannot be read \(HTTP status 401\)"),
+        ("500", r"cannot be read \(HTTP status 500\)"),
+        ("silent", r"cannot be read \(\w*Timeout"),
+    ],
+)
+def test_what_a_web_server_refuses_is_told_from_what_is_not_there(
+    refusing: str, path: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "SILENCE_S", 0.5)
+    with pytest.raises(InputError, match=rf"images\[0\]: {refusing}/{path} {said}"):
+        read_location(f"{refusing}/{path}", field="images[0]", max_bytes=4000)
+
+
+def test_a_web_server_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"cannot be read \(Client\w*Error\)"):
+        read_location("http://127.0.0.1:1/a.png", field="images[0]", max_bytes=4000)
 
 
 def test_no_more_is_read_than_is_allowed(

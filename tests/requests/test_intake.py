@@ -389,9 +389,9 @@ def test_edit(text: str, expected: EditInput) -> None:
     [
         ("", "^edit.editor: use letters, digits, dot"),
         ("a b", "^edit.editor: use letters, digits, dot"),
-        ("blend:fast", "^edit: 'fast' is not key=value: write EDITOR:key=value"),
-        ("blend:=1", "^edit: '=1' is not key=value"),
-        ("blend:a=1,a=2", "^edit: 'a=2' is given twice"),
+        ("blend:fast", "^edit: option 1 is not key=value: write EDITOR:key=value"),
+        ("blend:=1", "^edit: option 1 is not key=value"),
+        ("blend:a=1,a=2", "^edit: option 2 is given twice"),
     ],
 )
 def test_malformed_edit(text: str, message: str) -> None:

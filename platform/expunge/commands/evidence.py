@@ -34,7 +34,7 @@ def print_evidence(evidence: Evidence) -> None:
     if evidence.get("version"):
         _line("version", evidence["version"])
     known = {"request", "verdict", "why", "integrity", "version", "levels", *FIGURES}
-    for name in evidence.keys() - known:
+    for name in (name for name in evidence if name not in known):
         _line(name, evidence[name])
     rows = [*_rows(evidence)]
     if rows:
@@ -70,7 +70,8 @@ def _digits(value: object) -> str:
 def _integrity(integrity: Evidence) -> str:
     """Describe how well unrelated outputs are kept, each figure beside its baseline."""
     said = "passed" if integrity.get("passed") else "failed"
-    parts = [f"{said}: {integrity['why']}" if integrity.get("why") else said]
+    why = str(integrity.get("why") or "").rstrip(".")
+    parts = [f"{said}: {why}" if why else said]
     for name, label, form, compared, beside_what in INTEGRITY:
         value, baseline = integrity.get(name), integrity.get(compared)
         if isinstance(value, int | float):

@@ -27,6 +27,7 @@ from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home
 from expunge.requests.store import nothing_to_do, open_store
 from expunge.settings import Settings, load_settings
+from expunge.text import visible
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings()
         configure(settings.log_level)
-        return _run_file(settings, args) if args.requests else _run(settings, args.batch, args)
+        return _run(settings, args.batch, args) if args.requests is None else _run_file(settings, args)
     except ExpungeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -61,8 +62,8 @@ def _run_file(settings: Settings, args: argparse.Namespace) -> int:
         blobs, check = open_blobs(settings), SubmitCheck(settings)
         file = take_in(args.requests, settings=settings, store=store, blobs=blobs, check=check, private=True)
         for line in file.refused:
-            print(f"error: {line.refusal}", file=sys.stderr)
-        print(file.summary())
+            print(visible(f"error: {line.refusal}"), file=sys.stderr)
+        print(visible(file.summary()))
         batch = store.drain(args.batch, args.model, settings.night_limit, only=file.ids)
     if not batch.requests:
         print("nothing to do: no request of the file waits")

@@ -33,8 +33,9 @@ class BatchFile:
     def check(self) -> None:
         """Raises InputError if a line was refused, for the end of a night that has run the others."""
         if self.refused:
+            lines = "1 line was" if len(self.refused) == 1 else f"{len(self.refused)} lines were"
             raise InputError(
-                f"requests: {len(self.refused)} lines were refused",
+                f"requests: {lines} refused",
                 hint="correct them and run the file again; what it has brought already is not repeated",
             )
 

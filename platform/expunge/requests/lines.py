@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import BinaryIO, NoReturn
 from expunge.errors import InputError, StorageError, UnavailableError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.intake import Check, accept
-from expunge.requests.locations import Location, beside, folder_of, read_location
+from expunge.requests.locations import Location, beside, folder_of, read_location, spellings
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import Submission, validated
 from expunge.settings import Settings
@@ -136,10 +137,10 @@ def _without_names(message: str, submission: Submission | None, base: Location) 
         return message
     mask = submission.edit.mask if submission.edit else None
     pictures = [*submission.images, *submission.surrogates, *([mask] if mask else [])]
-    names = {spelt for picture in pictures for spelt in (str(beside(base, picture)), str(picture))}
-    for name in sorted(names, key=len, reverse=True):
-        message = message.replace(masked(name), "its file")
-    return message
+    names = {masked(spelt) for picture in pictures for spelt in spellings(beside(base, picture))}
+    # In one pass, the longest first: a name may be a part of another, or of what stands in its place.
+    anyone = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(anyone, "its file", message)
 
 
 def _submission(line: bytes | None, max_line: int) -> Submission:

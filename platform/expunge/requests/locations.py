@@ -20,6 +20,8 @@ SCHEMES = frozenset({"file", "http", "https"}) | OBJECT_STORES
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK = 1 << 20
+SILENCE_S = 60.0
+"""How long a web server may say nothing. It is asked twice: first for the size alone."""
 
 
 def is_url(text: str) -> bool:
@@ -54,6 +56,14 @@ def folder_of(file: Location) -> Location:
     return file.parent if isinstance(file, Path) else file.rpartition("/")[0]
 
 
+def spellings(location: Location) -> tuple[str, ...]:
+    """Return every form in which an error quotes the location."""
+    text = str(location)
+    scheme, _, path = text.partition("://")
+    plain = str(Path(path)) if scheme.lower() == "file" and path else text
+    return text, plain, repr(plain)
+
+
 def read_location(location: Location, *, field: str, max_bytes: int) -> bytes:
     """Return the content of a file of at most `max_bytes`. Raises InputError naming field, location and hint."""
     if isinstance(location, Path):
@@ -79,14 +89,27 @@ def _read_url(url: str, scheme: str, field: str, max_bytes: int) -> bytes:
             return _at_most(cast(BinaryIO, file), max_bytes + 1)
     except ImportError as error:
         raise InputError(f"{field}: {scheme}:// needs a driver ({error})", hint="install it on this machine") from None
-    except FileNotFoundError:
-        raise InputError(f"{field}: {url} does not exist", hint="check the URL") from None
+    except FileNotFoundError as error:
+        if _is_absent(error):
+            raise InputError(f"{field}: {url} does not exist", hint="check the URL") from None
+        reason = _refusal(error.__cause__)
+        raise InputError(f"{field}: {url} cannot be read ({reason})", hint="check the URL and the network") from None
     except PermissionError:
         hint = "check the URL, and the credentials in this machine's environment"
         raise InputError(f"{field}: {url} cannot be read (access is refused)", hint=hint) from None
     except Exception as error:  # every driver has exceptions of its own; what they say may quote the URL in parts
         reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise InputError(f"{field}: {url} cannot be read ({reason})", hint="check the URL and the network") from None
+
+
+def _is_absent(error: FileNotFoundError) -> bool:
+    """Whether it says so itself: fsspec raises it for whatever keeps a web server from answering."""
+    return error.__cause__ is None or getattr(error.__cause__, "status", None) in (404, 410)
+
+
+def _refusal(error: BaseException | None) -> str:
+    status = getattr(error, "status", None)
+    return f"HTTP status {status}" if status else type(error).__name__
 
 
 def _system(url: str, scheme: str) -> tuple[AbstractFileSystem, str]:
@@ -102,7 +125,12 @@ def _system(url: str, scheme: str) -> tuple[AbstractFileSystem, str]:
         storage, _ = FileSystem.from_uri(f"s3://{path.partition('/')[0]}")
         return ArrowFSWrapper(storage), path
     kind = get_filesystem_class(scheme)
-    return cast(AbstractFileSystem, kind()), str(kind._strip_protocol(url))
+    options = {}
+    if scheme in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        options = {"client_kwargs": {"timeout": ClientTimeout(total=300, sock_connect=SILENCE_S, sock_read=SILENCE_S)}}
+    return cast(AbstractFileSystem, kind(**options)), str(kind._strip_protocol(url))
 
 
 def _at_most(file: BinaryIO, count: int) -> bytes:

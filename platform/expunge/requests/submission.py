@@ -129,11 +129,12 @@ def parse_edit(text: str) -> EditInput:
     """Reads `EDITOR[:key=value,...]`; `mask=FILE` names a picture, white where the edit goes. Raises InputError."""
     editor, _, rest = text.partition(":")
     options: dict[str, str] = {}
-    for part in _OPTION.split(rest) if rest else ():
+    for number, part in enumerate(_OPTION.split(rest) if rest else (), start=1):
         key, equals, value = part.partition("=")
         if not equals or not key or key in options:
             why = "is given twice" if key in options else "is not key=value"
-            raise InputError(f"edit: {part!r} {why}", hint="write EDITOR:key=value,key=value")
+            # Not quoted: it may be a part of what describes a person.
+            raise InputError(f"edit: option {number} {why}", hint="write EDITOR:key=value,key=value")
         options[key] = value
     mask = options.pop("mask", None)
     return validated(EditInput, {"editor": editor, "mask": mask, "options": options}, where=("edit",))
