@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -26,34 +25,48 @@ class Editor(Protocol):
         ...
 
 
-LOADS_A_MODEL = ("inpaint",)
-"""Editors with an option `model`."""
+class Options(BaseModel):
+    """Base of an editor's options, which arrive as text. The option `model` is for an editor that loads a model."""
 
-Factory = Callable[[dict[str, str]], Editor]
-_factories: dict[str, Factory] = {}
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def register(name: str) -> Callable[[Factory], Factory]:
-    """Make a factory known by its editor's name, which is also the name of the module that holds it."""
+OptionsT = TypeVar("OptionsT", bound=Options)
+MakerT = TypeVar("MakerT", bound=Callable[[Any], Editor])
 
-    def add(factory: Factory) -> Factory:
-        _factories[name] = factory
-        return factory
+_editors: dict[str, tuple[type[Options], Callable[[Any], Editor]]] = {}
+
+
+def editor(name: str, options: type[Options]) -> Callable[[MakerT], MakerT]:
+    """Make what is decorated known as the editor `name`, which is also the name of its module.
+
+    It is called with the `options` that were read, and returns the editor.
+    """
+
+    def add(make: MakerT) -> MakerT:
+        _editors[name] = options, make
+        return make
 
     return add
 
 
 def editor_names() -> list[str]:
-    """Every editor there is, without importing it: their packages are large."""
-    return sorted(module.name for module in iter_modules([str(Path(__file__).parent)]) if module.name != "base")
+    """Name every editor, without importing any: their packages are large. A helper's module begins with `_`."""
+    names = (module.name for module in iter_modules(import_module("expunge.surrogates").__path__))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
 def make_editor(spec: EditSpec) -> Editor:
     """Raises InputError naming an unknown editor or option."""
-    if spec.editor not in editor_names():
-        raise InputError(f"edit.editor: {spec.editor!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
-    import_module(f"expunge.surrogates.{spec.editor}")
-    return _factories[spec.editor](spec.options)
+    options, make = _find(spec.editor)
+    return make(read_options(options, spec.options))
+
+
+def _find(name: str) -> tuple[type[Options], Callable[[Any], Editor]]:
+    if name not in editor_names():
+        raise InputError(f"edit.editor: {name!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
+    import_module(f"expunge.surrogates.{name}")
+    return _editors[name]
 
 
 def check_edit(spec: EditSpec, model: ModelSettings) -> EditSpec:
@@ -72,22 +85,14 @@ def check_edit(spec: EditSpec, model: ModelSettings) -> EditSpec:
     if asked is not None and asked not in models:
         hint = f"use {' or '.join(models)}" if models else "the model's editor_models names none"
         raise InputError(f"edit.options.model: {asked!r} is not allowed here", hint=hint)
-    if spec.editor in LOADS_A_MODEL and asked is None and models:
+    options, _ = _find(spec.editor)
+    if "model" in options.model_fields and asked is None and models:
         if len(models) > 1:
             hint = f"use {' or '.join(models)}"
             raise InputError("edit.options.model: there are several, and none is named", hint=hint)
         spec = spec.model_copy(update={"options": {**spec.options, "model": models[0]}})
     make_editor(spec)
     return spec
-
-
-class Options(BaseModel):
-    """Base of an editor's options, which arrive as text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def read_options(kind: type[OptionsT], options: dict[str, str]) -> OptionsT:

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from expunge.errors import InputError
-from expunge.surrogates.base import Editor, Ellipse, Options, read_options, region, register
+from expunge.surrogates.base import Ellipse, Options, editor, region
 
 MULTIPLE = 16
 """Both sides have to divide by the autoencoder's factor times the patch size: 8 or 16 for the models there are."""
@@ -25,11 +25,7 @@ class InpaintOptions(Options):
     ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], what changes without a mask")
 
 
-@register("inpaint")
-def inpaint(options: dict[str, str]) -> Editor:
-    return Inpaint(read_options(InpaintOptions, options))
-
-
+@editor("inpaint", InpaintOptions)
 @dataclass
 class Inpaint:
     """The pipeline is loaded with the first picture. Pixels outside the mask are never changed; donors are not used."""
