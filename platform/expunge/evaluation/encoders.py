@@ -1,7 +1,7 @@
 """Frozen image encoders behind one call: similarity is measured in their feature space, never in pixels.
 
-An encoder is a subclass of `Encoder` that is named in ENCODERS. The settings look theirs up there, so this module imports
-torch, and what the encoders need, only where it is used.
+An encoder is a subclass of `Encoder` that is named in ENCODERS. The settings look theirs up there, so this module
+imports torch, and what the encoders need, only where it is used.
 """
 
 from __future__ import annotations

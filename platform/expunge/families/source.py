@@ -42,10 +42,11 @@ def locate(source: str, label: str, *, weights: bool = False) -> Layout:
 
     weights: fetch the weights, too. Raises InputError where there is no such folder, or no such commit can be fetched.
     """
-    hint = (
-        "give the folder of a diffusers pipeline (which has no revision), a hub id with its revision, or testbed:NAME"
+    found = folder_or_commit(
+        source,
+        label,
+        "give the folder of a diffusers pipeline (which has no revision), a hub id with its revision, or testbed:NAME",
     )
-    found = folder_or_commit(source, label, hint)
     return _layout(found, label) if isinstance(found, Path) else _from_hub(*found, label, weights)
 
 
