@@ -56,7 +56,13 @@ class TransitionError(ExpungeError):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, because libraries explain at length what went wrong; its type if it has none."""
+    said = str(error).strip()
+    return said.splitlines()[0].strip() if said else type(error).__name__
+
+
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error, because Ray puts a traceback before its message; its type if it has none."""
+    """Return an error's last line, because Ray puts a traceback before the message; its type if it has no message."""
     said = str(error).strip()
     return said.splitlines()[-1].strip() if said else type(error).__name__

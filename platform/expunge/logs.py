@@ -1,4 +1,4 @@
-"""Logs go to stderr: readable on a terminal, else one JSON object per line. They hold ids, never what people sent."""
+"""Logs go to stderr: readable on a terminal, otherwise one JSON object per line. They never hold what people sent."""
 
 import sys
 
@@ -9,7 +9,7 @@ from expunge.text import masked
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
-# What a request says about people. Whoever holds the key can look it up by its id.
+# The fields of a request that may be personal. Whoever holds the sealing key can look them up by the request's id.
 PRIVATE = frozenset(
     {"image", "images", "surrogate", "surrogates", "mask", "prompt", "prompts", "reason", "external_id", "edit", "path"}
 )
@@ -29,7 +29,7 @@ def configure(level: str = "info") -> None:
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        # Look stderr up for each line: an earlier one may have been closed.
+        # Look stderr up for each line, because it may have been closed and replaced.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -43,7 +43,7 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Blank private fields that slipped into a log call, and mask passwords in URLs: the last line of defence."""
+    """Blank private fields and mask passwords in URLs: the last line of defence against a careless log call."""
     return {key: "[private]" if key in PRIVATE else _masked(value) for key, value in event.items()}
 
 

@@ -21,7 +21,7 @@ def to_pictures(tensor: Tensor) -> np.ndarray:
 
 
 def to_png(picture: np.ndarray) -> bytes:
-    """Encode uint8 [h, w, 3]."""
+    """Encode uint8 [h, w, 3] as PNG."""
     buffer = BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()

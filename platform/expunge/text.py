@@ -3,7 +3,7 @@
 import re
 from urllib.parse import unquote_plus
 
-# Before the last @ of a URL: a password may hold any character besides white space.
+# A URL's credentials end at its last @: a password may hold any character except white space.
 _WORD = re.compile(r"\S+")
 _NAME = re.compile(r"""(?<![\w.%-])([\w.%-]{1,80})(?:["']\s?:\s?(?=["'])|["']?\s?(?:=|%3D)\s?)""", re.IGNORECASE)
 _VALUE = re.compile(r"""(?:"[^"]*"|'[^']*')?[^\s&]*""")

@@ -38,21 +38,23 @@ def input_error(
     prefix: str = "",
     where: Sequence[str] = (),
     noun: str = "field",
+    names: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     hint: Callable[[Problem], str | None] = lambda _: None,
 ) -> InputError:
     """An InputError that names the first thing that is wrong, and how many more there are.
 
     prefix: comes before the name, as "setting ". where: the path of what was validated, if it is a part of something.
-    noun: what a field is called here. words: what to say about a pattern or a kind of error of pydantic's.
-    hint: makes the hint.
+    noun: what a field is called here. names: what to call these fields instead, without the prefix. words: what to say
+    about a pattern or a kind of error of pydantic's. hint: makes the hint.
     """
     first, *more = error.errors(include_url=False, include_input=False)
     problem = Problem((*where, *(_short(part) for part in first["loc"] if part != "[key]")), first["type"])
     said = f"there is no such {noun}" if problem.is_unknown else _said(first, words or {})
     also = f" (and {len(more)} more)" if more else ""
-    name = f"{prefix}{'.'.join(problem.path)}: " if problem.path else ""
-    return InputError(f"{name}{said}{also}", hint=hint(problem))
+    path = ".".join(problem.path)
+    name = (names or {}).get(path, f"{prefix}{path}")
+    return InputError(f"{name}: {said}{also}" if path else f"{said}{also}", hint=hint(problem))
 
 
 def _said(error: ErrorDetails, words: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Ask whether a server answers, with the standard library alone; a server on this host is asked past any proxy."""
+"""Ask whether a server answers, with the standard library alone; for a server on this host, proxies are bypassed."""
 
 import ipaddress
 import urllib.error

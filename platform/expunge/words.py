@@ -1,4 +1,4 @@
-"""The words of the platform: one frozen type each. They are the arrows between the rooms."""
+"""The platform's domain types, each frozen: what its packages pass to one another."""
 
 import hashlib
 from datetime import date, datetime
@@ -24,7 +24,7 @@ class Word(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the content: equal content, equal fingerprint."""
+        """Return the first 16 hex digits of the content's SHA-256; equal content has an equal fingerprint."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
@@ -37,13 +37,13 @@ class EditSpec(Word):
 
 
 class RemovalRequest(Word):
-    """What must not be generated any more."""
+    """Asks that a model stop generating what the images show."""
 
     id: Identifier
     model: Identifier
     images: tuple[BlobId, ...] = Field(min_length=1, max_length=64)
     prompt: Text | None = None
-    surrogates: tuple[BlobId, ...] = Field(default=(), description="one for each image, or none")
+    surrogates: tuple[BlobId, ...] = Field(default=(), description="one per image, or none at all")
     edit: EditSpec | None = None
     external_id: ExternalId
     reason: Text = ""
@@ -60,7 +60,7 @@ class RequestState(StrEnum):
 
 
 class RemovalBatch(Word):
-    """The requests drained for one night; the id is the idempotency handle."""
+    """The requests drained for one night; running a batch again by its id is idempotent."""
 
     id: Identifier
     created: datetime
@@ -72,7 +72,7 @@ CHAMPION = "champion"
 
 
 def _job_id(content: dict[str, Any]) -> str:
-    """Name a job by its content, which `content` holds field by field."""
+    """Derive a job's id from its fields."""
     return f"{content['model']}-{hashlib.sha256(to_json(content)).hexdigest()[:16]}"
 
 
@@ -95,7 +95,7 @@ class UnlearnJob(Word):
     warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
     id: str = Field(
-        default_factory=_job_id, description="names the job's folder, run and version: equal content is the same job"
+        default_factory=_job_id, description="names the job's folder, run and version; equal content gives an equal id"
     )
 
     @property
@@ -103,16 +103,16 @@ class UnlearnJob(Word):
         return (*self.ledger, *self.requests)
 
     def steps(self, *, warm: bool) -> int:
-        """Training steps, in proportion to the requests that the first weights do not remove yet where these are many.
+        """Return the number of training steps, which grows in proportion beyond `training.steps_cover` requests.
 
-        warm: they are the weights of `warm_start`; else the ledger counts, too.
+        warm: training starts from `warm_start`, whose weights remove the ledger already, so only new requests count.
         """
         new, cover = len(self.requests if warm else self.everything), self.training.steps_cover
         return -(-self.training.steps * max(new, cover) // cover)
 
 
 class PreparedJob(Word):
-    """Sealed safetensors, named by their content."""
+    """The output of the prepare stage: blobs of safetensors, named by their content."""
 
     job: str
     forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
@@ -124,7 +124,7 @@ class PreparedJob(Word):
 
 
 class Hotfix(Word):
-    """What is handed over: a LoRA adapter or full weights, in diffusers' own format."""
+    """The result of training: a LoRA adapter or full weights, in diffusers' own format."""
 
     job: str
     kind: Literal["lora", "full"]
@@ -142,7 +142,7 @@ class Measured(Word):
 
 
 class RequestEvidence(Word):
-    """One request. Similarities are cosines of centred encoder features, mean over levels, seeds and images."""
+    """The evidence of one request. Similarities are mean cosines of centred features over levels, seeds and images."""
 
     request: str
     verdict: Literal["passed", "failed", "skipped"]
@@ -157,18 +157,20 @@ class RequestEvidence(Word):
 
 
 class IntegrityEvidence(Word):
-    """Unrelated outputs, same seeds, before and after. `unrelated` is the same figure for two different seeds."""
+    """Compares unrelated outputs of the same seeds. `*_unrelated` is the same figure for two different seeds."""
 
     psnr: float
     psnr_unrelated: float
     ssim: float
     ssim_unrelated: float
-    kid: float = Field(
-        description="distribution distance of the hotfix's samples to the base's, same number of samples"
-    )
-    kid_floor: float = Field(description="the same between two independent halves of the base's samples")
+    kid: float = Field(description="distribution distance between equally many samples of the hotfix and of the base")
+    kid_floor: float = Field(description="the largest such distance between random halves of the base's samples")
     passed: bool
     why: str
+
+
+UNRELATED = "unrelated"
+"""The picture, in `Evidence.pictures`, of outputs that no request concerns."""
 
 
 class Evidence(Word):
@@ -181,14 +183,14 @@ class Evidence(Word):
 
     @property
     def passed(self) -> frozenset[str]:
-        """The requests whose removal this hotfix proves."""
+        """The ids of the requests whose removal this hotfix proves."""
         if not self.integrity.passed:
             return frozenset()
         return frozenset(r.request for r in self.requests if r.verdict == "passed")
 
 
 class ModelVersion(Word):
-    """The registered hotfix."""
+    """A registered hotfix."""
 
     name: str
     version: str
@@ -201,7 +203,7 @@ class ModelVersion(Word):
 
 
 class Ledger(Word):
-    """Every request that a registered version has had removed."""
+    """The ids of all requests that a registered version removes."""
 
     model: Identifier
     version: str | None

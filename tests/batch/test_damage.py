@@ -91,7 +91,9 @@ def test_a_job_whose_champion_changed_ends_before_it_trains_and_costs_no_attempt
     job.walk_job(folder, remember(settings).id)
     outcome = folder.outcome
     assert outcome is not None
-    assert outcome.error == "the champion has changed since the night was planned: it was none, and is models:/flags/1"
+    assert outcome.error is not None
+    assert "the champion has changed" in outcome.error
+    assert "models:/flags/1" in outcome.error
     settle(store, settings, slow.batch, slow.planned, [outcome])
     record = store.get("req-slow")
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)
@@ -212,22 +214,27 @@ def ended(store: RequestStore, settings: Settings, tonight: Tonight) -> tuple[Ni
     return mine, folder
 
 
-def test_verdicts_that_are_lost_are_put_together_again(settings: Settings, ended: tuple[Night, NightFolder]) -> None:
+@pytest.mark.parametrize("copy", ["kept", "lost"])
+def test_verdicts_that_are_lost_are_put_together_again(
+    settings: Settings, ended: tuple[Night, NightFolder], copy: str
+) -> None:
     mine, folder = ended
+    if copy == "lost":
+        folder.job(mine.job.id).job.path.unlink()
     night = driver.run_night(settings, mine.batch.id)
     assert night is not None
     assert [outcome.error for outcome in night.outcomes] == ["failed"]
     assert folder.outcome == night
 
 
-@pytest.mark.parametrize("lost", ["plan.json", "job.json", "outcome.json"])
+@pytest.mark.parametrize("lost", ["plan.json", "outcome.json"])
 def test_a_batch_that_has_ended_is_not_run_again(
     store: RequestStore, settings: Settings, ended: tuple[Night, NightFolder], lost: str
 ) -> None:
     mine, folder = ended
     [path] = folder.path.rglob(lost)
     path.unlink()
-    with pytest.raises(NotFoundError, match=r"batch night-a has ended and has no verdicts: .* run `expunge night`"):
+    with pytest.raises(NotFoundError, match=rf"batch night-a has ended but .*{lost} is missing .* run `expunge night`"):
         driver.run_night(settings, mine.batch.id)
     assert store.get("req-a").state is RequestState.ACCEPTED
 

@@ -63,12 +63,12 @@ def test_a_night_that_was_overtaken_does_not_undo_the_other(
         promote(tracker, registered(fast, judge(fast), tracker, tmp_path / "hotfix"))
     version = registered(slow, judge(slow), tracker, tmp_path / "hotfix")
     folder = evaluated(slow, judge(slow), version, settings)
-    assert promote_version(folder, tracker, settings) is not overtaken
+    assert promote_version(folder, tracker, store) is not overtaken
     now = champion_of(tracker, "flags")
     assert now is not None
     assert (now.uri == version.uri) is not overtaken
     if not overtaken:  # after a kill behind the promotion it is asked for again
-        assert promote_version(folder, tracker, settings)
+        assert promote_version(folder, tracker, store)
 
 
 def test_nothing_is_promoted_over_a_removal_that_it_does_not_hold(
@@ -81,5 +81,5 @@ def test_nothing_is_promoted_over_a_removal_that_it_does_not_hold(
     store.add(ask("new"))
     (job,) = plan_night(store.drain("night-new"), settings, lambda model: (None, [])).jobs
     version = registered(job, judge(job), tracker, tmp_path / "hotfix")
-    assert not promote_version(evaluated(job, judge(job), version, settings), tracker, settings)
+    assert not promote_version(evaluated(job, judge(job), version, settings), tracker, store)
     assert champion_of(tracker, "flags") is None

@@ -40,6 +40,7 @@ def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
     ("arguments", "says"),
     [
         (["--model", "flags", "--adapter", "tiny"], "--adapter: Input should be 'auto', 'lora' or 'full'"),
+        (["--model", "flags", "--precision", "int8"], "--precision: Input should be "),
         (["--model", "flags", "--precision", "fp16"], "precision: fp16 needs a loss scale"),
         (["--model", "faces", "--adapter", "lora"], "this family has no LoRA layers"),
         (["--model", "sd9"], "'sd9' is not known: use one of faces, flags, sd3-medium, sd3.5-large"),

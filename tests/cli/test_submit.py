@@ -21,7 +21,7 @@ def paint(folder: Path, name: str, size: tuple[int, int], colour: str = "teal") 
     ("edit", "message"),
     [
         ("blnd", "edit.editor: 'blnd' is unknown: use one of blend, inpaint"),
-        ("blend:strenth=1", "edit.options.strenth: there is no such option: known are mode, ellipse"),
+        ("blend:strenth=1", "edit.options.strenth: there is no such option: use one of mode, ellipse"),
         ("blend:strength=2", "edit.options.strength: Input should be less than or equal to 1: strength is a number"),
         ("blend:mode=hard", "edit.options.mode: Input should be 'soft' or 'seamless'"),
         ("blend:mask=tall.png", "edit.mask: 16 x 24 pixels do not fit images[0], which has 24 x 16: give a mask of"),

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from expunge.runs.locks import hold, promotion_lock
+from expunge.requests.leases import lease
+from expunge.runs.locks import promotion_lock
 from expunge.words import RequestState
 from tests.faults.trainings import FAULT_RAY
 from tests.integration.nights import BIN, Nights, ended, home_with, wait_during
@@ -65,7 +66,7 @@ def test_a_night_that_loses_a_node_in_every_stage_registers_once(cluster: Cluste
         )
         cluster.remove_node(node, allow_graceful=False)
     # Held where it is registered and not yet at the gate: from here on it needs no node.
-    with hold(nights.settings, promotion_lock(MODEL), wait=True):
+    with lease(nights.store, promotion_lock(MODEL), wait=True):
         node = cluster.add_node(num_cpus=2)
         [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
         wait_during(night, (job / "version.json").exists, "it was registered")

@@ -43,10 +43,9 @@ def test_bad_steps_in_a_row_end_the_job_and_name_the_request(trainings: Training
     training.run()
     assert training.hotfix is None
     assert isinstance(training.error, Hopeless)
-    assert str(training.error) == (
-        f"job {training.job.id}: 3 steps in a row had a gradient that is not finite, of request-1: "
-        "lower training.learning_rate, or withdraw these requests"
-    )
+    assert "3 steps in a row" in training.error.message
+    assert "request-1" in training.error.message
+    assert "training.learning_rate" in str(training.error.hint)
     assert not (tmp_path / "hotfix.json").exists()
 
 
@@ -63,7 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Pat
     training.join()
     assert "training failed" in str(training.error)
     assert isinstance(training.error, UnavailableError)
-    assert "run the night again: it goes on where it stopped" in str(training.error)
+    assert "run the night again" in str(training.error)
 
     older, newest = training.checkpoints
     assert "/checkpoint_000009_" in newest

@@ -2,7 +2,8 @@
 
 import pytest
 
-from expunge.runs.locks import hold, promotion_lock
+from expunge.requests.leases import lease
+from expunge.runs.locks import promotion_lock
 from expunge.words import RequestState
 from tests.integration.nights import LONG, Nights, ended, night_arguments, wait_during
 from tests.watching import task_process, wait_until
@@ -32,7 +33,7 @@ def test_a_night_goes_on_after_its_workers_are_killed_in_every_stage(nights: Nig
     workers[-1].kill()
 
     # Held where it is registered and not yet promoted: the task that walks the job through its stages is killed there.
-    with hold(nights.settings, promotion_lock(MODEL), wait=True):
+    with lease(nights.store, promotion_lock(MODEL), wait=True):
         kill_task("_evaluate")
         [job] = [path for path in (nights.settings.runs / BATCH).glob("*") if path.is_dir()]
         wait_during(command, (job / "version.json").exists, "it was registered")

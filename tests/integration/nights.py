@@ -22,8 +22,9 @@ from expunge.jobs.local_ray import environment_for, local_ray
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion
 from expunge.requests.blobs import BlobStore, open_blobs
+from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore, open_store
-from expunge.runs.locks import hold, promotion_lock
+from expunge.runs.locks import promotion_lock
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightOutcome
 from expunge.settings import Settings, load_settings
@@ -220,7 +221,7 @@ def night_in(stage: str, nights: Nights, batch: str, model: str) -> Iterator["su
     }
     # What the attempt before has left never names this stage.
     reached = moments.get(stage, lambda: nights.stage(batch) == stage)
-    with hold(nights.settings, promotion_lock(model), wait=True) if stage in ("register", "gate") else nullcontext():
+    with lease(nights.store, promotion_lock(model), wait=True) if stage in ("register", "gate") else nullcontext():
         command = nights.start(*night_arguments(batch, model))
         wait_during(command, lambda: nights.driver(batch), "its driver started")
         wait_during(command, reached, f"it was in {stage}")

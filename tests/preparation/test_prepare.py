@@ -86,7 +86,7 @@ def test_a_request_without_any_prompt_is_skipped_alone(blobs: BlobStore, monkeyp
     one, other = ({"images": [blobs.put(png(i))], "surrogates": [blobs.put(png(10))]} for i in (3, 7))
     asked = ask("good", model="faces", prompt="jane", **one), ask("bare", model="faces", **other)
     _, done = prepared(load_settings(), blobs, *asked)
-    assert done.skipped == {"req-bare": "it has no prompt, and models.faces.forget_prompts has none either"}
+    assert done.skipped == {"req-bare": "it has no prompt, and models.faces.forget_prompts is empty"}
 
 
 def test_what_stays_is_held_under_the_prompts_that_targets_are_removed_under(

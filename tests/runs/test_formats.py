@@ -125,6 +125,40 @@ def test_an_open_batch_goes_on_where_its_release_left_it(settings: Settings, los
     assert json.loads((folder_of(settings, OPEN).path / "format.json").read_bytes()) == {"format": formats.FORMAT}
 
 
+@pytest.mark.parametrize("text", [None, "", '{"batch": "op'])
+@pytest.mark.usefixtures("here")
+def test_a_promoted_job_whose_copy_is_lost_is_not_done_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    """The driver is killed between the promotion and the verdicts, and what its job was to be is gone or cut short."""
+    folder = folder_of(settings, OPEN)
+    plan = folder.plan
+    assert plan is not None
+    [planned] = plan.jobs
+    (folder.path / "plan.json").unlink()
+    folder.plan_once(lambda: plan)  # as this release writes it
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "settle", killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            driver.run_night(settings, OPEN)
+    left = folder.job(planned.id)
+    promoted = left.outcome
+    assert promoted is not None
+    assert promoted.promoted
+    left.job.path.unlink() if text is None else left.job.path.write_text(text)
+
+    ended = driver.run_night(settings, OPEN)
+    assert ended is not None
+    assert ended.outcomes == (promoted,)
+    assert left.job.read() == planned
+    assert len(Tracker(settings.tracking).client.search_model_versions("name = 'banners'")) == 1
+    assert open_store(settings).get("req-banner").state is RequestState.REMOVED
+
+
 def test_a_setting_that_is_new_changes_no_id(settings: Settings, night: NightFolder) -> None:
     """A job that was planned before a setting with a default existed."""
     setting = '"forgotten_at":0.6,'
@@ -133,7 +167,6 @@ def test_a_setting_that_is_new_changes_no_id(settings: Settings, night: NightFol
     assert setting in raw
     plan = formats.read_plan(old.read_bytes().replace(setting.encode(), b""))
     [read] = plan.jobs
-    assert not isinstance(read, str)
     assert read.id == f"banners-{sha256(raw.replace(setting, '').encode()).hexdigest()[:16]}"
     assert read.training.forgotten_at == 0.6
 

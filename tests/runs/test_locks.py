@@ -6,14 +6,18 @@ import sys
 import pytest
 
 from expunge.errors import UnavailableError
-from expunge.runs.locks import batch_lock, hold, job_lock
-from expunge.settings import Settings, load_settings
+from expunge.requests.leases import lease
+from expunge.requests.store import RequestStore, open_store
+from expunge.runs.locks import batch_lock, job_lock
+from expunge.settings import load_settings
 
 HOLD = """
 import sys
-from expunge.runs.locks import batch_lock, hold
+from expunge.requests.leases import lease
+from expunge.requests.store import open_store
+from expunge.runs.locks import batch_lock
 from expunge.settings import load_settings
-with hold(load_settings(), batch_lock("night-1")):
+with lease(open_store(load_settings()), batch_lock("night-1")):
     sys.stdout.write("held\\n")
     sys.stdout.flush()
     sys.stdin.read()
@@ -21,29 +25,29 @@ with hold(load_settings(), batch_lock("night-1")):
 
 
 @pytest.fixture
-def settings() -> Settings:
-    return load_settings()
+def store() -> RequestStore:
+    return open_store(load_settings())
 
 
-def test_a_second_driver_is_refused_until_the_first_is_dead(settings: Settings) -> None:
+def test_a_second_driver_is_refused_until_the_first_is_dead(store: RequestStore) -> None:
     command = [sys.executable, "-c", HOLD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
         with (
             pytest.raises(UnavailableError, match=r"batch night-1 .* held by process \d+"),
-            hold(settings, batch_lock("night-1")),
+            lease(store, batch_lock("night-1")),
         ):
             pytest.fail("two drivers")
-        with hold(settings, batch_lock("night-2")), hold(settings, job_lock("night-1")):
+        with lease(store, batch_lock("night-2")), lease(store, job_lock("night-1")):
             pass
         first.kill()
         first.wait()
-    with hold(settings, batch_lock("night-1")):
+    with lease(store, batch_lock("night-1")):
         pass
 
 
-def test_the_lock_ends_with_the_block(settings: Settings) -> None:
+def test_the_lock_ends_with_the_block(store: RequestStore) -> None:
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="stage failed"), hold(settings, batch_lock("night-1")):
+        with pytest.raises(RuntimeError, match="stage failed"), lease(store, batch_lock("night-1")):
             raise RuntimeError("stage failed")

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from expunge.errors import NotFoundError
+from expunge.requests.store import open_store
+from expunge.runs.document import LostError
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobEnd, JobOutcome, NightOutcome, NightPlan
+from expunge.settings import load_settings
+from tests.cli.conftest import Command
 from tests.runs.conftest import Evaluated, make_job
 
 
@@ -35,7 +40,7 @@ def test_each_fact_has_one_home(night: NightFolder, planned: NightPlan, go_throu
     files = [path for path in night.path.rglob("*.json") if "gone" in path.read_text()]
     assert [path.name for path in files] == ["evidence.json"]
     files = [path for path in night.path.rglob("*.json") if "ticket-faces" in path.read_text()]
-    assert [path.name for path in files] == ["job.json"]
+    assert {path.name for path in files} == {"plan.json", "job.json"}, "the second is the copy that stages read"
 
 
 def test_a_promotion_that_was_undone_is_kept_by_the_night_alone(
@@ -68,9 +73,9 @@ def test_the_end_of_a_night_is_restored_from_its_jobs(
     assert night.restore() == outcome == night.outcome
 
 
-@pytest.mark.parametrize("name", ["job.json", "evidence.json", "version.json", "hotfix.json", "outcome.json"])
-@pytest.mark.parametrize("text", [None, "", '{"x": 1}'])
-def test_an_outcome_of_which_a_part_is_lost_is_none(
+@pytest.mark.parametrize("name", ["evidence.json", "version.json", "hotfix.json", "outcome.json"])
+@pytest.mark.parametrize("text", [None, "", '{"x": '])
+def test_an_outcome_of_which_a_part_is_lost_is_none_and_the_part_is_named(
     night: NightFolder, planned: NightPlan, go_through: Evaluated, name: str, text: str | None
 ) -> None:
     ended(night, planned, go_through)
@@ -78,29 +83,70 @@ def test_an_outcome_of_which_a_part_is_lost_is_none(
     path.unlink() if text is None else path.write_text(text)
     assert night.job(planned.jobs[0].id).outcome is None
     assert night.outcome is None
+    with pytest.raises(LostError, match=f"{path} is missing or damaged"):
+        night.verdicts()
     (night.path / "night.json").unlink()
-    assert night.restore() is None
+    with pytest.raises(LostError, match=f"{path} is missing or damaged"):
+        night.restore()
     assert not night.has_ended
 
 
-def test_a_plan_is_made_once(night: NightFolder, planned: NightPlan) -> None:
-    def again() -> NightPlan:
-        pytest.fail("it is there")
+def test_an_outcome_needs_no_copy_of_a_job(night: NightFolder, planned: NightPlan, go_through: Evaluated) -> None:
+    outcome = ended(night, planned, go_through)
+    night.job(planned.jobs[0].id).job.path.unlink()
+    assert night.outcome == outcome
 
+
+@pytest.mark.parametrize("name", ["plan.json", "evidence.json", "version.json", "hotfix.json", "outcome.json"])
+def test_verdicts_of_an_ended_night_name_the_file_that_is_lost(
+    command: Command, planned: NightPlan, go_through: Evaluated, name: str
+) -> None:
+    settings = load_settings()
+    store = open_store(settings)
+    store.add(planned.jobs[0].requests[0])
+    store.drain("night-1")
+    night = NightFolder(settings.runs / "night-1")
+    night.plan_once(lambda: planned)
+    ended(night, planned, go_through)
+    assert "req-faces" in command("verdicts", "night-1").out
+    path = next(night.path.glob(name), night.job(planned.jobs[0].id).path / name)
+    path.unlink()
+    done = command("verdicts", "night-1")
+    assert done.code == NotFoundError.exit_code
+    assert f"batch night-1 has ended, but {path} is missing" in done.err
+    assert "expunge report night-1" in done.err
+
+
+def test_a_plan_is_made_once(night: NightFolder, planned: NightPlan) -> None:
     assert night.plan_once(again) == planned == night.plan
 
 
-@pytest.mark.parametrize("name", ["plan.json", "job.json"])
+def again() -> NightPlan:
+    pytest.fail("it is there")
+
+
 @pytest.mark.parametrize("text", ["", '{"batch": "night-1"', "[]"])
-def test_a_plan_or_a_job_that_was_cut_short_is_kept_aside_and_made_again(
-    night: NightFolder, planned: NightPlan, name: str, text: str
+def test_a_plan_that_was_cut_short_is_kept_aside_and_made_again(
+    night: NightFolder, planned: NightPlan, text: str
 ) -> None:
-    path = next(night.path.rglob(name))
+    path = night.path / "plan.json"
     path.write_text(text)
     assert night.plan is None
     assert night.has_plan
     assert night.plan_once(lambda: planned) == planned == night.plan
-    assert path.with_name(f"{name}.unreadable").read_text() == text
+    assert path.with_name("plan.json.unreadable").read_text() == text
+
+
+@pytest.mark.parametrize("text", [None, "", '{"batch": "night-1"', "[]"])
+def test_a_job_that_is_lost_is_copied_from_the_plan_again(
+    night: NightFolder, planned: NightPlan, text: str | None
+) -> None:
+    lost = night.job(planned.jobs[0].id).job
+    lost.path.unlink() if text is None else lost.path.write_text(text)
+    assert night.plan_once(again) == planned == night.plan
+    assert lost.expect() == planned.jobs[0]
+    if text is not None:
+        assert lost.path.with_name("job.json.unreadable").read_text() == text
 
 
 def test_a_driver_that_is_killed_while_it_plans_leaves_no_plan(

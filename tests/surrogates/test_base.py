@@ -34,7 +34,7 @@ def test_only_editors_are_imported(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mod": "soft"}, r"edit\.options\.mod: .*: known are mode, ellipse, strength, match"),
+        ({"mod": "soft"}, r"edit\.options\.mod: .*: use one of mode, ellipse, strength, match"),
         ({"mode": "hard"}, r"edit\.options\.mode: .*: mode is soft or seamless"),
         ({"strength": "2"}, r"edit\.options\.strength: .*: strength is a number from 0"),
         ({"ellipse": "0.5/0.5"}, r"edit\.options\.ellipse\b.*: ellipse is cx/cy/rx/ry"),
@@ -58,7 +58,7 @@ def model(**settings: object) -> ModelSettings:
     [
         ({"editor": "paint"}, {}, r"edit\.editor: 'paint' is unknown: use one of blend, inpaint"),
         ({"editor": "inpaint"}, {"editors": ["blend"]}, r"edit\.editor: 'inpaint' is not allowed here: use blend, or"),
-        ({"editor": "blend", "options": {"mod": "soft"}}, {}, r"edit\.options\.mod: .*: known are mode"),
+        ({"editor": "blend", "options": {"mod": "soft"}}, {}, r"edit\.options\.mod: .*: use one of mode"),
         ({"editor": "inpaint"}, {}, r"edit\.options\.model: "),
         (
             {"editor": "inpaint", "options": {"model": "/etc"}},
@@ -75,7 +75,7 @@ def model(**settings: object) -> ModelSettings:
             {"editor_models": [PINNED]},
             "'someone/inpainting' is not allowed here",
         ),
-        ({"editor": "inpaint"}, {"editor_models": ["/a", "/b"]}, "there are several, and none is named: use /a or /b"),
+        ({"editor": "inpaint"}, {"editor_models": ["/a", "/b"]}, "several are allowed: use /a or /b"),
         ({"editor": "inpaint", "options": {"steps": "0"}}, {"editor_models": ["/a"]}, r"edit\.options\.steps: "),
     ],
 )
@@ -137,7 +137,7 @@ def test_the_ellipse_is_centred_and_has_its_area(height: int, width: int) -> Non
 
 def test_the_mask_must_fit_and_mark_something() -> None:
     target = np.zeros((24, 32, 3), np.uint8)
-    with pytest.raises(InputError, match=r"edit\.mask: 24x32 pixels, the image has 32x24"):
+    with pytest.raises(InputError, match=r"edit\.mask: .*24x32 pixels, but the image has 32x24"):
         region(target, np.ones((32, 24), bool), (0.5, 0.5, 0.4, 0.4))
     with pytest.raises(InputError, match=r"edit\.mask: nothing is marked"):
         region(target, np.zeros((24, 32), bool), (0.5, 0.5, 0.4, 0.4))

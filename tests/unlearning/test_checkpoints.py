@@ -85,15 +85,15 @@ def flip(folder: Path) -> None:
 
 
 HARMS: dict[str, tuple[Harm, str]] = {
-    "replaced, and its digest edited": (replace_and_edit, "signature is of another key"),
-    "signed with another key": (sign_with_a_guess, "signature is of another key"),
+    "replaced, and its digest edited": (replace_and_edit, "signature does not match"),
+    "signed with another key": (sign_with_a_guess, "signature does not match"),
     "not signed": (take_the_signature_away, "not signed"),
     "signature that is no text": (lambda folder: edit(folder, seal=7), "cut short"),
-    "other step": (lambda folder: edit(folder, step=9), "signature is of another key"),
-    "other world": (lambda folder: edit(folder, world=1), "signature is of another key"),
+    "other step": (lambda folder: edit(folder, step=9), "signature does not match"),
+    "other world": (lambda folder: edit(folder, world=1), "signature does not match"),
     "a bit flipped in another worker's file": (flip, "rank_1_optim_states.pt was altered"),
     "a file gone": (lambda folder: (folder / "state" / "rank_1_optim_states.pt").unlink(), "a file is missing"),
-    "a file added": (lambda folder: (folder / "state" / "rank_2_optim_states.pt").write_bytes(b"x"), "one too many"),
+    "a file added": (lambda folder: (folder / "state" / "rank_2_optim_states.pt").write_bytes(b"x"), "was added"),
     "a part gone": (lambda folder: (folder / "part-1.json").unlink(), "part is missing"),
     "all parts gone": (lambda folder: [path.unlink() for path in folder.glob("part-*.json")], "part is missing"),
     "a part cut short": (lambda folder: (folder / "part-1.json").write_text('{"world": 2'), "cut short"),
@@ -102,7 +102,7 @@ HARMS: dict[str, tuple[Harm, str]] = {
         lambda folder: (folder / "part-2.json").write_bytes((folder / "part-1.json").read_bytes()),
         "part is missing",
     ),
-    "a link": (link, "holds a link"),
+    "a link": (link, "contains a link"),
 }
 
 
@@ -255,7 +255,7 @@ def test_another_key_starts_over_and_says_why(
     assert (checkpoints.fallbacks, engine.loaded) == (1, [])
     said = "".join(capfd.readouterr())
     assert "this checkpoint is damaged: going back to the one before" in said
-    assert "its signature is of another key, or of something else" in said
+    assert "its signature does not match" in said
 
 
 def test_one_that_is_gone_is_passed_over(open_checkpoints: Open, tmp_path: Path) -> None:

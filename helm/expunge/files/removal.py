@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 MODEL = "helm-test"
@@ -30,9 +29,10 @@ def main() -> int:
 
 def submit() -> str:
     """Ask for the removal of one of the testbed's faces, with another as its surrogate, and return the request's id."""
+    from expunge.pixels import to_pictures
     from expunge.testbed import faces
 
-    pictures = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    pictures = to_pictures(faces.images())[..., 0]
     with tempfile.TemporaryDirectory() as folder:
         target, surrogate = (Path(folder) / name for name in ("target.png", "surrogate.png"))
         Image.fromarray(pictures[3]).save(target)

@@ -1,1 +1,1 @@
-"""Planning, and the Ray driver that walks a batch through the stages and resumes it."""
+"""Plans a batch, and runs or resumes it on Ray, stage by stage."""

@@ -1,7 +1,7 @@
-"""The driver of a night: drain, plan, then each job through prepare, train, evaluate, register, gate; then the report.
+"""The driver of a night: drain, plan, take each job through prepare, train, evaluate, register and gate, then report.
 
 It may be killed at any moment and started again: every stage leaves its output in the job's folder, a finished stage is
-not run again, and what a stage does outside of its folder (checkpoints, the registry, the request store) is idempotent.
+not run again, and what a stage does elsewhere (checkpoints, the registry, the request store) is idempotent.
 """
 
 import ray
@@ -19,30 +19,31 @@ from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
 from expunge.requests.home import check_home, remember
-from expunge.requests.leases import Lease
+from expunge.requests.leases import Lease, lease
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
+from expunge.runs.document import LostError
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import PATIENCE_S, batch_lock, hold
+from expunge.runs.locks import PATIENCE_S, batch_lock
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
 
-RELEASED = "what it has not decided is back in the queue: run `expunge night`"
+RELEASED = "its undecided requests are back in the queue: run `expunge night`"
 
 
 class Unfinished(ExpungeError):
-    """The platform has failed a job: the batch stays open, and what was done is kept for whoever continues it."""
+    """The platform failed a job: the batch stays open, and its finished stages are kept for the next run."""
 
 
 def run_night(
     settings: Settings, batch_id: str | None = None, models: list[str] | None = None, home: str | None = None
 ) -> NightOutcome | None:
-    """Run or continue a night on the Ray that this process is connected to; None where nothing waits.
+    """Run or continue a night on the Ray that this process is connected to; return None if no request waits.
 
-    home: the id of the home that the night was submitted from; another one here is refused. A job that fails sends its
-    requests back to the queue with the reason and holds no other job up. Raises Unfinished where the platform has
-    failed a job.
+    home: the id of the home that the night was submitted from; this process must have the same. A job that fails sends
+    its requests back to the queue with the reason and delays no other job. Raises Unfinished if the platform failed a
+    job.
     """
     log = get_logger("batch")
     if home is not None:
@@ -54,7 +55,7 @@ def run_night(
         log.info("nothing waits", batch=batch.id)
         return None
     folder = NightFolder(settings.runs / batch.id)
-    with hold(settings, batch_lock(batch.id)) as held:
+    with lease(store, batch_lock(batch.id)) as held:
         if store.has_ended(batch.id):
             return _verdicts(folder)
         folder.mark_format()
@@ -65,7 +66,7 @@ def run_night(
         except Exception as error:
             if isinstance(error, Unfinished) or is_platforms(error):
                 raise
-            # It would end the same way the next time, and hold up what waits behind it.
+            # Another try would end the same way, and delay the requests behind it.
             store.release_batch(batch.id, f"the night ended with an error: {reason(error)}")
             if isinstance(error, ExpungeError):
                 raise
@@ -74,24 +75,25 @@ def run_night(
 
 
 def _verdicts(folder: NightFolder) -> NightOutcome:
-    """Return the outcome of a batch that has ended, put together again where it is lost.
+    """Return the outcome of a batch that has ended, assembled again if its file is lost.
 
-    The batch is never run twice: its requests have moved on. Raises NotFoundError where a stage is lost, or the batch
-    was given up.
+    The batch is never run twice, because its requests have moved on. Raises NotFoundError if the batch was given up or
+    a stage's output is lost, and names the file.
     """
     folder.check_format()
-    found = folder.outcome or folder.restore()
-    if found is None:
-        raise NotFoundError(f"batch {folder.id} has ended and has no verdicts", hint=RELEASED)
-    return found
+    try:
+        return folder.restore()
+    except LostError as error:
+        message = f"batch {folder.id} has ended but has no verdicts ({error.message})"
+        raise NotFoundError(message, hint=RELEASED) from None
 
 
 def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) -> int:
-    """Count one more driver that starts on the batch, before anything that may end this process.
+    """Count this start of the batch, before anything that may kill the process, and return the number of starts.
 
-    So a batch that kills every driver is given up, too. Raises ExpungeError where that has been tried often enough.
+    A batch that kills every driver is thus given up, too. Raises ExpungeError after MAX_STARTS without progress.
     """
-    if not batch.requests:  # it is made for what is lost
+    if not batch.requests:  # a batch that is only there for lost removals
         return 1
     starts = store.start_batch(batch.id, folder.advance())
     if starts > MAX_STARTS:
@@ -104,7 +106,7 @@ def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) 
 def _with_lost(
     store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: NightFolder, models: list[str] | None
 ) -> RemovalBatch:
-    """Add to the batch what is `removed` by no champion: before it is planned, as a plan is never changed."""
+    """Add removed requests that no champion holds; only before planning, because a plan is never changed."""
     if folder.has_plan:
         return batch
     lost = lost_removals(store, tracker, models)
@@ -157,24 +159,24 @@ def _run(
 
 
 def _undecided(store: RequestStore, batch: RemovalBatch) -> RemovalBatch:
-    """Leave out what has left the batch: a plan that is made again must not take up what the first one has decided."""
+    """Drop requests that have left the batch: a second plan must not repeat what the first one decided."""
     batched = store.list(batch=batch.id, state=RequestState.BATCHED, history=False)
     mine = {record.request.id for record in batched if record.batch == batch.id}
     return batch.model_copy(update={"requests": tuple(r for r in batch.requests if r.id in mine)})
 
 
 def _confirmed(outcome: JobOutcome, tracker: Tracker) -> JobOutcome:
-    """Look again at a promotion: between two starts of a night the version may have been rolled back or lost."""
+    """Check a promotion again: between two starts of a night the version may have been rolled back or lost."""
     if outcome.version is None or not outcome.promoted:
         return outcome
     return outcome.with_promotion(outcome.passed <= {*ledger(tracker, outcome.job.model).requests})
 
 
 def _run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tuple[JobOutcome, ...]:
-    """Run all jobs at once: Ray starts each as its resources come free.
+    """Run all jobs at once; Ray starts each when its resources are free.
 
-    The tasks themselves only wait: they ask for no CPU, and stay on the driver's node, without which there is no night
-    anyway.
+    The tasks themselves only wait, so they reserve no CPU. They stay on the driver's node, because the night cannot go
+    on without that node anyway.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     home = remember(settings).id
@@ -193,10 +195,9 @@ def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:
 
 
 def _outcome(job: UnlearnJob, folder: JobFolder, ended: "ray.ObjectRef[None]") -> JobOutcome:
-    """Return what the job has left in its folder; its task returns nothing, as Ray must not carry what requests say."""
+    """Read the outcome from the job's folder: its task returns nothing, so that no request passes through Ray."""
     try:
         ray.get(ended)
-        left = folder.outcome
-    except Exception as error:  # Ray's, or the task's own
+        return folder.outcome_of(job)
+    except Exception as error:  # Ray's, the task's own, or a LostError
         return JobOutcome(job=job, error=reason(error), platform=is_platforms(error))
-    return left or JobOutcome(job=job, error=f"what was written to {folder.path} is not there", platform=True)

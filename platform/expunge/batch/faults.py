@@ -1,4 +1,4 @@
-"""Whose fault a failure is: the platform's, so that it is tried again and no request is blamed, or the job's own."""
+"""Decide whose fault a failure is: the job's own, or the platform's, which is retried without blaming a request."""
 
 from ray.exceptions import RayError, RayTaskError
 
@@ -6,7 +6,7 @@ from expunge.errors import ExpungeError, NotFoundError, StorageError, Unavailabl
 
 
 def is_platforms(error: BaseException) -> bool:
-    """Whether a service, a disk, a node or its memory failed, or something that had been stored is gone.
+    """Return whether a service, a disk, a node or its memory failed, or something that was stored is gone.
 
     An OSError without a number is a library's complaint about a file's content: the model is at fault.
     """
@@ -19,11 +19,11 @@ def is_platforms(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line for people: an error of ours speaks for itself, another one is named by its type."""
+    """Describe an error in one line: our own by its message, any other with its type."""
     cause = cause_of(error)
     return str(cause) if isinstance(cause, ExpungeError) else f"{type(cause).__name__}: {last_line(cause)}"
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What a task raised, where Ray has wrapped it."""
+    """Return the error that a task raised, without Ray's wrapper."""
     return error.cause if isinstance(error, RayTaskError) else error

@@ -1,8 +1,8 @@
-"""One job through its stages, as a Ray task. What passes through Ray is the job's folder: requests stay in the home."""
+"""Run one job through its stages as a Ray task. Only the folder's path passes through Ray: no request does."""
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import ray
 
@@ -17,10 +17,11 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, version_of
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home
-from expunge.requests.leases import Lease
+from expunge.requests.leases import Lease, lease
+from expunge.requests.store import RequestStore, open_store
 from expunge.runs.document import Content, Document
 from expunge.runs.job import JobFolder
-from expunge.runs.locks import hold, job_lock
+from expunge.runs.locks import PATIENCE_S, job_lock
 from expunge.runs.outcomes import JobEnd
 from expunge.settings import Settings, load_settings
 from expunge.words import PreparedJob, UnlearnJob
@@ -28,35 +29,36 @@ from expunge.words import PreparedJob, UnlearnJob
 
 @ray.remote(num_cpus=0, max_retries=2)
 def run_job(folder: JobFolder, home: str) -> None:
-    """Run `walk_job` as a Ray task. Nothing is returned: Ray carries the folder and no more."""
+    """Run `walk_job` as a Ray task. Returns nothing, so that Ray carries only the folder's path."""
     walk_job(folder, home)
 
 
 def walk_job(folder: JobFolder, home: str) -> None:
-    """Walk the job of `folder` through what it has not done yet, and leave its end there.
+    """Run the remaining stages of the job in `folder`, and write there how it ended.
 
-    What is wrong with the job becomes its end. Raises only what the platform has to answer for; the job can then be
-    continued. `home` is the id of the home that the night was submitted from.
+    An error of the job is written there, too. Only errors of the platform are raised; the job can then be continued.
+    `home` is the id of the home that the night was submitted from.
     """
     settings = _settings(home)
     configure(settings.log_level)
     folder.check_format()
-    # A task whose driver was killed may live on for a moment beside the one that takes its place.
-    with hold(settings, job_lock(folder.id), wait=True) as held:
-        folder.end.once(lambda: _end(folder, settings, home, held), valid=lambda end: folder.outcome is not None)
+    # A task whose driver was killed may live on for a moment beside the one that replaces it.
+    store = open_store(settings, patience=PATIENCE_S)
+    with closing(store), lease(store, job_lock(folder.id), wait=True) as held:
+        folder.end.once(lambda: _end(folder, settings, store, home, held), valid=lambda end: folder.outcome is not None)
     folder.progress("done")
 
 
-def _end(folder: JobFolder, settings: Settings, home: str, held: Lease) -> JobEnd:
+def _end(folder: JobFolder, settings: Settings, store: RequestStore, home: str, held: Lease) -> JobEnd:
     job, tracker = folder.job.expect(), Tracker(settings.tracking)
     changed = _changed(job, settings, tracker)
     if changed:
         return JobEnd(error=changed, outdated=True)
     run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
     try:
-        promoted = _walk(folder, settings, tracker, run_id, home, held)
+        promoted = _walk(folder, settings, store, tracker, run_id, home, held)
         tracker.finish(run_id, "FINISHED")
-    except Exception as error:  # a model's files and a library's complaints about them are of any kind
+    except Exception as error:  # libraries may raise anything over a model's files
         with suppress(ExpungeError):
             tracker.finish(run_id, "FAILED")
         if is_platforms(error):
@@ -68,21 +70,29 @@ def _end(folder: JobFolder, settings: Settings, home: str, held: Lease) -> JobEn
 
 
 def _changed(job: UnlearnJob, settings: Settings, tracker: Tracker) -> str | None:
-    """Return why the job is outdated: what it was planned on is gone. None where it is still there."""
+    """Return what has changed since the job was planned, or None."""
     current, own = champion(tracker, job.model), version_of(tracker, job)
     now = current.uri if current else None
     if now not in (job.warm_start, own.uri if own else None):
         was = job.warm_start or "none"
-        return f"the champion has changed since the night was planned: it was {was}, and is {now or 'none'}"
+        return f"the champion has changed since the night was planned: it was {was}, and it is now {now or 'none'}"
     try:
         same = job.base is None or source_digest(settings.model(job.model)) == job.base
-    except Exception:  # of any kind: the stage that needs the files says what is wrong with them
+    except Exception:  # whatever it is, the stage that needs the files reports it
         return None
     return None if same else f"the files of model {job.model} have changed since the night was planned"
 
 
-def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, home: str, held: Lease) -> bool:
-    """Take the job through its stages; returns whether its version was promoted."""
+def _walk(
+    folder: JobFolder,
+    settings: Settings,
+    store: RequestStore,
+    tracker: Tracker,
+    run_id: str,
+    home: str,
+    held: Lease,
+) -> bool:
+    """Take the job through its stages; return whether its version was promoted."""
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
 
     def usable(prepared: PreparedJob) -> bool:
@@ -94,7 +104,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
         _in_task(lambda: _prepare.remote(folder, home), folder.prepared, valid=usable)
     progress("train")
     with timed(job.model, "train"):
-        train_job(folder, settings, tracker, run_id)
+        train_job(folder, tracker, run_id)
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
         _in_task(lambda: _evaluate.remote(folder, home), folder.evidence)
@@ -105,7 +115,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
             lambda: register_version(folder, tracker, run_id, blobs),
             valid=lambda _: version_of(tracker, job) is not None,
         )
-        return promote_version(folder, tracker, settings)
+        return promote_version(folder, tracker, store)
 
 
 def _in_task(
@@ -114,7 +124,7 @@ def _in_task(
     *,
     valid: Callable[[Content], bool] | None = None,
 ) -> None:
-    """Have a Ray task leave an output, where it has not done so yet. Ray carries the folder and no more."""
+    """Start a Ray task that writes `output`, unless a valid one is there."""
     if output.read(valid=valid) is None:
         output.set_aside()
         ray.get(start())
@@ -138,7 +148,7 @@ def _evaluate(folder: JobFolder, home: str) -> None:
 
 
 def _settings(home: str) -> Settings:
-    """Load this node's settings. Raises UnavailableError where they are wrong, which is the fault of no job."""
+    """Load this node's settings. Raises UnavailableError if they are wrong, because that is no job's fault."""
     try:
         settings = load_settings()
         check_home(settings, home)

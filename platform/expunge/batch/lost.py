@@ -1,4 +1,4 @@
-"""Removals that are gone: `removed` in the store and held by no champion, as after a version or a registry was lost."""
+"""Find lost removals: `removed` in the store but held by no champion, as after a version or a registry was lost."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ WHY = "no champion holds its removal any more"
 
 
 def lost_removals(store: RequestStore, tracker: Tracker, models: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """By model, the ids of removed requests that its champion does not hold; of all models unless some are named.
+    """Return, per model, the ids of removed requests that its champion does not hold; `models` limits the search.
 
-    Raises UnavailableError where the registry does not answer: nothing is known to be lost then.
+    Raises UnavailableError if the registry does not answer, because then nothing is known to be lost.
     """
     lost: dict[str, list[str]] = {}
     for model, removed in store.ids(RequestState.REMOVED, models).items():

@@ -1,6 +1,6 @@
-"""What Prometheus sees of a night, through the endpoint of the Ray node that a process runs on.
+"""The metrics of a night, which Prometheus reads from the endpoint of the Ray node that a process runs on.
 
-Labels are models and stages: never a request. Ray writes a process's last values out when it ends and drops them some
+Labels name models and stages, never requests. Ray exports a process's last values when it ends and drops them about
 15 s later, so scrape at least every 10 s.
 """
 
@@ -18,23 +18,23 @@ from expunge.settings import Settings
 from expunge.words import RequestState
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "expunge_queue_depth": ("Requests that are not decided: accepted, or in a batch", ("model",)),
-    "expunge_queue_oldest_seconds": ("Age of the oldest request that is not decided; 0 without one", ("model",)),
+    "expunge_queue_depth": ("Undecided requests: accepted, or in a batch", ("model",)),
+    "expunge_queue_oldest_seconds": ("Age of the oldest undecided request; 0 if there is none", ("model",)),
     "expunge_queue_due_days": (
-        "Days to the end of the nearest due date not met; 36500 without one",
+        "Days until the end of the nearest due date; 36500 if there is none",
         ("model",),
     ),
-    "expunge_stage_seconds": ("How long a stage took, in the last job that went through it", ("model", "stage")),
-    "expunge_train_steps_per_second": ("Optimizer steps per second, over the last few", ("model",)),
+    "expunge_stage_seconds": ("Duration of a stage in the latest job that finished it", ("model", "stage")),
+    "expunge_train_steps_per_second": ("Optimizer steps per second, over the last few steps", ("model",)),
     "expunge_train_conflict_rate": ("Share of forget gradients that pointed against the retain gradient", ("model",)),
     "expunge_gate_failures": ("Requests of the night that did not pass their gate", ("model",)),
     "expunge_resurfaced": ("Requests removed earlier that the night's hotfix generates again", ("model",)),
     "expunge_job_errors": ("Jobs of the night that left no evidence", ("model",)),
 }
-"""Name (Prometheus sees it with `ray_` before it): what it means, and its labels."""
+"""Maps each name (Prometheus sees it with the prefix `ray_`) to its meaning and its labels."""
 
 NOTHING_DUE = 36500.0
-"""A hundred years: Ray does not export an infinity, and without a value the one from before the night would stand."""
+"""A hundred years, because Ray does not export infinity, and without a new value the previous one would stay."""
 
 OPEN = (RequestState.ACCEPTED, RequestState.BATCHED)
 
@@ -43,7 +43,7 @@ DUE = (*OPEN, RequestState.FAILED)
 
 
 def report_queue(store: RequestStore, settings: Settings, now: datetime | None = None) -> None:
-    """Report what waits for every model that has a queue or might have one: an empty queue is reported as empty."""
+    """Report the queue of every model that has one or might have one; an empty queue is reported as empty."""
     now = now or datetime.now(UTC)
     backlog = store.backlog(DUE)
     for model in sorted({*settings.models, *(model for model, _ in backlog)}):
@@ -72,14 +72,14 @@ def report_outcomes(outcomes: Sequence[JobOutcome]) -> None:
 
 @contextmanager
 def timed(model: str, stage: str) -> Iterator[None]:
-    """Report how long a stage took, if it succeeds. One that was done before a resume takes no time."""
+    """Report how long a stage took, if it succeeds. A stage that was finished before a resume takes no time."""
     began = time.monotonic()
     yield
     put("expunge_stage_seconds", time.monotonic() - began, model=model, stage=stage)
 
 
 class TrainingRate:
-    """Reports steps per second, from one record of a training to the next; pickled to rank 0 before the first."""
+    """Reports steps per second between two records of a training; it is pickled to rank 0 before the first."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -96,6 +96,7 @@ class TrainingRate:
 
 
 def put(name: str, value: float, **labels: str) -> None:
+    """Set the metric `name` of METRICS to `value`."""
     gauge(name).set(value, labels)
 
 
@@ -106,6 +107,6 @@ def gauge(name: str) -> Gauge:
 
 
 def _days_left(due: date, now: datetime) -> float:
-    """A due date is met until it ends."""
+    """Return the days until the due date ends, at midnight UTC."""
     end = datetime(due.year, due.month, due.day, tzinfo=UTC).timestamp() + 86400
     return (end - now.timestamp()) / 86400

@@ -1,4 +1,4 @@
-"""From a night's requests to one job per model."""
+"""Plan a night: one job per model."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,14 @@ from expunge.settings import Settings
 from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
 
 LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
-"""A model's champion, and the requests that it has had removed."""
+"""Returns a model's champion and the requests that it removes."""
 
 
 def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> NightPlan:
     """Plan one job per model: it removes tonight's requests and all of the model's ledger.
 
-    Whatever is wrong with one model refuses that model's requests and no others'. Raises UnavailableError and
-    StorageError: the whole night waits for the platform.
+    An error with one model refuses only that model's requests. Raises UnavailableError and StorageError, because then
+    the whole night has to wait for the platform.
     """
     jobs: list[UnlearnJob] = []
     refused: dict[str, str] = {}
@@ -26,12 +26,12 @@ def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Nig
         requests = tuple(request for request in batch.requests if request.model == name)
         try:
             champion, removed = ledger(name)
-        except NotFoundError as error:  # the store is older than the registry: no fault of the model
+        except NotFoundError as error:  # the store is older than the registry, which is not the model's fault
             held |= {request.id: str(error) for request in requests}
             continue
         try:
             jobs.append(_job(name, batch, requests, settings, champion, removed))
-        except Exception as error:  # of any kind: configs are other people's files
+        except Exception as error:  # a model's files come from others, so anything may be raised
             if is_platforms(error):
                 raise
             refused |= {request.id: reason(error) for request in requests}
@@ -48,8 +48,8 @@ def _job(
 ) -> UnlearnJob:
     model = settings.model(name)
     tonight = {request.id for request in requests}
-    # The weights of a hub id are for the nodes that use them: they are not fetched to the driver's.
-    resolution = deep_preflight(name, model, settings.home / "cache" / "models", fetch=False)
+    # Weights from the hub are fetched by the nodes that use them, not by the driver's.
+    resolution = deep_preflight(name, model, settings.model_cache, fetch=False)
     return UnlearnJob(
         batch=batch.id,
         model=name,

@@ -39,14 +39,14 @@ def seal_report(
 
 
 def _curves(tracker: Tracker, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Read the run's curves; none where the run is gone, which must not cost the night its report, either."""
+    """Return the run's curves, or none if the run is gone, which must not cost the night its report."""
     with suppress(NotFoundError):
         return tracker.curves(run_id, CURVES)
     return {}
 
 
 def _pictures(blobs: BlobStore, named: dict[str, str]) -> dict[str, bytes]:
-    """Read the pictures that there are: one that is lost must not cost the night its report."""
+    """Return the pictures that can be read: a lost one must not cost the night its report."""
     found = {}
     for name, blob in named.items():
         try:

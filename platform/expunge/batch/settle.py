@@ -12,7 +12,7 @@ from expunge.words import RemovalBatch, RequestState
 def settle(
     store: RequestStore, settings: Settings, batch: RemovalBatch, planned: NightPlan, outcomes: Sequence[JobOutcome]
 ) -> None:
-    """Write the fate of every request that is decided; what an earlier, killed attempt has settled is left alone.
+    """Write the fate of every decided request, except those that an earlier, killed attempt has settled.
 
     Requests of a job without an outcome stay in the batch.
     """
@@ -37,7 +37,7 @@ def settle(
 
 @dataclass(frozen=True)
 class Fate:
-    """Where a request goes, and why. `attempt`: whether the night counts against gate.max_attempts."""
+    """Where a request goes, and why. `attempt` says whether the night counts against gate.max_attempts."""
 
     state: RequestState
     detail: str
@@ -74,7 +74,7 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
 
 
 def _again(store: RequestStore, settings: Settings, request: str, why: str, evidence: dict | None = None) -> Fate:
-    """Send a request back to the queue, or to a person where it was tried often enough."""
+    """Send a request back to the queue or, after gate.max_attempts nights, to a person."""
     record = store.get(request)
     model = record.request.model
     gate = settings.gate_for(model) if model in settings.models else settings.gate

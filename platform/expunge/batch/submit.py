@@ -21,9 +21,9 @@ DEFAULT_PORT = 8265
 REACH_TIMEOUT_S = 5
 STATUS_TRIES, STATUS_PAUSE_S = 5, 2.0
 SUBMIT_PATIENCE_S, SUBMIT_PAUSE_S = 120.0, 3.0
-"""A head that has just started has no agent yet; on a busy machine that takes half a minute."""
+"""A Ray head that has just started has no agent yet, for up to half a minute on a busy machine."""
 ENTRY_POINT = ("python", "-m", "expunge.jobs.nightly")
-"""What Ray starts. Every node has Expunge installed, so nothing is uploaded."""
+"""The command that Ray starts. Every node has Expunge installed, so nothing is uploaded."""
 
 _PASSING = re.compile(
     r"try again later|no available agent|temporarily unavailable|timed? ?out|connection (reset|refused|aborted)"
@@ -64,9 +64,9 @@ def job_server(given: str) -> str:
 
 
 def check_reachable(address: str) -> None:
-    """Raises UnavailableError if nothing answers, where Ray's own command would print pages of traceback."""
+    """Raise UnavailableError if nothing answers; Ray's own command would print pages of traceback."""
     _past_the_proxy(address)
-    try:  # any answer will do: the submission will tell whether we are let in
+    try:  # any answer will do: the submission will show whether access is granted
         status_of(f"{address}/api/version", timeout=REACH_TIMEOUT_S)
     except OSError as error:
         raise UnavailableError(
@@ -77,11 +77,11 @@ def check_reachable(address: str) -> None:
 def submit_night(batch: str, settings: Settings) -> str:
     """Submit the night of `batch` to Ray and return the submission id.
 
-    Raises UnavailableError where Ray does not answer or does not take the job.
+    Raises UnavailableError if Ray does not answer or refuses the job.
     """
     address = address_of(settings)
     check_reachable(address)
-    # A killed night is submitted again, and Ray takes no id twice. The batch's own lock keeps a second driver out.
+    # A killed night is submitted again, and Ray accepts no id twice. The batch's own lock keeps a second driver out.
     submission = f"{batch}-{secrets.token_hex(2)}"
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
     command += ["--submission-id", submission, "--no-wait"]
@@ -90,7 +90,7 @@ def submit_night(batch: str, settings: Settings) -> str:
     while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        # It already exists if the answer to an earlier try was lost.
+        # The job already exists if the answer to an earlier try was lost.
         if not done.returncode or any(f"{submission} already exists" in line for line in said):
             return submission
         reason = said[-1].rstrip(".") if said else f"exit code {done.returncode}"

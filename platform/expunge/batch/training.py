@@ -10,29 +10,29 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import ABOUT, DamagedVersionError, download
 from expunge.runs.job import JobFolder
 from expunge.runs.progress import Progress
-from expunge.settings import Settings
+from expunge.settings import load_settings
 from expunge.words import Hotfix, UnlearnJob
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
-"""The figures of a training that a report shows."""
+"""The training figures that a report shows."""
 
 
-def train_job(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str) -> Hotfix:
-    """Train the job of `folder`, unless it has its hotfix already, and stream its figures to the MLflow run."""
+def train_job(folder: JobFolder, tracker: Tracker, run_id: str) -> Hotfix:
+    """Train the job in `folder`, unless it already has a hotfix, and stream its figures to the MLflow run."""
     from expunge.unlearning.train import train
 
     job = folder.job.expect()
     start = warm_start(job, folder, tracker)
     steps = job.steps(warm=start is not None)
     folder.progress("train", 0, steps)
-    record = _Recorder(settings.tracking, run_id, folder.progress, job.model, steps)
+    record = _Recorder(run_id, folder.progress, job.model, steps)
     return train(folder, warm_start=start, record=record)
 
 
 def warm_start(job: UnlearnJob, folder: JobFolder, tracker: Tracker) -> Path | None:
-    """Fetch the champion's weights, where they are intact, and base and adapter still the same; else None: the base.
+    """Fetch the champion's weights; return None, to start from the base, if they are damaged or do not fit the job.
 
-    An adapter of fewer layers will do: those that it lacks begin as untrained ones do.
+    They fit if base and adapter are the same. The adapter may have fewer layers: the others start untrained.
     """
     if job.warm_start is None:
         return None
@@ -52,15 +52,19 @@ def warm_start(job: UnlearnJob, folder: JobFolder, tracker: Tracker) -> Path | N
 
 
 class _Recorder:
-    """Streams a training's figures to MLflow, Prometheus and the progress file; it travels to rank 0 by pickle."""
+    """Streams a training's figures to MLflow, Prometheus and the progress file.
 
-    def __init__(self, tracking: str, run_id: str, progress: Progress, model: str, steps: int) -> None:
-        self._tracking, self._run_id, self._progress, self._steps = tracking, run_id, progress, steps
+    Ray pickles it to rank 0, so it does not hold the tracking server's URL, which may contain a password: the node that
+    it runs on reads its own settings.
+    """
+
+    def __init__(self, run_id: str, progress: Progress, model: str, steps: int) -> None:
+        self._run_id, self._progress, self._steps = run_id, progress, steps
         self._rate = TrainingRate(model)
         self._tracker: Tracker | None = None
 
     def __call__(self, step: int, figures: Mapping[str, float]) -> None:
-        self._tracker = self._tracker or Tracker(self._tracking)
+        self._tracker = self._tracker or Tracker(load_settings().tracking)
         self._tracker.log_metrics(self._run_id, step, figures)
         self._rate(step, figures)
         self._progress("train", step, self._steps)

@@ -1,7 +1,7 @@
 """`expunge night` runs the queue and shows the progress; `expunge verdicts` prints what a finished night decided."""
 
 import time
-from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,10 +10,13 @@ from expunge.commands.common import AsJson, one_line, open_settings, print_error
 from expunge.errors import ExpungeError, GateError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from expunge.requests.batch_file import BatchFile
     from expunge.requests.store import RequestStore
     from expunge.runs.outcomes import NightOutcome
     from expunge.settings import Settings
+    from expunge.words import RemovalBatch
 
 POLL_S = 1.0
 # Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
@@ -61,58 +64,65 @@ def night(
     them to decide is continued first. A line that is refused does not stop the others: it is printed with its number
     and the reason, and the exit code is 2 where the night itself ends with 0.
     """
-    from expunge.batch.submit import address_of, check_reachable, submit_night
+    from expunge.batch.queue import batches_to_run
+    from expunge.batch.submit import address_of, check_reachable
     from expunge.requests.store import nothing_to_do, open_store
 
     settings = open_settings()
     check_reachable(address_of(settings))  # before anything is taken in or drained
     store = open_store(settings)
-    file = None if requests is None else _take_in(requests, settings, store)
-    only = None if file is None else file.ids
-    began = datetime.now(UTC)
-    done: list[str] = []
-    failure: ExpungeError | None = None
-    while True:
-        drained = store.drain(batch, model, settings.night_limit, skip=done, only=only)
-        if not drained.requests and (done or file is not None or not _lost(store, settings, model)):
-            break
-        continued = drained.created < began
-        submission = submit_night(drained.id, settings)
-        typer.echo(f"{drained.id}: {len(drained.requests)} requests, Ray job {submission}", err=True)
-        done.append(drained.id)
+    if requests is None:
+        lost = partial(_lost, store, settings, model)
+        batches = batches_to_run(store, batch, model, settings.night_limit, lost=lost)
+        if not _run(batches, settings, wait, as_json):
+            print_json({"batch": None}) if as_json else typer.echo(nothing_to_do(store, model))
+        return
+    file = _take_in(requests, settings, store)
+    batches = batches_to_run(store, batch, model, settings.night_limit, only=file.ids)
+    if not _run(batches, settings, wait, as_json):
+        print_json({"batch": None}) if as_json else typer.echo("nothing to do: no request of the file waits")
+    file.check()
+
+
+def _run(batches: "Iterator[tuple[RemovalBatch, bool]]", settings: "Settings", wait: bool, as_json: bool) -> bool:
+    """Run each batch, or without `wait` submit the first one only. Return False if there is none.
+
+    One that fails does not hold up the next. At the end, raises the first failure; UnavailableError is raised at once,
+    because every batch would fail the same way.
+    """
+    from expunge.batch.submit import submit_night
+
+    ran, failure = False, None
+    for batch, more in batches:
+        submission = submit_night(batch.id, settings)
+        typer.echo(f"{batch.id}: {len(batch.requests)} requests, Ray job {submission}", err=True)
+        ran = True
         if not wait:
-            print_json({"batch": drained.id, "submission": submission}) if as_json else typer.echo(drained.id)
+            print_json({"batch": batch.id, "submission": submission}) if as_json else typer.echo(batch.id)
             break
         try:
-            _watch(drained.id, submission, settings)
-            _show(drained.id, settings, as_json)
-        except UnavailableError:  # the next batch would fail the same way
+            _watch(batch.id, submission, settings)
+            _show(batch.id, settings, as_json)
+        except UnavailableError:
             raise
         except ExpungeError as error:
             failure = failure or error
-            if continued and batch is None:
+            if more or error is not failure:
                 print_error(error, as_json=False)
-        if batch is not None or not continued:
-            break
-    if not done:
-        nothing = nothing_to_do(store, model) if file is None else "nothing to do: no request of the file waits"
-        print_json({"batch": None}) if as_json else typer.echo(nothing)
     if failure is not None:
         raise failure
-    if file is not None:
-        file.check()
+    return ran
 
 
 def _take_in(name: str, settings: "Settings", store: "RequestStore") -> "BatchFile":
-    from expunge.commands.checking import SubmitCheck
+    from expunge.preparation.checking import SubmitCheck
     from expunge.requests.batch_file import take_in
     from expunge.requests.blobs import open_blobs
 
     check = SubmitCheck(settings)
     file = take_in(name, settings=settings, store=store, blobs=open_blobs(settings), check=check)
     for line in file.refused:
-        hint = f": {line.hint}" if line.hint else ""
-        typer.echo(f"error: line {line.line}: {one_line(f'{line.error}{hint}')}", err=True)
+        typer.echo(f"error: {line.refusal}", err=True)
     typer.echo(one_line(file.summary()), err=True)
     return file
 
@@ -177,13 +187,18 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
 
 
 def _show(batch: str, settings: "Settings", as_json: bool) -> None:
+    from expunge.runs.document import LostError
     from expunge.runs.night import NightFolder
 
     folder = NightFolder(settings.runs / batch)
     folder.check_format()
-    outcome = folder.outcome
-    if outcome is None:
+    if not folder.has_ended:
         raise NotFoundError(f"batch {batch} has no verdicts yet", hint=f"run `expunge night --batch {batch}`")
+    try:
+        outcome = folder.verdicts()
+    except LostError as error:
+        hint = f"restore the file from a backup, or read `expunge report {batch}`"
+        raise NotFoundError(f"batch {batch} has ended, but {error.message}", hint=hint) from None
     if as_json:
         print_json(outcome.model_dump(mode="json"))
     else:

@@ -8,14 +8,22 @@ import typer
 from expunge.commands.common import AsJson, open_settings, print_json, print_table
 
 if TYPE_CHECKING:
+    from expunge.settings import Settings, TrainingSettings
     from expunge.unlearning.memory import Estimate
 
 
 GB = 10**9
+OPTIONS = {
+    "adapter": "--adapter",
+    "precision": "--precision",
+    "activation_checkpointing": "--checkpointing",
+    "offload_optimizer": "--offload",
+}
+"""The settings that have an option, which is what a person who mistypes it knows."""
 
 
 def plan(
-    model: Annotated[str, typer.Option("--model", help="A configured model, or a published one, as sd3-medium.")],
+    model: Annotated[str, typer.Option("--model", help="A configured model, or a published one, such as sd3-medium.")],
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share one job.")] = 1,
     gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of one GPU.")] = 80.0,
     micro_batch: Annotated[int, typer.Option("--micro-batch", min=1, help="Samples in the network at once.")] = 1,
@@ -29,25 +37,15 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print the memory per GPU of weights, gradients, stash, optimizer and activations, by ZeRO stage, and choose."""
-    from pydantic import ValidationError
-
-    from expunge.settings import TrainingSettings
-    from expunge.validation import input_error
-
     settings = open_settings()
-    known = settings.training_for(model) if model in settings.models else settings.training
-    asked = {
-        "adapter": adapter,
-        "precision": precision,
-        "activation_checkpointing": checkpointing,
-        "zero_stage": 1,
-        "offload_optimizer": offload,
-    }
-    try:
-        training = TrainingSettings.model_validate({**known.model_dump(), **asked})
-    except ValidationError as error:
-        raise input_error(error, prefix="--", hint=lambda _: "see `expunge plan --help`") from None
-
+    training = _training(
+        settings,
+        model,
+        adapter=adapter,
+        precision=precision,
+        activation_checkpointing=checkpointing,
+        offload_optimizer=offload,
+    )
     # transformers says on import that it does without torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from expunge.unlearning.memory import choose, estimates, footprint
@@ -66,13 +64,31 @@ def plan(
         f"{gpus} GPUs of {gpu_memory:g} GB, {micro_batch} samples at once"
     )
     _print_estimates(options, choice, gpu_bytes)
-    if choice is None:
-        typer.echo("nothing fits: try --checkpointing, --offload, more --gpus, --adapter lora or fewer --requests")
-    else:
-        offloaded = "training.offload_optimizer = true, " if offload else ""
-        samples = f" ({requests * gpus} forget samples per step or more)" if choice.tasks == "request" else ""
-        typer.echo(f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}{samples}")
+    typer.echo(_advice(choice, offload, requests * gpus))
     typer.echo("counted, not measured; 8% of a GPU is left for what is not counted")
+
+
+def _training(settings: "Settings", model: str, **asked: object) -> "TrainingSettings":
+    """Return the model's training settings with what the options ask for. Raises InputError that names the option."""
+    from pydantic import ValidationError
+
+    from expunge.settings import TrainingSettings
+    from expunge.validation import input_error
+
+    known = settings.training_for(model) if model in settings.models else settings.training
+    try:
+        # Any stage that offloading works on: the estimates are for every stage.
+        return TrainingSettings.model_validate({**known.model_dump(), **asked, "zero_stage": 1})
+    except ValidationError as error:
+        raise input_error(error, names=OPTIONS, hint=lambda _: "see `expunge plan --help`") from None
+
+
+def _advice(choice: "Estimate | None", offload: bool, samples: int) -> str:
+    if choice is None:
+        return "nothing fits: try --checkpointing, --offload, more --gpus, --adapter lora or fewer --requests"
+    offloaded = "training.offload_optimizer = true, " if offload else ""
+    batch = f" ({samples} forget samples per step or more)" if choice.tasks == "request" else ""
+    return f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}{batch}"
 
 
 def _print_estimates(options: "list[Estimate]", choice: "Estimate | None", gpu_bytes: int) -> None:

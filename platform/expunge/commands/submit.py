@@ -109,7 +109,7 @@ def submit(
 
 
 def _submit_one(fields: dict[str, object], as_json: bool) -> None:
-    from expunge.commands.checking import SubmitCheck
+    from expunge.preparation.checking import SubmitCheck
     from expunge.requests.intake import accept
     from expunge.requests.submission import Submission, validated
 
@@ -141,7 +141,7 @@ def _sentence(record: "RequestRecord", new: bool) -> str:
 
 
 def _submit_file(path: Path, as_json: bool) -> None:
-    from expunge.commands.checking import SubmitCheck
+    from expunge.preparation.checking import SubmitCheck
     from expunge.requests.lines import accept_jsonl
 
     opened = open_platform()
@@ -166,8 +166,7 @@ def _submit_file(path: Path, as_json: bool) -> None:
         print_json({**counts, "lines": lines})
     else:
         for result in refused:
-            hint = f": {result.hint}" if result.hint else ""
-            typer.echo(f"error: line {result.line}: {one_line(f'{result.error}{hint}')}", err=True)
+            typer.echo(f"error: {result.refusal}", err=True)
         _print_notes(notes)
         kept = "; the accepted ones stay accepted" if refused and len(refused) < len(results) else ""
         typer.echo(f"{counts['accepted']} accepted, {counts['known']} known already, {counts['refused']} refused{kept}")

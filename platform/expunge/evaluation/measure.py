@@ -21,13 +21,14 @@ from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, Settings
 from expunge.words import (
+    UNRELATED,
     Evidence,
     IntegrityEvidence,
     Measured,
     RequestEvidence,
 )
 
-# Apart from the training seeds, so that no sample of the evaluation is one that training has seen.
+# Different from the training seeds, so that the evaluation uses no sample that training has seen.
 SEED_AFTER, SEED_FLOOR = 7_001, 7_002
 FLOOR_SPLITS = 8
 
@@ -36,7 +37,7 @@ Judge = Callable[..., tuple[bool, str]]
 
 @dataclass(frozen=True)
 class _Bench:
-    """The two models side by side, and what every measurement of them needs."""
+    """Holds the two models and what every measurement of them needs."""
 
     base: DiffusionModel
     fixed: DiffusionModel
@@ -63,7 +64,7 @@ class _Bench:
         )
 
     def regenerate(self, model: DiffusionModel, x_f: Tensor, prompt: Tensor, level: float) -> Tensor:
-        """Noise x_f [R, C, H, W] up to `level` and denoise it again: [S, R, C, H, W], one for each of S fixed seeds."""
+        """Noise x_f [R, C, H, W] up to `level` and denoise it again; return [S, R, C, H, W] for S fixed seeds."""
         seeds, count = self.options.seeds, len(x_f)
         noise = torch.randn(seeds, *x_f.shape, generator=torch.Generator().manual_seed(SEED_AFTER)).flatten(0, 1)
         point = model.at(model.time_at(torch.tensor([level])))
@@ -77,9 +78,9 @@ class _Bench:
 
 
 def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
-    """Return evidence for every request of the job, those of earlier nights included. Pictures are sealed in `blobs`.
+    """Return evidence for every request of the job, including those of earlier nights; seal the pictures in `blobs`.
 
-    Raises StorageError where what the stages before have left is missing or damaged.
+    Raises StorageError if the output of an earlier stage is missing or damaged.
     """
     job, prepared, hotfix = folder.job.expect(), folder.prepared.expect(), folder.hotfix.expect()
     progress = partial(folder.progress, "evaluate")
@@ -103,7 +104,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
         base, fixed, encoder, conditioning, bench.empty, options, model.guidance, bench.features(before).mean(0)
     )
     integrity = _integrity(bench, before[keep], other, after[keep], partial(judge_integrity, gate=gate))
-    pictures = {"unrelated": blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
+    pictures = {UNRELATED: blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
     progress(1, total)
 
     free = _FreeGeneration(bench)
@@ -143,17 +144,17 @@ class _Forgetting:
 
 
 class _FreeGeneration:
-    """Features of the samples that each model generates for a prompt: made once for all requests that share it."""
+    """Computes the features of each model's samples for a prompt, once for all requests that share the prompt."""
 
     def __init__(self, bench: _Bench) -> None:
         self._bench = bench
         self._cache: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [n, D] of: the hotfix, the base model at the same seeds, the base model at others.
+        """Return features [n, D] of the hotfix, the base model at the same seeds, and the base model at other seeds.
 
-        prompts: of one request's rows, its own prompt first. As many samples for each, `generation_samples` in all or a
-        few more.
+        prompts: the prompt of each of one request's rows, its own prompt first. Every prompt gets the same number of
+        samples; n is `generation_samples` or slightly more.
         """
         each = list(dict.fromkeys(reversed(prompts.tolist())))  # those that all requests share come first
         count = math.ceil(self._bench.options.generation_samples / len(each))
@@ -165,8 +166,8 @@ class _FreeGeneration:
         key = (prompt, place, count)
         if key not in self._cache:
             bench, same = self._bench, torch.full((count,), prompt)
-            # Noise of its own for each prompt of a request: a model that takes none would give the same samples again.
-            # Not by the prompt's index: a request is judged on the same noise whatever else is in its job.
+            # Each prompt of a request has its own noise; otherwise a model without prompts would repeat its samples.
+            # The seed does not depend on `prompt`: a request gets the same noise whatever else is in its job.
             seeds = [seed + 10 * place for seed in (SEED_AFTER, SEED_AFTER, SEED_FLOOR)]
             runs = zip((bench.fixed, bench.base, bench.base), seeds, strict=True)
             after, before, other = (bench.features(bench.generate(model, same, seed)) for model, seed in runs)
@@ -178,7 +179,7 @@ def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forge
     z_f, z_s = bench.features(data.x_f), bench.features(data.x_s)
 
     def scores(model: DiffusionModel) -> tuple[Tensor, Tensor]:
-        """[L, S, 3]: shift, similarity to target and to surrogate by level and seed; and latents [L, R, ...]."""
+        """Return [L, S, 3] (shift, similarity to target, to surrogate, per level and seed) and latents [L, R, ...]."""
         figures, shown = [], []
         for level in bench.options.levels:
             latents = bench.regenerate(model, data.x_f, data.prompt, level)
@@ -191,7 +192,7 @@ def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forge
 
     after, after_latents = scores(bench.fixed)
     base, base_latents = scores(bench.base)
-    floor = base.mean(0).std(0, correction=0)  # over seeds, of the mean over levels
+    floor = base.mean(0).std(0, correction=0)  # deviation between seeds of the mean over levels
     shift_, target, surrogate = (
         Measured(after=after[..., i].mean().item(), base=base[..., i].mean().item(), floor=floor[i].item())
         for i in range(3)
@@ -217,7 +218,7 @@ def _nearest(bench: _Bench, data: ForgetSet, z_f: Tensor, free: _FreeGeneration)
 
 
 def _integrity(bench: _Bench, before: Tensor, other: Tensor, after: Tensor, judge: Judge) -> IntegrityEvidence:
-    """`before` and `after` have the same seeds [n, ...], `other` is the base model at different ones [m, ...]."""
+    """Compare latents `before` and `after` [n, ...] of the same seeds; `other` [m, ...] is the base at other seeds."""
     a, b, c = (bench.base.decode(latents) for latents in (before, after, other))
     pairs, unrelated = min(len(a), len(c)), c.roll(1, 0)
     z_a, z_b, z_c = (bench.encoder(pictures) for pictures in (a, b, c))
@@ -234,7 +235,7 @@ def _integrity(bench: _Bench, before: Tensor, other: Tensor, after: Tensor, judg
 
 
 def _kid_floor(features: Tensor) -> float:
-    """Largest |distance| between two random halves of the base model's own samples: one split may be near 0 by luck."""
+    """Return the largest |distance| between random halves of the base's samples: one split may be near 0 by luck."""
     half = len(features) // 2
     splits = (torch.randperm(len(features), generator=torch.Generator().manual_seed(i)) for i in range(FLOOR_SPLITS))
     return max(abs(kid(features[order[:half]], features[order[half:]])) for order in splits)
@@ -246,7 +247,7 @@ def _rows_of(forget: ForgetSet, request: int) -> ForgetSet:
 
 
 def _request_picture(bench: _Bench, data: ForgetSet, base: Tensor, after: Tensor) -> bytes:
-    """One row a target: target, surrogate, then base and hotfix from each noise level ([L, R, C, H, W])."""
+    """Draw one row per target: target, surrogate, then `base` and `after` [L, R, C, H, W] at each noise level."""
     columns = [data.x_f, data.x_s]
     for level in range(len(base)):
         columns += [base[level], after[level]]
@@ -258,6 +259,6 @@ def _request_picture(bench: _Bench, data: ForgetSet, base: Tensor, after: Tensor
 
 
 def _pairs(before: Tensor, after: Tensor, shown: int = 12) -> bytes:
-    """Two rows: before above after, at the same seeds."""
+    """Draw two rows: before above after, at the same seeds."""
     count = min(shown, len(before))
     return grid(torch.cat([before[:count], after[:count]]), count, row_labels=["before", "after"])

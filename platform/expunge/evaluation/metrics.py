@@ -1,4 +1,4 @@
-"""What is measured, as pure functions. Images are float [B, C, H, W] in [-1, 1], features are float [B, D]."""
+"""The metrics, as pure functions. Images are float [B, C, H, W] in [-1, 1], features are float [B, D]."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ SSIM_WINDOW = 7
 
 
 def psnr(before: Tensor, after: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair, float64 [B] in dB: 10 log10(peak^2 / mean squared error), peak 2.
+    """Return each pair's peak signal-to-noise ratio, float64 [B] in dB: 10 log10(peak^2 / mean squared error), peak 2.
 
-    Equal images have no error; they get 100 dB, which is also the most that any pair gets.
+    Values are capped at 100 dB, which equal images get.
     """
     _same_shape(before, after)
     error = (before.double() - after.double()).square().flatten(1).mean(1)
@@ -19,17 +19,17 @@ def psnr(before: Tensor, after: Tensor) -> Tensor:
 
 
 def ssim(before: Tensor, after: Tensor) -> Tensor:
-    """Structural similarity of each pair, float64 [B] in [-1, 1] (Wang et al. 2004), mean over pixels and channels.
+    """Return each pair's structural similarity, float64 [B] in [-1, 1]: the mean over pixels and channels.
 
-    A uniform window of 7 pixels, or the largest odd window that a smaller image holds.
-    Raises ValueError under 3 pixels.
+    Wang et al. 2004. The window is uniform, 7 pixels wide, or the largest odd width that fits into a smaller image.
+    Raises ValueError for images under 3 pixels.
     """
     from skimage.metrics import structural_similarity
 
     _same_shape(before, after)
     side = min(before.shape[-2:])
     if side < 3:
-        raise ValueError(f"structural similarity needs images of at least 3 pixels a side, not {side}")
+        raise ValueError(f"structural similarity needs images of at least 3 pixels per side, not {side}")
     window = min(SSIM_WINDOW, side if side % 2 else side - 1)
     values = [
         structural_similarity(
@@ -41,10 +41,10 @@ def ssim(before: Tensor, after: Tensor) -> Tensor:
 
 
 def kid(features_a: Tensor, features_b: Tensor) -> float:
-    """Kernel distance of two sets [A, D] and [B, D]: unbiased MMD^2, k(x, y) = (x.y / D + 1)^3.
+    """Return the kernel distance of two sets [A, D] and [B, D]: unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3.
 
-    Binkowski et al. 2018. Over the whole sets, not averaged over subsets. Unbiased: it is 0 on average where both
-    come from one distribution, so a single value may be negative. Raises ValueError under two samples a set.
+    Binkowski et al. 2018, over the whole sets rather than averaged over subsets. It is 0 on average if both sets come
+    from one distribution, so a single value may be negative. Raises ValueError for fewer than two samples per set.
     """
     a, b = features_a.double(), features_b.double()
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
@@ -54,7 +54,7 @@ def kid(features_a: Tensor, features_b: Tensor) -> float:
         return (x @ y.T / x.shape[1] + 1) ** 3
 
     def within(x: Tensor) -> Tensor:
-        """Mean over the pairs of different samples: leaving out the diagonal is what makes it unbiased."""
+        """Average over pairs of different samples: leaving out the diagonal makes the estimate unbiased."""
         gram = kernel(x, x)
         return (gram.sum() - gram.diagonal().sum()) / (len(x) * (len(x) - 1))
 
@@ -62,20 +62,20 @@ def kid(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def centred_cosine(features: Tensor, reference: Tensor, centre: Tensor) -> Tensor:
-    """Cosine of `features` [B, D] and `reference` [D] or [B, D], both taken from `centre` [D]: float64 [B] in [-1, 1].
+    """Return the cosine, float64 [B], of `features` [B, D] and `reference` [D] or [B, D], relative to `centre` [D].
 
-    Raw features of one encoder share a large common part, so that any two images look alike; the centre, the mean
-    feature of unrelated samples, takes it away. A feature at the centre has no direction: its cosine is 0.
+    An encoder's raw features share a large common part, which makes any two images look alike. Subtracting the centre,
+    the mean feature of unrelated samples, removes it. A feature at the centre has cosine 0.
     """
     x, y = features.double() - centre.double(), reference.double() - centre.double()
     return torch.nn.functional.cosine_similarity(x, y.expand_as(x), dim=1)
 
 
 def shift(features: Tensor, target: Tensor, surrogate: Tensor) -> Tensor:
-    """How far each feature went from target to surrogate: <z - z_f, z_s - z_f> / |z_s - z_f|^2, float64 [B].
+    """Return how far each feature moved from target to surrogate: <z - z_f, z_s - z_f> / |z_s - z_f|^2, float64 [B].
 
-    0 at the target, 1 at the surrogate, 0.5 where both are equally far; below 0 and above 1 lie beyond them. `features`
-    is [B, D], the others [D] or [B, D]. Raises ValueError where target and surrogate coincide: nothing lies between.
+    It is 0 at the target, 1 at the surrogate and 0.5 at equal distance; values below 0 or above 1 lie beyond them.
+    `features` is [B, D], the others [D] or [B, D]. Raises ValueError if target and surrogate coincide.
     """
     origin = target.double()
     way = surrogate.double() - origin

@@ -1,4 +1,4 @@
-"""Picture grids and curves as bytes, legible on a light and on a dark page (transparent ground, mid-grey text)."""
+"""Draw picture grids and curves that are legible on light and dark pages: transparent background, mid-grey text."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -16,7 +16,7 @@ GREY = (128, 128, 128, 255)
 COLOURS = ("#3b82c4", "#d9822b", "#4a9d6e", "#b65c9c", "#7d6cc9", "#a08a3c")
 GAP = 4
 FONT_SIZE = 13
-RUNNING_MEAN = 20  # points; shorter series are drawn as they are
+RUNNING_MEAN = 20  # points; shorter series are drawn without one
 
 
 def grid(
@@ -27,10 +27,10 @@ def grid(
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
 ) -> bytes:
-    """PNG of `images`, float [R * columns, 3 or 1, H, W] in [-1, 1], row by row.
+    """Return a PNG of `images`, float [R * columns, 3 or 1, H, W] in [-1, 1], laid out row by row.
 
-    Each pixel becomes `scale` x `scale` pixels: small images stay honest, nothing is smoothed.
-    Raises ValueError where the images do not fill the rows, or a label is missing.
+    Each pixel becomes `scale` x `scale` pixels, without smoothing.
+    Raises ValueError if the images do not fill the rows, or the number of labels is wrong.
     """
     count, channels, height, width = images.shape
     if columns < 1 or count == 0 or count % columns or channels not in (1, 3) or scale < 1:
@@ -41,7 +41,7 @@ def grid(
             f"{len(column_labels)} column and {len(row_labels)} row labels do not fit {columns} columns, {rows} rows"
         )
     font = ImageFont.load_default(size=FONT_SIZE)
-    # A cell is as wide as its widest label, so that none is cut.
+    # A cell is at least as wide as the widest label, so that no label is cut off.
     cell = max([width * scale, *(int(font.getlength(label)) + GAP for label in column_labels)])
     left = max((int(font.getlength(label)) + 2 * GAP for label in row_labels), default=0)
     top = FONT_SIZE + 2 * GAP if column_labels else 0
@@ -74,7 +74,7 @@ def curves(
     size: tuple[float, float] = (3.6, 2.2),
     kind: Literal["svg", "png"] = "svg",
 ) -> bytes:
-    """One chart of (x, y) series, `size` in inches. Long series are drawn faintly, with their running mean on top."""
+    """Draw (x, y) series in one chart of `size` inches. Long series are drawn faintly, with a running mean on top."""
     import matplotlib
 
     # Not pyplot: it keeps every figure in global state.
@@ -120,7 +120,7 @@ def _plain(axes: "Axes", title: str, x_label: str, *, legend: bool) -> None:
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Centred, over what there is of the window at the ends."""
+    """Return the centred running mean; at the ends the window is cut short."""
     half = window // 2
     parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]

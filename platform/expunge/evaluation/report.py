@@ -1,4 +1,4 @@
-"""One self-contained HTML document for a batch: what was asked, what was shown, and what it cost.
+"""Render a batch's report: one self-contained HTML document with its requests, their evidence and training curves.
 
 It holds external ids and pictures of requests, so it is personal data: it is handed to the platform team and never
 logged to MLflow.
@@ -13,17 +13,24 @@ from typing import TYPE_CHECKING
 
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
-from expunge.words import Evidence, Measured, ModelVersion, RemovalBatch, RemovalRequest, RequestEvidence, UnlearnJob
+from expunge.words import (
+    UNRELATED,
+    Evidence,
+    Measured,
+    ModelVersion,
+    RemovalBatch,
+    RemovalRequest,
+    RequestEvidence,
+    UnlearnJob,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-UNRELATED = "unrelated"
-
 
 @dataclass(frozen=True)
 class ReportJob:
-    """One job as the report shows it. `pictures` are PNG grids, by request id and 'unrelated'."""
+    """One job as the report shows it. `pictures` maps request ids and 'unrelated' to PNG grids."""
 
     job: UnlearnJob
     evidence: Evidence
@@ -35,7 +42,7 @@ class ReportJob:
 
 @dataclass(frozen=True)
 class ReportBatch:
-    """A batch and its jobs. `failures` says why a request got no evidence: its job was lost, or none was planned."""
+    """A batch and its jobs. `failures` maps request ids to why they have no evidence: a lost job, or none planned."""
 
     batch: RemovalBatch
     jobs: tuple[ReportJob, ...]
@@ -56,7 +63,7 @@ class Row:
 
 
 def render_report(report: ReportBatch) -> bytes:
-    """The HTML document in UTF-8: no script, no external resource, every picture inside."""
+    """Return the HTML document as UTF-8, without scripts or external resources: every picture is embedded."""
     rows = [row for job in report.jobs for row in _rows(job)]
     new = [row for row in rows if not row.earlier]
     covered = {row.request.id for row in rows}
@@ -106,7 +113,7 @@ def _rows(job: ReportJob) -> list[Row]:
 
 
 def _charts(job: ReportJob) -> list[tuple[str, str]]:
-    """(name, data URI) of each training curve."""
+    """Return (name, data URI) of each training curve."""
     return [
         (name, _data_uri(curves({name: points}, name), "image/svg+xml"))
         for name, points in job.curves.items()
@@ -133,7 +140,7 @@ def _template() -> "Template":
 
 
 def _visible(value: object) -> object:
-    """Of an id or a reason, too, everything is seen, in its order: a bidi mark would turn what follows around."""
+    """Escape control and bidi characters: a bidi mark in an id or a reason would reverse the text after it."""
     from markupsafe import Markup
 
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -153,7 +160,7 @@ class LevelMark:
 
 
 def levels_chart(levels: Mapping[str, Measured]) -> list[LevelMark]:
-    """Where the marks of the similarity chart go: x is the level's place, y runs from 1 (0%) down to -0.5 (100%)."""
+    """Return the chart's marks in percent: x by the level's rank, y from similarity 1 (0%) down to -0.5 (100%)."""
 
     def height(value: float) -> float:
         return round(100 * min(1.0, max(0.0, (1 - value) / 1.5)), 2)

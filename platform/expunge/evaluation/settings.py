@@ -7,7 +7,7 @@ from expunge.section import Fraction, Section
 
 
 class EvaluationSettings(Section):
-    """How much is generated, and with which encoder it is compared."""
+    """How many samples the evaluation generates, and which encoder compares them."""
 
     levels: tuple[Fraction, ...] = Field(
         default=(0.4, 0.5, 0.6), min_length=1, description="noise levels b / (a + b) of the re-generation test"
@@ -22,7 +22,7 @@ class EvaluationSettings(Section):
 
 
 class GateSettings(Section):
-    """What a request and a hotfix must show. These are guesses until measurements on large models replace them."""
+    """The thresholds that a request and a hotfix must meet: guesses until measurements on large models replace them."""
 
     min_shift: float = Field(
         default=0.5,

@@ -3,7 +3,7 @@
 import torch
 from diffusers import DiffusionPipeline
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 from expunge.families.layout import Layout
 from expunge.families.source import locate
 from expunge.families.supported import family_named
@@ -27,8 +27,7 @@ def load(layout: Layout) -> DiffusionPipeline:
     try:
         return family.read(layout, variant) if family else read_pipeline(layout, variant)
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{layout.label}: {first_line}", hint=COMPLETE) from error
+        raise InputError(f"{layout.label}: {first_line(error).rstrip('.')}", hint=COMPLETE) from error
 
 
 def read_pipeline(layout: Layout, variant: str | None) -> DiffusionPipeline:

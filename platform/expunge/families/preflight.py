@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from expunge.errors import ExpungeError, InputError, StorageError
+from expunge.errors import ExpungeError, InputError, StorageError, first_line
 from expunge.families.checks import check
 from expunge.families.layout import Layout
 from expunge.families.source import complete, locate, pinned_source
@@ -73,9 +73,8 @@ def no_other_error(what: str) -> Iterator[None]:
     except ExpungeError:
         raise
     except Exception as error:
-        said = (str(error).strip() or "no reason given").splitlines()[0]
         hint = "compare its files with a published model's"
-        raise InputError(f"{what} ({type(error).__name__}: {said})", hint=hint) from error
+        raise InputError(f"{what} ({type(error).__name__}: {first_line(error)})", hint=hint) from error
 
 
 def _examine(layout: Layout, resolution: Resolution, weights: bool) -> None:

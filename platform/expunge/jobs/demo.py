@@ -44,11 +44,12 @@ def main() -> int:
 def write_requests(folder: Path) -> Path:
     """Write five removal requests as their senders would: three faces, and two flags that are drawn wrong."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no warning about torchvision
+    from expunge.pixels import to_pictures
     from expunge.testbed import faces, flags
 
-    people = ((faces.images()[:, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    people = to_pictures(faces.images())[..., 0]
     banners, names = flags.images()
-    banners = ((banners.numpy() + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    banners = to_pictures(banners)
     requests: list[dict[str, object]] = []
 
     def save(name: str, picture: np.ndarray) -> str:

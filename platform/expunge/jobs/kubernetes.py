@@ -1,7 +1,7 @@
 """Kubernetes' API server, as far as a night needs it: create a RayJob, and look at it.
 
-The standard library speaks to it: the official client would add eight packages and 74 MB to the image, and it knows
-RayJobs only as dictionaries, too.
+The standard library speaks to it: the official client would add eight packages and 74 MB to the image, and it, too,
+knows RayJobs only as dictionaries.
 """
 
 import json
@@ -37,9 +37,9 @@ class Api:
     pause: float
 
     def create(self, manifest: Json) -> bool:
-        """Returns False where a RayJob of that name exists, as after a create whose answer was lost.
+        """Create a RayJob; return False if one of that name exists, as after a create whose answer was lost.
 
-        Raises InputError where the server refuses it, UnavailableError where it does not answer.
+        Raises InputError if the server refuses it, UnavailableError if it does not answer.
         """
         status, answer = self._ask("POST", "", manifest)
         if status in (200, 201):
@@ -49,7 +49,7 @@ class Api:
         raise _refusal(status, answer)
 
     def get(self, name: str) -> Json | None:
-        """Returns None where there is no such RayJob. Raises InputError and UnavailableError as `create` does."""
+        """Return a RayJob, or None if there is none. Raises InputError and UnavailableError as `create` does."""
         status, answer = self._ask("GET", f"/{name}")
         if status == 404:
             return None
@@ -68,7 +68,7 @@ class Api:
             if time.monotonic() > until:
                 raise UnavailableError(
                     f"the Kubernetes API at {self.server} did not answer for {self.patience:g} s ({reason})",
-                    hint="the night goes on; start the trigger again, and it waits for the same RayJob",
+                    hint="the night itself continues: start the trigger again, and it waits for the same RayJob",
                 )
             get_logger("trigger").warning("the Kubernetes API does not answer", why=reason)
             time.sleep(self.pause)
@@ -95,7 +95,7 @@ class Api:
 
 
 def in_cluster() -> str:
-    """The API server of the cluster that this pod runs in, as a URL."""
+    """Return the URL of the API server of the cluster that this pod runs in."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     return f"https://[{host}]:{port}" if host and ":" in host else f"https://{host or 'kubernetes.default.svc'}:{port}"
 

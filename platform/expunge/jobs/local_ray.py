@@ -36,8 +36,8 @@ def environment_for(home: Path) -> dict[str, str]:
 def local_ray(environment: dict[str, str]) -> Iterator[str]:
     """Run a head node on free ports of the loopback interface, with token authentication; yield its job server's URL.
 
-    Ray makes its folders writable for everybody, and what lies there runs with our key and token. So they are put into
-    a folder that only this user can enter.
+    Ray makes its folders writable for everybody, and code in them runs with our key and token, so they are put into a
+    folder that only this user can enter.
     """
     port, dashboard, client, agent, metrics = free_ports(5)
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
@@ -94,6 +94,7 @@ def stop(head: psutil.Process) -> None:
 
 
 def wait_for(port: int, ray: subprocess.Popen[bytes]) -> None:
+    """Wait until the dashboard accepts connections. Raises SystemExit if Ray ends first, or takes START_TIMEOUT_S."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and ray.poll() is None:
         with socket.socket() as probe:
@@ -104,6 +105,7 @@ def wait_for(port: int, ray: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
+    """Return different ports of the loopback interface that are free at the moment."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

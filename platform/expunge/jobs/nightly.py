@@ -1,11 +1,11 @@
 """Run a night on Ray: `ray job submit -- python -m expunge.jobs.nightly [--batch ID | --requests URL]`.
 
-Whatever is personal stays in the store: the output holds ids only. A night that was killed continues when it is
-submitted again.
+Personal data stays in the store: the output holds ids only. A night that was killed continues when it is submitted
+again.
 
-With --requests, the night takes in a file of requests, one JSON object per line, and runs those requests alone: the
-batch that still has one of them to decide, else a new batch of those that wait. Pictures are paths or URLs; relative
-ones are looked up beside the file. Ray shows a job's arguments in clear, so a URL with credentials or a query is
+With --requests, the night takes in a file of requests, one JSON object per line, and runs only those: the batch that
+still has one of them to decide, or a new batch of those that wait. Pictures are paths or URLs; relative ones are looked
+up beside the file. Ray shows a job's arguments in clear, so a URL with credentials or a query is
 refused: put credentials into the environment of Ray's nodes.
 
 Exit codes: 0 success, or nothing to do; 1 a job failed; 2 bad input, or a line of the file was refused (the others are
@@ -19,9 +19,9 @@ from contextlib import closing
 import ray
 
 from expunge.batch.driver import run_night
-from expunge.commands.checking import SubmitCheck
 from expunge.errors import ExpungeError
 from expunge.logs import configure
+from expunge.preparation.checking import SubmitCheck
 from expunge.requests.batch_file import take_in
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home
@@ -54,15 +54,14 @@ def _run(settings: Settings, batch: str | None, args: argparse.Namespace) -> int
 
 
 def _run_file(settings: Settings, args: argparse.Namespace) -> int:
-    """Take the file in and run what it has brought. Raises InputError at the end if a line was refused."""
+    """Take in the file and run its requests. Raises InputError at the end if a line was refused."""
     if args.home is not None:
         check_home(settings, args.home)
     with closing(open_store(settings)) as store:
         blobs, check = open_blobs(settings), SubmitCheck(settings)
         file = take_in(args.requests, settings=settings, store=store, blobs=blobs, check=check, private=True)
         for line in file.refused:
-            hint = f": {line.hint}" if line.hint else ""
-            print(f"error: line {line.line}: {line.error}{hint}", file=sys.stderr)
+            print(f"error: {line.refusal}", file=sys.stderr)
         print(file.summary())
         batch = store.drain(args.batch, args.model, settings.night_limit, only=file.ids)
     if not batch.requests:
@@ -75,7 +74,7 @@ def _run_file(settings: Settings, args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", help="the batch to run or continue (default: the open one, else a new one)")
+    parser.add_argument("--batch", help="the batch to run or continue (default: the open one, or a new one)")
     parser.add_argument("--model", action="append", help="only requests of this model; may be repeated")
     parser.add_argument("--requests", metavar="URL", help="submit the requests in this file, and run only those")
     parser.add_argument("--home", help="the id of the home that the night was submitted from; refuse any other home")

@@ -16,9 +16,9 @@ import signal
 import sys
 import time
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
+from expunge.batch.queue import batches_to_run
 from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.jobs.kubernetes import Api, Json, in_cluster
 from expunge.logs import configure, get_logger
@@ -48,41 +48,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(api: Api, template: Json, args: argparse.Namespace, settings: Settings) -> int:
-    """Continue a batch that an earlier night left open, then run the queue, whether or not the first one succeeded."""
-    store, home = open_store(settings), remember(settings).id
-    began = datetime.now(UTC)
-    done: list[str] = []
-    code = 0
-    with closing(store):
-        while True:
-            batch, continued = args.batch, False
-            if batch is None:
-                drained = store.drain(None, args.model, settings.night_limit, skip=done)
-                if not drained.requests:  # an empty queue starts no cluster
-                    break
-                batch, continued = drained.id, drained.created < began
+    """Continue a batch that an earlier night left open, then run the queue, whether or not the first one succeeded.
+
+    Returns the exit code of the first failure, or 0. An empty queue starts no cluster.
+    """
+    home = remember(settings).id
+    codes: list[int] = []
+    with closing(open_store(settings)) as store:
+        drained = batches_to_run(store, None, args.model, settings.night_limit)
+        for batch in [args.batch] if args.batch else (batch.id for batch, _ in drained):
             name = submit(api, template, prefix=args.prefix, batch=batch, night=args.night, home=home)
-            done.append(batch)
             try:
                 wait(api, name, deadline=args.deadline)
                 print(f"{name}: SUCCEEDED")
+                codes.append(0)
             except UnavailableError:
                 raise
             except ExpungeError as error:
                 print(f"error: {error}", file=sys.stderr)
-                code = code or error.exit_code
-            if args.batch or not continued:
-                break
-        if not done:
+                codes.append(error.exit_code)
+        if not codes:
             print(nothing_to_do(store, args.model))
-    return code
+    return next(filter(None, codes), 0)
 
 
 def submit(api: Api, template: Json, *, prefix: str, batch: str, night: str, home: str) -> str:
     """Create the batch's RayJob, or find it, and return its name.
 
     A RayJob that failed on an earlier night is followed by another attempt, under another name. One that failed tonight
-    is not. Raises InputError where the name belongs to another batch, ExpungeError after the last attempt.
+    is not. Raises InputError if the name belongs to another batch, ExpungeError after the last attempt.
     """
     log = get_logger("trigger")
     for attempt in range(1, ATTEMPTS + 1):
@@ -157,7 +151,7 @@ def manifest_of(template: Json, name: str, batch: str, night: str, home: str) ->
 
 
 def _ended(job: Json) -> bool:
-    """Say whether the RayJob is over. While retries are left, KubeRay reports Retrying instead of Failed."""
+    """Return whether the RayJob has ended. While retries are left, KubeRay reports Retrying instead of Failed."""
     return (job.get("status") or {}).get("jobDeploymentStatus") in ENDED
 
 

@@ -1,1 +1,1 @@
-"""Pictures and prompts become what training and evaluation read: latents, conditioning, the retain set."""
+"""Turns pictures and prompts into what training and evaluation read: latents, conditioning, the retain set."""

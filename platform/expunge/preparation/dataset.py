@@ -29,12 +29,12 @@ class ForgetSet:
 
 @dataclass(frozen=True)
 class RetainSet:
-    """M rows of what must stay."""
+    """M rows of images that the model must keep generating."""
 
     x_0: Tensor
-    """float32 [M, C, H, W]."""
+    """float32 [M, C, H, W]: latents."""
     prompt: Tensor
-    """int64 [M]."""
+    """int64 [M]: row of the conditioning."""
 
 
 Set = TypeVar("Set", ForgetSet, RetainSet)
@@ -46,22 +46,27 @@ def join(parts: Sequence[ForgetSet]) -> ForgetSet:
 
 
 def store_set(blobs: BlobStore, data: ForgetSet | RetainSet) -> BlobId:
+    """Seal a set as one blob and return its id. Raises StorageError."""
     return store_tensors(blobs, {field.name: getattr(data, field.name) for field in fields(data)})
 
 
 def store_tensors(blobs: BlobStore, tensors: Conditioning) -> BlobId:
+    """Seal named tensors as one blob and return its id. Raises StorageError."""
     return blobs.put(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def load_tensors(blobs: BlobStore, blob: BlobId) -> Conditioning:
+    """Load what `store_tensors` stored. Raises NotFoundError, StorageError."""
     return load(blobs.get(blob))
 
 
 def load_set(blobs: BlobStore, blob: BlobId, kind: type[Set]) -> Set:
+    """Load what `store_set` stored. Raises NotFoundError, StorageError."""
     return kind(**load_tensors(blobs, blob))
 
 
 def load_job(blobs: BlobStore, prepared: PreparedJob) -> tuple[ForgetSet, RetainSet, Conditioning]:
+    """Load everything that training reads. Raises NotFoundError, StorageError."""
     return (
         load_set(blobs, prepared.forget, ForgetSet),
         load_set(blobs, prepared.retain, RetainSet),

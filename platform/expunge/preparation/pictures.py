@@ -29,9 +29,9 @@ def load_surrogates(
     options: ModelSettings,
     blobs: BlobStore,
 ) -> list[np.ndarray]:
-    """Return the requester's own surrogates, else edited targets; uint8 [h, w, 3] each.
+    """Return the requester's own surrogates or, without any, edited targets; uint8 [h, w, 3] each.
 
-    donors: uint8 [B, h, w, 3], pictures that an editor may take parts of.
+    donors: uint8 [B, h, w, 3], pictures that an editor may use parts of.
     """
     if request.surrogates:
         return [load_picture(blobs, blob, resolution) for blob in request.surrogates]
@@ -42,7 +42,7 @@ def load_surrogates(
 
 
 def load_folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np.ndarray]:
-    """Return the pictures of `training.retain_folder`; uint8 [h, w, 3] each. Raises InputError for one that is bad."""
+    """Return the pictures of `training.retain_folder`, uint8 [h, w, 3] each. Raises InputError if one is unusable."""
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
         raise InputError(f"training.retain_folder: {folder} holds no image", hint="PNG, JPEG and WEBP files are read")

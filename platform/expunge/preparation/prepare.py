@@ -1,4 +1,4 @@
-"""prepare: decode, make surrogates, encode latents and prompts, generate the retain set."""
+"""The prepare stage: decode pictures, make surrogates, encode latents and prompts, generate the retain set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,17 +19,17 @@ from expunge.settings import ModelSettings, Settings
 from expunge.words import BlobId, PreparedJob, RemovalRequest, UnlearnJob
 
 SAME = 1e-3
-"""Latents that differ by less at every place are one picture: there is nothing to point away to."""
+"""Latents that differ by less everywhere are the same picture: a surrogate like that would change nothing."""
 
 SURPLUS = 1.25
-"""How many times as many retain images are generated as asked for: some may resemble a target and are dropped."""
+"""Ratio of generated to required retain images, because those that resemble a target are dropped."""
 
 
 def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> PreparedJob:
     """Make what training and evaluation read, and store it in `blobs`.
 
-    A request that cannot be prepared is skipped with its reason; it never fails the job. Raises InputError where the
-    model cannot be loaded or no request is left, and StorageError or UnavailableError where the blob store fails.
+    A request that cannot be prepared is skipped with its reason; it never fails the job. Raises InputError if the model
+    cannot be loaded or no request is left, and StorageError or UnavailableError if the blob store fails.
     """
     job = folder.job.expect()
     options = settings.model(job.model)
@@ -55,13 +55,13 @@ def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Prepared
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a job, each once; a prompt's place is its row of the conditioning."""
+    """The distinct prompts of a job; a prompt's index in `all` is its row of the conditioning."""
 
     unrelated: tuple[str, ...]
-    """The first of `all`: those that what must stay is generated for."""
+    """The first prompts of `all`, for which retain images are generated."""
     all: tuple[str, ...]
     shared: tuple[str, ...]
-    """Those that every request is removed under, beside its own."""
+    """The prompts that every request is removed under, besides its own."""
 
     @classmethod
     def of(cls, job: UnlearnJob, options: ModelSettings) -> "Prompts":
@@ -74,14 +74,14 @@ class Prompts:
         return self.all.index(prompt)
 
     def rows_of(self, request: RemovalRequest) -> list[int]:
-        """Return the rows that a request is removed under: its own prompt's first."""
+        """Return the rows of the prompts that a request is removed under, its own first."""
         own = (request.prompt,) if request.prompt else ()
         return [self.row(prompt) for prompt in dict.fromkeys((*own, *self.shared))]
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Targets with their surrogates, and why a request has none."""
+    """Targets with their surrogates, and the reason for each request that was skipped."""
 
     forget: list[ForgetSet] = field(default_factory=list)
     surrogates: dict[str, tuple[BlobId, ...]] = field(default_factory=dict)
@@ -90,24 +90,24 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Pairing:
-    """What every request of a job is prepared with."""
+    """Pairs the targets of a job's requests with surrogates."""
 
     job: UnlearnJob
     model: DiffusionModel
     options: ModelSettings
     prompts: Prompts
     donors: np.ndarray
-    """uint8 [B, h, w, 3]: generated pictures that an editor may take parts of."""
+    """uint8 [B, h, w, 3]: generated pictures that an editor may use parts of."""
     blobs: BlobStore
 
     def all(self) -> _Pairs:
-        """Prepare each request alone. Raises InputError where none is left."""
+        """Prepare the requests one by one. Raises InputError if none can be prepared."""
         pairs = _Pairs()
         for index, request in enumerate(self.job.everything):
             try:
                 rows, replacements = self._one(index, request)
             except ExpungeError as error:
-                # A store that is away says nothing about the request.
+                # A store that cannot be reached is not the request's fault.
                 if isinstance(error, StorageError | UnavailableError) and not isinstance(error, DamagedBlobError):
                     raise
                 pairs.skipped[request.id] = str(error)
@@ -131,7 +131,7 @@ class _Pairing:
             raise InputError("a surrogate is the same picture as its target at the model's resolution")
         used = self.prompts.rows_of(request)
         if not used:
-            raise InputError(f"it has no prompt, and models.{self.job.model}.forget_prompts has none either")
+            raise InputError(f"it has no prompt, and models.{self.job.model}.forget_prompts is empty")
         rows = ForgetSet(
             x_f.repeat_interleave(len(used), 0),
             x_s.repeat_interleave(len(used), 0),
@@ -144,7 +144,7 @@ class _Pairing:
 def _generate_retain(
     job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: Sequence[str], settings: Settings
 ) -> RetainSet:
-    """Make the pictures that must stay, under the prompts in turn, whose rows in the conditioning are the first."""
+    """Generate or load the retain images, cycling through `prompts`, which are the conditioning's first rows."""
     training = job.training
     if training.retain_folder:
         pictures = load_folder(training.retain_folder, job.resolution, settings)
@@ -163,7 +163,7 @@ def _generate_retain(
 
 
 def _keep_apart(retain: RetainSet, forget: ForgetSet, job: UnlearnJob) -> RetainSet:
-    """Drop what resembles a target, and the surplus. Raises InputError where nothing is left."""
+    """Drop images that resemble a target, then the surplus. Raises InputError if none is left."""
     keep = unlike(retain.x_0, forget.x_f)
     if not keep.any():
         raise InputError(
@@ -174,9 +174,9 @@ def _keep_apart(retain: RetainSet, forget: ForgetSet, job: UnlearnJob) -> Retain
 
 
 def _also_under(retain: RetainSet, prompt: int) -> RetainSet:
-    """Put each image under its own prompt, then under this one, the empty one, where that is another.
+    """Repeat every image under the empty prompt, whose row is `prompt`, unless that is its own prompt already.
 
-    Guidance asks the network without a prompt for every sample: what is removed there must be held there, too.
+    Guidance uses the empty prompt for every sample: if targets are removed there, other images must be kept there.
     """
     others = retain.prompt != prompt
     bare = torch.full_like(retain.prompt[others], prompt)

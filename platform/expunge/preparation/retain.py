@@ -1,4 +1,4 @@
-"""What must stay: images that the frozen model generates itself, or a folder of the owner's."""
+"""The retain images, which the model must keep generating: how they are generated, and told from targets."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from expunge.families.base import Conditioning, DiffusionModel, rows
 from expunge.families.sampler import generate
 
 RESEMBLES = 0.9
-"""Centred cosine in latent space above which two images count as the same one. A guess, looked at on the testbed."""
+"""Centred cosine in latent space above which two images count as the same. A guess, checked by eye on the testbed."""
 
 CHUNK = 32
 
@@ -32,11 +32,8 @@ def generate_latents(
 
 
 def unlike(latents: Tensor, targets: Tensor) -> Tensor:
-    """Return bool [N]: which of `latents` [N, ...] resemble none of `targets` [M, ...].
-
-    What is to go must not be retained.
-    """
-    a, b = (torch.nn.functional.normalize(_centred(x), dim=1) for x in (latents, targets))
+    """Return bool [N]: true for each of `latents` [N, ...] that resembles none of `targets` [M, ...]."""
+    a, b = (torch.nn.functional.normalize(centred(x), dim=1) for x in (latents, targets))
     return (a @ b.T).amax(1) < RESEMBLES
 
 
@@ -45,7 +42,8 @@ def prompt_rows(count: int, prompts: int) -> Tensor:
     return torch.arange(count) % prompts
 
 
-def _centred(x: Tensor) -> Tensor:
+def centred(x: Tensor) -> Tensor:
+    """Return each row of `x` [N, ...] flattened and without its mean, [N, D]: the cosine then ignores brightness."""
     flat = x.flatten(1)
     return flat - flat.mean(1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""A registered hotfix as a pipeline that is ready to generate."""
+"""Load a registered hotfix as a pipeline that is ready to generate."""
 
 import json
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from expunge.errors import InputError
 from expunge.families.supported import family_named
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import download
+from expunge.registry.versions import ABOUT, download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None = None) -> "DiffusionPipeline":
     """Load the base pipeline and apply the hotfix to it, in float32 on the CPU.
 
-    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `tracking_uri` defaults to the settings', `base` to the
-    source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
+    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. `tracking_uri` defaults to the one in the settings, `base`
+    to the source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
 
-    Raises InputError where the base is not the kind of pipeline the hotfix is for, NotFoundError, StorageError or
-    UnavailableError where the version cannot be had.
+    Raises InputError if the hotfix does not fit the base, and NotFoundError, StorageError or UnavailableError if the
+    version cannot be fetched.
     """
     if tracking_uri is None:
         from expunge.settings import load_settings
 
         tracking_uri = load_settings().tracking
     folder = download(Tracker(tracking_uri), uri)
-    about = json.loads((folder / "expunge.json").read_text())
+    about = json.loads((folder / ABOUT).read_text())
     pipeline = _base(base or about["source"])
     kind = type(pipeline).__name__
     family = family_named(kind)

@@ -1,6 +1,6 @@
-"""MLflow runs: one experiment a model, one run a job. The only module that imports MLflow's client.
+"""MLflow runs: one experiment per model, one run per job. The only module that imports MLflow's client.
 
-What is logged is ids, numbers and files without personal data: never prompts, external ids or images of requests.
+Only ids, numbers and files without personal data are logged: never prompts, external ids or images of requests.
 """
 
 import logging
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
-from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
+from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError, first_line
 from expunge.files import make_private
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 JOB_TAG = "expunge.job"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-# MLflow waits for an absent server for minutes by default (7 retries of 120 s): too long for a figure, and a bad guess
-# for weights, whose server may say nothing while it hands gigabytes on to its store. An operator's own value stays.
+# By default MLflow waits minutes for an absent server (7 retries of 120 s). That is too long for metrics, but too short
+# for weights: their server may be silent while it passes gigabytes on to its store. An operator's own values are kept.
 RECORDS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -45,7 +45,7 @@ class Tracker:
 
     `uri` is `sqlite:///PATH` (artifacts then go to `artifacts/` beside the database) or `http(s)://HOST` (the
     server's own artifact store). Raises InputError for any other scheme; every method raises
-    UnavailableError where nothing answers.
+    UnavailableError if nothing answers.
     """
 
     def __init__(self, uri: str) -> None:
@@ -76,8 +76,8 @@ class Tracker:
 
     @contextmanager
     def transferring(self) -> Iterator[None]:
-        """As `reaching`, around what uploads or downloads files: with the patience that weights need."""
-        client = self.client  # first: it sets the others' defaults
+        """Do what `reaching` does, with timeouts that are long enough to upload or download weights."""
+        client = self.client  # first, because it sets the defaults that are replaced here
         assert client is not None
         before = dict(os.environ)
         os.environ.update({name: value for name, value in TRANSFERS.items() if before.get(name) == RECORDS.get(name)})
@@ -86,7 +86,7 @@ class Tracker:
                 yield
         except ExpungeError:
             raise
-        except Exception as error:  # of the disk, of requests, of boto3: every kind of artifact store has its own
+        except Exception as error:  # the disk, requests, boto3: every artifact store raises its own
             raise self._not_transferred(error) from error
         finally:
             for name in TRANSFERS:
@@ -95,7 +95,7 @@ class Tracker:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Around calls of the client: what MLflow raises becomes an ExpungeError in one line."""
+        """Turn what MLflow raises inside the block into a one-line ExpungeError."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -107,9 +107,9 @@ class Tracker:
             raise self._unavailable(error) from error
 
     def ensure_run(self, model: str, job_id: str, *, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
-        """The id of the job's run: found by its tag, or created; running again where it had ended.
+        """Find the job's run by its tag, or create it; mark it as running and return its id.
 
-        Params that the run already has are left alone (MLflow refuses to change one).
+        Params that the run already has are kept, because MLflow refuses to change them.
         """
         from mlflow.entities import Param
 
@@ -129,7 +129,7 @@ class Tracker:
         return run_id
 
     def log_metrics(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
-        """All metrics of a step in one call."""
+        """Log all metrics of a step in one call."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -138,7 +138,7 @@ class Tracker:
             client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
 
     def curves(self, run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
-        """(step, value) of each metric that was logged, in order; a step logged again after a resume counts once."""
+        """Return the (step, value) pairs of each logged metric, in order; a step logged twice counts once."""
         client = self.client
         found: dict[str, list[tuple[int, float]]] = {}
         with self.reaching():
@@ -162,14 +162,14 @@ class Tracker:
             client.log_artifact(run_id, str(file), None if parent == "." else parent)
 
     def log_folder(self, run_id: str, name: str, folder: Path) -> str:
-        """Store the files of `folder` under the run's artifact folder `name`; returns that folder's URI."""
+        """Store the files of `folder` under the run's artifact folder `name`; return that folder's URI."""
         client = self.client
         with self.transferring():
             client.log_artifacts(run_id, str(folder), name)
             return f"{client.get_run(run_id).info.artifact_uri}/{name}"
 
     def fetch(self, uri: str, to: Path | None = None) -> Path:
-        """A local copy of the artifacts at `uri`; the stored files themselves where they are local and `to` is None."""
+        """Return a local copy of the artifacts at `uri`, or the stored files if they are local and `to` is None."""
         from mlflow.artifacts import download_artifacts
 
         with self.transferring():
@@ -178,11 +178,12 @@ class Tracker:
             )
 
     def read(self, uri: str) -> bytes:
-        """A small artifact. Raises NotFoundError, StorageError."""
+        """Return the content of a small artifact. Raises NotFoundError, StorageError."""
         with tempfile.TemporaryDirectory() as folder, self.transferring():
             return self.fetch(uri, Path(folder)).read_bytes()
 
     def finish(self, run_id: str, status: Status) -> None:
+        """End the run with `status`."""
         client = self.client
         with self.reaching():
             client.set_terminated(run_id, status)
@@ -234,7 +235,7 @@ class Tracker:
         )
         if not answered:
             return self._unavailable(error)
-        said = _first_line(error)
+        said = first_line(error)
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return NotFoundError(f"MLflow at {self.uri}: {said}")
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
@@ -246,11 +247,11 @@ class Tracker:
     def _not_transferred(self, error: Exception) -> ExpungeError:
         if isinstance(error, OSError) and error.errno is not None:
             return StorageError(
-                f"an artifact of MLflow cannot be stored or read ({error.strerror}: {error.filename})",
+                f"an MLflow artifact cannot be stored or read ({error.strerror}: {error.filename})",
                 hint="free space or check its permissions, then repeat",
             )
         return UnavailableError(
-            f"the artifact store of MLflow at {self.uri} fails ({_first_line(error)})",
+            f"the artifact store of MLflow at {self.uri} failed ({first_line(error)})",
             hint="check it, then repeat",
         )
 
@@ -260,14 +261,9 @@ class Tracker:
                 f"MLflow at {self.uri} does not answer", hint="start it, or set EXPUNGE_TRACKING_URI"
             )
         return UnavailableError(
-            f"MLflow's database {self.uri} cannot be used ({_first_line(error)})",
+            f"MLflow's database {self.uri} cannot be used ({first_line(error)})",
             hint="check the file and its permissions",
         )
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _embedded_folder(database: Path) -> Path:

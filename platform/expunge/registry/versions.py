@@ -1,4 +1,4 @@
-"""Registered hotfixes: one model version a job, its ledger and evidence beside the weights, and two aliases.
+"""Registered hotfixes: one model version per job, its ledger and evidence beside the weights, and two aliases.
 
 `candidate` is the newest version, `champion` the one that its evidence promoted. A version's artifact folder holds the
 hotfix in diffusers' own format, `expunge.json` (what it is and what it was made with), `ledger.json` (the ids of every
@@ -28,12 +28,12 @@ BATCH_TAG, REQUESTS_TAG, PASSED_TAG = "expunge.batch", "expunge.requests", "expu
 PREVIOUS_TAG = "expunge.previous_champion"
 FOLDER = "hotfix"
 LEDGER, ABOUT = "ledger.json", "expunge.json"
-# MLflow 3 takes 100,000 characters, servers of version 2 take 5,000. The full list is in ledger.json.
+# MLflow 3 allows 100,000 characters, version 2 only 5,000. The full list is in ledger.json.
 TAG_LENGTH = 5_000
 
 
 class DamagedVersionError(StorageError):
-    """The registry has the version, and its artifacts are not what was registered."""
+    """The registry has the version, but its artifacts differ from what was registered."""
 
 
 def register(
@@ -46,11 +46,11 @@ def register(
     batch_id: str,
     ledger: Ledger,
 ) -> ModelVersion:
-    """The job's version: uploaded, created once and made the candidate.
+    """Upload the job's hotfix, create its version, make it the candidate and return it.
 
-    Every step may be repeated: after a kill between any two of them a second call does what is missing. The version
-    appears only when all its files are there; a version that exists is not changed, and an older one does not take the
-    alias from a newer. Raises InputError where the hotfix has no weights.
+    After a kill at any point, a second call does what is missing. The version appears only when all its files are
+    there; an existing version is never changed, and an older one does not take the alias from a newer one. Raises
+    InputError if the hotfix has no weights.
     """
     found = _find(tracker, job)
     if found is None:
@@ -71,7 +71,7 @@ def register(
 
 
 def promote(tracker: Tracker, version: ModelVersion) -> ModelVersion:
-    """Make `version` the champion, remembering the one before it. Repeating it changes nothing."""
+    """Make `version` the champion and remember its predecessor. Repeating the call changes nothing."""
     before = _by_alias(tracker, version.name, CHAMPION)
     if before is None or str(before.version) != version.version:
         if before is not None:  # the tag first: after a kill in between, the alias is still where it was
@@ -82,7 +82,7 @@ def promote(tracker: Tracker, version: ModelVersion) -> ModelVersion:
 
 
 def rollback(tracker: Tracker, model: str) -> ModelVersion:
-    """Make the champion's predecessor the champion again. Raises NotFoundError where there is none."""
+    """Make the champion's predecessor the champion again. Raises NotFoundError if there is none."""
     current = _by_alias(tracker, model, CHAMPION)
     if current is None:
         raise NotFoundError(f"{model} has no champion", hint="promote a version first")
@@ -94,20 +94,21 @@ def rollback(tracker: Tracker, model: str) -> ModelVersion:
 
 
 def champion(tracker: Tracker, model: str) -> ModelVersion | None:
+    """Return the model's champion, or None."""
     found = _by_alias(tracker, model, CHAMPION)
     return None if found is None else _word(found)
 
 
 def version_of(tracker: Tracker, job: UnlearnJob) -> ModelVersion | None:
-    """The version that the job has registered; None where the registry has none."""
+    """Return the version that the job registered, or None."""
     found = _find(tracker, job)
     return None if found is None else _word(found)
 
 
 def ledger(tracker: Tracker, model: str) -> Ledger:
-    """What the champion has had removed; empty where there is no champion.
+    """Return the ids of the requests that the champion removes; none without a champion.
 
-    A champion whose ledger is gone or damaged cannot be shown to remove anything: its ledger is empty, too.
+    It is empty, too, if the champion's ledger is missing or damaged, because nothing then shows what it removes.
     """
     current = champion(tracker, model)
     if current is None:
@@ -117,13 +118,13 @@ def ledger(tracker: Tracker, model: str) -> Ledger:
     try:
         stored = Ledger.model_validate_json(tracker.read(f"{source}/{LEDGER}"))
     except (NotFoundError, ValidationError):
-        get_logger("registry").warning("the champion's ledger is gone or damaged", version=current.uri)
+        get_logger("registry").warning("the champion's ledger is missing or damaged", version=current.uri)
         return Ledger(model=model, version=current.version, requests=())
     return stored.model_copy(update={"version": current.version})
 
 
 def resolve(tracker: Tracker, uri: str) -> ModelVersion:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises InputError or NotFoundError."""
+    """Return the version at `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises InputError or NotFoundError."""
     name, at, alias = uri.removeprefix("models:/").partition("@")
     if uri.startswith("models:/") and name and at and alias and "/" not in name:
         found = _by_alias(tracker, name, alias)
@@ -139,9 +140,10 @@ def resolve(tracker: Tracker, uri: str) -> ModelVersion:
 
 
 def download(tracker: Tracker, uri: str, to: Path | None = None) -> Path:
-    """The version's folder, its files checked against their digests. Raises DamagedVersionError where one differs.
+    """Return the version's folder after checking its files against their digests.
 
-    Local artifacts are not copied unless `to` says where: do not write into what is returned.
+    Local artifacts are copied only if `to` is given, so do not write into the result. Raises DamagedVersionError if a
+    file is missing or differs, StorageError if one cannot be read.
     """
     version = resolve(tracker, uri)
     with tracker.reaching():
@@ -171,7 +173,7 @@ def _damaged(version: ModelVersion, why: str) -> DamagedVersionError:
 
 
 def joined(ids: Iterable[str]) -> str:
-    """Comma-separated, cut at TAG_LENGTH with a count of what is left out."""
+    """Join ids with commas; beyond TAG_LENGTH, replace the rest by a count."""
     ids = tuple(ids)
     text = ",".join(ids)
     if len(text) <= TAG_LENGTH:
@@ -204,7 +206,7 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
         shutil.copytree(hotfix.path, folder)
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         (folder / LEDGER).write_text(ledger.model_dump_json(indent=2) + "\n")
-        # Numbers only: a sentence of a verdict may quote what a request holds.
+        # Numbers only: a verdict's sentence may quote the request.
         private = {"pictures": True, "requests": {"__all__": {"why"}}}
         (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude=private) + "\n")
         return tracker.log_folder(run_id, FOLDER, folder)
@@ -234,7 +236,7 @@ def _by_alias(tracker: Tracker, name: str, alias: str) -> "MlflowVersion | None"
         try:
             return tracker.client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            # An absent model gives the first, an absent alias either of the two, depending on the store.
+            # A missing model gives the first code, a missing alias either of them, depending on the store.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise

@@ -17,7 +17,7 @@ from expunge.requests.locations import Location, beside, folder_of, read_locatio
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import Submission, validated
 from expunge.settings import Settings
-from expunge.text import masked
+from expunge.text import masked, visible
 
 MAX_LINE = 1_000_000
 HEAD = 4096
@@ -39,6 +39,12 @@ class LineResult:
     new: bool = False
     error: str | None = None
     hint: str | None = None
+
+    @property
+    def refusal(self) -> str:
+        """Why the line was refused, with its number, as one line that is safe to print."""
+        hint = f": {self.hint}" if self.hint else ""
+        return visible(f"line {self.line}: {self.error}{hint}").strip()
 
 
 def accept_jsonl(

@@ -1,4 +1,4 @@
-"""One JSON file that one stage leaves: a stage whose output is there, and can be read, is not run again."""
+"""One JSON file per stage: a stage whose output can be read is not run again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +16,24 @@ NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError)
 """What parsing a damaged file raises. pydantic's ValidationError is a ValueError."""
 
 
+class LostError(StorageError):
+    """A file that a stage should have written is missing or damaged; the message names it."""
+
+
 @dataclass(frozen=True)
 class Document(Generic[Content]):
-    """The file at `path`; `parse` understands what this release and earlier ones have written there.
+    """The file at `path`; `parse` reads what this release and earlier ones write there.
 
-    Every method raises StorageError where the disk does not give the file, and OSError where it does not take it.
+    Every method raises StorageError if the file cannot be read, and OSError if it cannot be written.
     """
 
     path: Path
     parse: Callable[[bytes], Content]
 
     def read(self, *, valid: Callable[[Content], bool] | None = None) -> Content | None:
-        """Return the content; None where there is none, or one that makes no sense or is not `valid`.
+        """Return the content, or None if it is missing, damaged or not `valid`.
 
-        A document may name what lies elsewhere: `valid` says whether that is there. Reading changes nothing.
+        A document may refer to things elsewhere: `valid` says whether they are there. Reading changes nothing.
         """
         try:
             found = self.parse(self.path.read_bytes())
@@ -42,14 +46,14 @@ class Document(Generic[Content]):
         return found if valid is None or valid(found) else None
 
     def expect(self) -> Content:
-        """Return what an earlier stage has left. Raises StorageError also where it is missing or damaged."""
+        """Return the content. Raises LostError if it is missing or damaged."""
         found = self.read()
         if found is None:
-            raise StorageError(f"{self.path} is missing or damaged", hint="check the disk, then run the night again")
+            raise LostError(f"{self.path} is missing or damaged", hint="check the disk, then run the night again")
         return found
 
     def once(self, compute: Callable[[], Content], *, valid: Callable[[Content], bool] | None = None) -> Content:
-        """Return what `read` finds; else set aside what lies there, compute the content and write it."""
+        """Return what `read` finds; without it, set the old file aside, compute the content and write it."""
         found = self.read(valid=valid)
         if found is None:
             self.set_aside()
@@ -58,14 +62,16 @@ class Document(Generic[Content]):
         return found
 
     def write(self, content: Content) -> None:
-        """Write it, whole or not at all."""
+        """Write the content, whole or not at all."""
         write_atomically(self.path, content.model_dump_json())
 
     def set_aside(self) -> None:
-        """Make room for a file that is made again: keep what is there as `NAME.unreadable`, and name it in the log."""
+        """Keep an existing file as `NAME.unreadable`, and log that it is made again."""
         if self.path.exists():
             aside = self.path.with_name(f"{self.path.name}.unreadable")
             self.path.replace(aside)
             get_logger("runs").warning(
-                "this file is damaged, or names what is gone: it is made again", file=str(self.path), kept=str(aside)
+                "this file is damaged, or refers to something missing: it is made again",
+                file=str(self.path),
+                kept=str(aside),
             )

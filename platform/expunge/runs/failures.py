@@ -1,4 +1,4 @@
-"""Why a training gave up, left in the job's folder by its workers for the process that started them."""
+"""The errors that end a training at once; its workers record them for the process that started them."""
 
 from typing import Self
 
@@ -11,11 +11,11 @@ class Hopeless(ExpungeError):
 
 
 FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, NotFoundError, StorageError)
-"""Errors that all workers meet together, and would meet again."""
+"""Errors that all workers hit together and would hit again."""
 
 
 class GivenUp(Word):
-    """One of FINAL, so that a command ends with its exit code."""
+    """An error of FINAL as it is stored, so that the command ends with its exit code."""
 
     kind: str
     message: str
@@ -23,6 +23,7 @@ class GivenUp(Word):
 
     @classmethod
     def because(cls, error: ExpungeError) -> Self:
+        """Store `error`, which must be one of FINAL."""
         kind = next(kind for kind in FINAL if isinstance(error, kind))
         return cls(kind=kind.__name__, message=error.message, hint=error.hint)
 

@@ -1,12 +1,12 @@
-"""The version of what lies on disk about a night, and the reading of what earlier releases have left there.
+"""The format version of a night's files, and the functions that read files of earlier releases.
 
-A night's folder says its format in `format.json`; one without it is of format 1, which release 0.1.0 wrote. Files of
-every format up to FORMAT are read as they lie and are never rewritten; what is written is of FORMAT. A new field with a
-default needs no new format: a file without it is read with the default. A field that is renamed, moved or removed does,
-and a function here that reads the old file.
+A night's folder states its format in `format.json`; without that file it has format 1, which release 0.1.0 wrote. Files
+of every format up to FORMAT can be read, and are never converted; new files have FORMAT. A new field with a default
+needs no new format: a file without it is read with the default. A field that is renamed, moved or removed needs a new
+format, and a function here that reads the old file.
 
-Format 1 differs in this: jobs have no id, `plan.json` holds them whole, `outcome.json` and `night.json` hold copies of
-everything that they are put together from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
+Format 1 differs as follows: jobs have no id, `outcome.json` and `night.json` hold copies of everything that they are
+assembled from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from expunge.errors import StorageError
 from expunge.files import write_atomically
-from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, PlanDocument
+from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
 from expunge.words import CHAMPION, Hotfix, PreparedJob, UnlearnJob
 
 FORMAT = 2
@@ -26,7 +26,7 @@ FILE = "format.json"
 
 
 def check_format(night: Path) -> None:
-    """Raise StorageError where the folder of a night is of a newer format, or does not say clearly of which."""
+    """Raise StorageError if a night's folder has a newer format, or its format cannot be read."""
     path = night / FILE
     try:
         found = int(json.loads(path.read_bytes())["format"])
@@ -46,7 +46,7 @@ def check_format(night: Path) -> None:
 
 
 def mark_format(night: Path) -> None:
-    """Say that files of FORMAT are written from here on. Raises StorageError as `check_format` does, and OSError."""
+    """Record that new files have FORMAT. Raises StorageError as `check_format` does, and OSError."""
     check_format(night)
     document = json.dumps({"format": FORMAT})
     if not (night / FILE).exists() or (night / FILE).read_text() != document:
@@ -54,18 +54,20 @@ def mark_format(night: Path) -> None:
 
 
 def read_job(data: bytes, id: str) -> UnlearnJob:
-    """Parse `job.json` of the job whose folder has the name `id`."""
+    """Parse `job.json` of the job whose folder is named `id`. Raises NOT_UNDERSTOOD, as all readers here do."""
     return _job(from_json(data), id)
 
 
-def read_plan(data: bytes) -> PlanDocument:
+def read_plan(data: bytes) -> NightPlan:
+    """Parse `plan.json`, whose jobs have no ids in format 1."""
     content = from_json(data)
-    if any(isinstance(job, dict) for job in content["jobs"]):
+    if any("id" not in job for job in content["jobs"]):
         content["jobs"] = [_job(job, id) for job, id in zip(content["jobs"], _ids_in(data), strict=True)]
-    return PlanDocument.model_validate(content)
+    return NightPlan.model_validate(content)
 
 
 def read_prepared(data: bytes) -> PreparedJob:
+    """Parse `prepared.json`, in which format 1 has another name for `unrelated_prompts`."""
     content = from_json(data)
     if "retain_rows" in content:
         content["unrelated_prompts"] = content.pop("retain_rows")
@@ -73,11 +75,12 @@ def read_prepared(data: bytes) -> PreparedJob:
 
 
 def read_hotfix(data: bytes, weights: Path) -> Hotfix:
-    """Parse `hotfix.json` beside the folder `weights`: the home may have been moved since it was written."""
+    """Parse `hotfix.json`. Its path is replaced by `weights`, because the home may have been moved."""
     return Hotfix.model_validate({**from_json(data), "path": weights})
 
 
 def read_end(data: bytes) -> JobEnd:
+    """Parse `outcome.json`, which in format 1 holds the job's whole outcome."""
     content = from_json(data)
     if "job" in content:
         version = content.get("version") or {}
@@ -106,9 +109,9 @@ def _job(content: dict[str, Any], id: str) -> UnlearnJob:
 
 
 def _ids_in(data: bytes) -> list[str]:
-    """Compute the ids of the jobs of a plan or night of format 1 as release 0.1.0 did: from their JSON, as it lies.
+    """Compute the job ids of a plan or night of format 1 as release 0.1.0 did, from the text of their JSON.
 
-    Parsed and written again it may differ, for one in how many digits a number has or in the defaults of new fields.
+    Parsing and writing the JSON again could change it, for example the digits of a number or new fields' defaults.
     """
     text, key = data.decode(), '"jobs":['
     at, ids, decoder = text.index(key) + len(key), [], json.JSONDecoder()

@@ -1,4 +1,4 @@
-"""A job's folder: every name in it, and what a stage finds and leaves there."""
+"""A job's folder: every file in it, which one stage writes and others read."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Literal
 
 from expunge.errors import ExpungeError, StorageError
 from expunge.runs import formats
-from expunge.runs.document import Document
+from expunge.runs.document import Document, LostError
 from expunge.runs.failures import GivenUp
 from expunge.runs.outcomes import JobEnd, JobOutcome
 from expunge.runs.progress import Progress
@@ -15,14 +15,14 @@ from expunge.words import Evidence, Hotfix, ModelVersion, PreparedJob, UnlearnJo
 
 
 class GradientMode(Word):
-    """What `training.tasks = "auto"` came to when the job first started."""
+    """What `training.tasks = "auto"` resolved to when the job first started."""
 
     tasks: Literal["request", "batch"]
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """All that a stage is given and that Ray carries: the job lies in its folder and the tensors in the blob store."""
+    """All that a stage is given and that Ray carries: the job is in its folder, and its tensors in the blob store."""
 
     path: Path
 
@@ -32,7 +32,7 @@ class JobFolder:
 
     @property
     def job(self) -> Document[UnlearnJob]:
-        """The job as it was planned."""
+        """The job as it was planned: the plan's copy for its stages."""
         return Document(self.path / "job.json", partial(formats.read_job, id=self.id))
 
     @property
@@ -45,7 +45,7 @@ class JobFolder:
 
     @property
     def hotfix(self) -> Document[Hotfix]:
-        """What training made; its weights lie in `weights`."""
+        """The result of training; its weights are in `weights`."""
         return Document(self.path / "hotfix.json", partial(formats.read_hotfix, weights=self.weights))
 
     @property
@@ -59,7 +59,7 @@ class JobFolder:
 
     @property
     def end(self) -> Document[JobEnd]:
-        """Written last: the job is not run again."""
+        """How the job ended. It is written last; after that the job is not run again."""
         return Document(self.path / "outcome.json", formats.read_end)
 
     @property
@@ -78,29 +78,32 @@ class JobFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder that Ray Train keeps its state in, and the checkpoints unless they have a URL of their own."""
+        """The folder of Ray Train's state, and of the checkpoints unless `training.checkpoint_url` is set."""
         return self.path / "train"
 
     @property
     def outcome(self) -> JobOutcome | None:
-        """How the job ended, put together from what its stages left; None where any of it is missing or damaged."""
-        end, job = self.end.read(), self.job.read()
-        if end is None or job is None:
+        """How the job ended, assembled from its stages' files; None if one of them is missing or damaged."""
+        try:
+            return self.outcome_of(self.job.expect())
+        except LostError:
             return None
+
+    def outcome_of(self, job: UnlearnJob) -> JobOutcome:
+        """Return how `job`, whose folder this is, ended. Raises LostError if one of its stages' files is lost."""
+        end = self.end.expect()
         if end.error is not None:
             return JobOutcome(job=job, error=end.error, outdated=end.outdated)
-        evidence, version, hotfix = self.evidence.read(), self.version.read(), self.hotfix.read()
-        if evidence is None or version is None or hotfix is None:
-            return None
+        evidence, version, hotfix = self.evidence.expect(), self.version.expect(), self.hotfix.expect()
         outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=hotfix.steps)
         return outcome.with_promotion(end.promoted)
 
     def check_format(self) -> None:
-        """Raise StorageError where the night that the job is of was written by a newer release."""
+        """Raise StorageError if the job's night was written by a newer release."""
         formats.check_format(self.path.parent)
 
     def give_up(self, error: ExpungeError) -> None:
-        """Leave one of FINAL for the process that started the workers."""
+        """Record an error of FINAL for the process that started the workers."""
         self._given_up.write(GivenUp.because(error))
 
     def start_anew(self) -> None:
@@ -109,12 +112,12 @@ class JobFolder:
 
     @property
     def failure(self) -> ExpungeError | None:
-        """Why training gave up, where it did."""
+        """The error with which training gave up, if it did."""
         if not self._given_up.path.exists():
             return None
         found = self._given_up.read()
         if found is None:
-            hint = "run the night again: it goes on where it stopped"
+            hint = "run the night again: it continues where it stopped"
             return StorageError(f"{self._given_up.path} cannot be read", hint=hint)
         return found.error()
 

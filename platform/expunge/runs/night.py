@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.runs import formats
-from expunge.runs.document import Document
+from expunge.runs.document import Document, LostError
 from expunge.runs.job import JobFolder
-from expunge.runs.outcomes import JobOutcome, NightEnd, NightOutcome, NightPlan, PlanDocument
+from expunge.runs.outcomes import JobOutcome, NightEnd, NightOutcome, NightPlan
 from expunge.words import UnlearnJob
 
 
@@ -26,55 +26,58 @@ class NightFolder:
 
     @property
     def plan(self) -> NightPlan | None:
-        """What was planned; None where the plan, or the job of one of its folders, is missing or damaged."""
-        found = self._plan.read()
-        if found is None:
-            return None
-        jobs = [job if isinstance(job, UnlearnJob) else self.job(job).job.read() for job in found.jobs]
-        if None in jobs:
-            return None
-        return NightPlan(batch=found.batch, jobs=tuple(filter(None, jobs)), refused=found.refused, held=found.held)
+        """The plan; None if it is missing or damaged."""
+        return self._plan.read()
 
     def plan_once(self, compute: Callable[[], NightPlan]) -> NightPlan:
-        """Return the plan, made and written first where there is none. Each job's `job.json` is there afterwards."""
-        found = self.plan
-        planned = compute() if found is None else found
+        """Return the plan; if there is none, compute and write it. Each job's `job.json` is there afterwards.
+
+        It is a copy: if it is lost, nothing is planned again, because a second plan would build on a champion that the
+        first one has promoted, and train and register the same removals under another id.
+        """
+        planned = self._plan.once(compute)
         for job in planned.jobs:
-            folder = self.job(job.id)
-            folder.job.once(lambda job=job: job)
-        if found is None:  # last: a plan that can be read names only jobs that are there
-            self._plan.set_aside()
-            ids = tuple(job.id for job in planned.jobs)
-            self._plan.write(PlanDocument(batch=planned.batch, jobs=ids, refused=planned.refused, held=planned.held))
+            self.job(job.id).job.once(lambda job=job: job)
         return planned
 
     @property
     def has_plan(self) -> bool:
-        """Whether there is a plan, be it damaged."""
+        """True if there is a plan, even a damaged one."""
         return self._plan.path.exists()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the driver has written how the night ended."""
-        return self._end.path.exists()
+        """True if the driver has written how the night ended, and the file can be read."""
+        return self._end.read() is not None
 
     @property
     def outcome(self) -> NightOutcome | None:
-        """How the night ended; None where it has not, or where any of what it left is missing or damaged."""
-        end = self._end.read()
-        return end if end is None or isinstance(end, NightOutcome) else self._assemble(end)
+        """How the night ended; None if it has not, or if one of its files is missing or damaged."""
+        try:
+            return self.verdicts()
+        except LostError:
+            return None
+
+    def verdicts(self) -> NightOutcome:
+        """Return how the night ended. Raises LostError, which names the file, if one is missing or damaged."""
+        return self._assemble(self._end.expect())
 
     def finish(self, planned: NightPlan, outcomes: Sequence[JobOutcome]) -> NightOutcome:
-        """Write how the night ended: of each job, only what differs from what the job itself has left."""
+        """Write how the night ended; of each job, only what the job's own files do not say."""
         failed = {outcome.job.id: outcome.error or "" for outcome in outcomes if outcome.platform}
         undone = [outcome.job.id for outcome in outcomes if not outcome.promoted and self._promoted(outcome.job.id)]
         self._end.write(NightEnd(batch=self.id, failed=failed, undone=tuple(undone)))
         return NightOutcome.of(planned, outcomes)
 
-    def restore(self) -> NightOutcome | None:
-        """Write the end of a night whose `night.json` is lost, where every job has left its own; return its outcome."""
-        planned, found = self.plan, self._assemble(NightEnd(batch=self.id))
-        return None if planned is None or found is None else self.finish(planned, found.outcomes)
+    def restore(self) -> NightOutcome:
+        """Return how the night ended; if `night.json` is lost, write it again first, from the jobs' own files.
+
+        Raises LostError, which names the file, if one of those is missing or damaged.
+        """
+        if not self.has_ended:
+            found = self._assemble(NightEnd(batch=self.id))
+            self.finish(found, found.outcomes)
+        return self.verdicts()
 
     def advance(self) -> int:
         """Return how far the batch has got: a number that grows with its plan, each stage of a job, and each step."""
@@ -83,27 +86,25 @@ class NightFolder:
         )
 
     def check_format(self) -> None:
-        """Raise StorageError where the folder was written by a newer release."""
+        """Raise StorageError if the folder was written by a newer release."""
         formats.check_format(self.path)
 
     def mark_format(self) -> None:
-        """Say that files of this release's format are written from here on. Raises StorageError and OSError."""
+        """Record that new files have this release's format. Raises StorageError and OSError."""
         formats.mark_format(self.path)
 
-    def _assemble(self, end: NightEnd) -> NightOutcome | None:
-        planned = self.plan
-        if planned is None:
-            return None
-        outcomes = [_outcome(self.job(job.id), job, end) for job in planned.jobs]
-        found = [outcome for outcome in outcomes if outcome is not None]
-        return NightOutcome.of(planned, found) if len(found) == len(outcomes) else None
+    def _assemble(self, end: NightEnd | NightOutcome) -> NightOutcome:
+        if isinstance(end, NightOutcome):
+            return end
+        planned = self._plan.expect()
+        return NightOutcome.of(planned, [_outcome(self.job(job.id), job, end) for job in planned.jobs])
 
     def _promoted(self, id: str) -> bool:
         end = self.job(id).end.read()
         return end is not None and end.promoted
 
     @property
-    def _plan(self) -> Document[PlanDocument]:
+    def _plan(self) -> Document[NightPlan]:
         return Document(self.path / "plan.json", formats.read_plan)
 
     @property
@@ -111,8 +112,8 @@ class NightFolder:
         return Document(self.path / "night.json", formats.read_night)
 
 
-def _outcome(folder: JobFolder, job: UnlearnJob, end: NightEnd) -> JobOutcome | None:
+def _outcome(folder: JobFolder, job: UnlearnJob, end: NightEnd) -> JobOutcome:
     if job.id in end.failed:
         return JobOutcome(job=job, error=end.failed[job.id], platform=True)
-    outcome = folder.outcome
-    return outcome.with_promotion(False) if outcome and job.id in end.undone else outcome
+    outcome = folder.outcome_of(job)
+    return outcome.with_promotion(False) if job.id in end.undone else outcome

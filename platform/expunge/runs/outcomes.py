@@ -1,8 +1,9 @@
-"""What a night plans and how it ends: as the platform passes it around, and as it lies on disk.
+"""What a night plans and how it ends, in memory and on disk.
 
-On disk every fact has one home. A job's `job.json`, `evidence.json`, `version.json` and `hotfix.json` hold what its
-stages made, so that `plan.json` only names the jobs, `outcome.json` only says how the job ended, and `night.json` what
-the driver alone knows. `JobOutcome` and `NightOutcome` are put together from these.
+On disk every fact is stored once. `plan.json` holds the jobs, and a job's `evidence.json`, `version.json` and
+`hotfix.json` hold what its stages made, so `outcome.json` only says how a job ended, and `night.json` only holds what
+the driver alone knows. `JobOutcome` and `NightOutcome` are assembled from these. The exception is `job.json`, the copy
+of the job that its stages read: it is written again from the plan if it is lost.
 """
 
 from collections.abc import Sequence
@@ -14,40 +15,31 @@ from expunge.words import CHAMPION, Evidence, ModelVersion, UnlearnJob, Word
 
 
 class NightPlan(Word):
-    """Written down before anything runs: a resumed night must not see the registry it has itself changed."""
+    """`plan.json`, written before anything runs: a resumed night must not plan from a registry that it changed."""
 
     batch: str
     jobs: tuple[UnlearnJob, ...]
     refused: dict[str, str]
-    """Request id: why no job can take it. It counts as an attempt: after some nights a person has to look."""
+    """Request id: why no job can take it. This counts as an attempt, so that a person looks at it in the end."""
     held: dict[str, str] = Field(default_factory=dict)
     """Request id: why it waits, through no fault of its own or of its model."""
 
 
-class PlanDocument(Word):
-    """`plan.json`: the jobs by their ids, or whole as format 1 has them."""
-
-    batch: str
-    jobs: tuple[str | UnlearnJob, ...]
-    refused: dict[str, str]
-    held: dict[str, str] = Field(default_factory=dict)
-
-
 class JobEnd(Word):
-    """`outcome.json`: how the job ended. What its stages made lies beside it, unless there is an error."""
+    """`outcome.json`: how the job ended. Unless there is an error, its stages' output is beside it."""
 
     error: str | None = None
     outdated: bool = False
-    """Whether what the job was planned on has changed since."""
+    """True if what the job was planned on has changed since."""
     promoted: bool = False
-    """Whether the job made its version the champion."""
+    """True if the job made its version the champion."""
 
 
 class JobOutcome(Word):
-    """A job that went through (evidence, version, run_id, steps) or did not (error).
+    """A job that succeeded (evidence, version, run_id, steps) or failed (error).
 
-    `platform` says that a service, a node or a disk failed it, not the requests or their model; `outdated` that what it
-    was planned on has changed since.
+    `platform`: a service, a node or a disk caused the failure, not the requests or their model. `outdated`: what the
+    job was planned on has changed since.
     """
 
     job: UnlearnJob
@@ -68,7 +60,7 @@ class JobOutcome(Word):
         return self.evidence.passed if self.evidence else frozenset()
 
     def with_promotion(self, promoted: bool) -> Self:
-        """Return it with a version that is the champion, or is not."""
+        """Return a copy whose version is the champion, or is not."""
         if self.version is None:
             return self
         others = {alias for alias in self.version.aliases if alias != CHAMPION}
@@ -77,13 +69,13 @@ class JobOutcome(Word):
 
 
 class NightEnd(Word):
-    """`night.json`, where a batch has ended: what the driver knows and no job does."""
+    """`night.json`, written when a batch has ended: what only the driver knows."""
 
     batch: str
     failed: dict[str, str] = Field(default_factory=dict)
-    """Job id: how the platform failed it, to the last."""
+    """Job id: the platform's failure that it ended with."""
     undone: tuple[str, ...] = ()
-    """Ids of jobs whose promotion was gone again when the night was settled."""
+    """Ids of jobs whose promotion had been undone by the time that the night was settled."""
 
 
 class NightOutcome(NightPlan):
@@ -98,7 +90,7 @@ class NightOutcome(NightPlan):
 
     @property
     def all_passed(self) -> bool:
-        """Every request of the night is removed by a promoted version."""
+        """True if every request of the night is removed by a promoted version."""
         removed = {r.id for o in self.outcomes if o.promoted for r in o.job.requests if r.id in o.passed}
         decided = not self.refused and not self.held
         return decided and all(r.id in removed for o in self.outcomes for r in o.job.requests)

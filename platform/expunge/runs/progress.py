@@ -18,7 +18,7 @@ class Progress:
     path: Path
 
     def read(self) -> tuple[str, int, int]:
-        """(stage, done, total); ("wait", 0, 0) before the job has started, or where the file cannot be understood."""
+        """Return (stage, done, total); ("wait", 0, 0) before the job has started, or if the file is damaged."""
         try:
             at = json.loads(self.path.read_bytes())
             stage, done, total = at["stage"], int(at["done"]), int(at["total"])
@@ -27,7 +27,7 @@ class Progress:
             return "wait", 0, 0
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        """Write that the job has done so many of the steps of a stage."""
+        """Record that the job has done `done` of the `total` steps of a stage. Raises OSError."""
         write_atomically(self.path, json.dumps({"stage": stage, "done": done, "total": total}))
 
     def advance(self) -> int:

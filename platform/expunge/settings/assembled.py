@@ -146,6 +146,11 @@ class Settings(BaseSettings):
         """The folder with the stage outputs, checkpoints and progress of every batch."""
         return self.home / "runs"
 
+    @property
+    def model_cache(self) -> Path:
+        """The folder that remembers which models have passed the deep preflight."""
+        return self.home / "cache" / "models"
+
     def model(self, name: str) -> ModelSettings:
         try:
             return self.models[name]

@@ -1,6 +1,6 @@
 """Image editors that make the surrogate x_s of a target x_f: the same scene without the identity or the wrong detail.
 
-Another editor is one module here that carries the editor's name: a class with its options and `@editor`.
+To add an editor, add a module with its name here: its options, and a class that is decorated with `editor`.
 """
 
 from expunge.surrogates.base import Editor, check_edit, editor_names, make_editor

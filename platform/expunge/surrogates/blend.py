@@ -1,7 +1,7 @@
 """`blend`: the marked part of another picture of the retain set, blended into the target.
 
-It needs no model, and pays for it: it knows nothing of faces, so the donor has to be posed alike, as pictures of one
-training set mostly are. The defaults were chosen by looking at both testbeds: a brightness-matched soft blend over
+It needs no model, but knows nothing of faces, so the donor must have a similar pose, as pictures of one training set
+mostly do. The defaults were chosen by looking at both testbeds: a brightness-matched soft blend over
 most of the picture gives the face of another person, while Poisson cloning (`mode=seamless`) keeps the target's own
 shading, and with it a good part of the likeness, at 24 pixels.
 """
@@ -17,18 +17,18 @@ from expunge.errors import InputError
 from expunge.surrogates.base import Ellipse, Options, Share, editor, region
 
 SHORTLIST = 4
-"""The seed picks one of so many best donors."""
+"""The seed picks one of this many best donors."""
 MIN_CHANGE = 10.0
 """Root mean square, in grey levels, below which two pictures count as the same inside the mask."""
 FEATHER = 0.15
 """Width of the soft edge, as a share of the mask's smaller side."""
 RING = 5
-"""Pixels of the kernel that grows the mask to its surroundings."""
+"""Size in pixels of the kernel that grows the mask into its surroundings."""
 
 
 class BlendOptions(Options):
     mode: Literal["soft", "seamless"] = Field("soft", description="soft or seamless")
-    ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], what changes without a mask")
+    ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], used if there is no mask")
     strength: Share = Field(1.0, description="a number from 0 (the target) to 1 (the blend)")
     match: bool = Field(True, description="true or false: fit the donor's brightness and contrast to the target's")
 
@@ -36,7 +36,7 @@ class BlendOptions(Options):
 @editor("blend", BlendOptions)
 @dataclass(frozen=True)
 class Blend:
-    """Pixels outside the mask are never changed."""
+    """Blends a donor into the target. Pixels outside the mask never change."""
 
     options: BlendOptions
 
@@ -49,10 +49,10 @@ class Blend:
         return _mix(target, result, self.options.strength * mask)
 
     def _donor(self, target: np.ndarray, mask: np.ndarray, donors: np.ndarray, seed: int) -> np.ndarray:
-        """The donor whose surroundings of the mask fit best, among the half that differs most inside the mask.
+        """Return the donor that fits best around the mask, among the half that differs most inside it.
 
-        The first makes the seam vanish, the second makes sure that the identity really changes: the retain set may
-        hold the same person, or, being generated, the target itself.
+        A good fit hides the seam. A large difference makes sure that the identity changes: the retain set may hold the
+        same person or, being generated, the target itself.
         """
         if donors.ndim != 4 or donors.shape[1:] != target.shape:
             raise InputError(f"edit: donors have shape {donors.shape}, the image {target.shape}")
@@ -74,7 +74,7 @@ class Blend:
         return self._fitted(donors[chosen], target, mask | around)
 
     def _fitted(self, donor: np.ndarray, target: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """One gain and one offset for all channels, so that colours keep their hue."""
+        """Fit brightness and contrast with one gain and one offset for all channels, so that colours keep their hue."""
         if not self.options.match:
             return donor
         grey, wanted = donor[where].mean(1), target[where].mean(1)
@@ -83,10 +83,10 @@ class Blend:
 
 
 def _seamless(target: np.ndarray, donor: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """Poisson cloning; None where it cannot work or changes next to nothing.
+    """Clone by Poisson blending; return None if that is impossible or changes next to nothing.
 
-    It cannot where less than 3x3 pixels are marked inside the picture's border, and it changes next to nothing where
-    the donor is flat: then all that is left is the target's own boundary, spread inwards.
+    It is impossible if fewer than 3x3 pixels are marked inside the picture's border. It changes next to nothing if the
+    donor is flat, because it then only spreads the target's own boundary inwards.
     """
     inner = np.zeros(mask.shape, np.uint8)
     inner[1:-1, 1:-1] = mask[1:-1, 1:-1] * np.uint8(255)
@@ -94,13 +94,13 @@ def _seamless(target: np.ndarray, donor: np.ndarray, mask: np.ndarray) -> np.nda
     if min(width, height) < 3:
         return None
     centre = (x + width // 2, y + height // 2)  # of the bounding box: anything else shifts the donor
-    # Copies, for seamlessClone writes into its mask.
+    # Copies, because seamlessClone writes into its mask.
     result = cv2.seamlessClone(donor.copy(), target.copy(), inner.copy(), centre, cv2.NORMAL_CLONE)
     return result if _difference(result, target, mask) >= MIN_CHANGE else None
 
 
 def _soft(target: np.ndarray, donor: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The donor, fading out towards the mask's edge from within."""
+    """Blend in the donor, fading out towards the mask's edge."""
     marked = mask.astype(np.uint8)
     feather = max(1.0, FEATHER * min(cv2.boundingRect(marked)[2:]))
     return _mix(target, donor, np.clip(cv2.distanceTransform(marked, cv2.DIST_L2, 3) / feather, 0, 1))
@@ -117,7 +117,7 @@ def _surroundings(mask: np.ndarray) -> np.ndarray:
 
 
 def _difference(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Root mean square over the marked pixels; 0 where none is marked (a mask over the whole picture has no ring)."""
+    """Return the root mean square difference over marked pixels; 0 if none is marked, as around a full-size mask."""
     if not where.any():
         return 0.0
     return float(np.sqrt(np.mean((a[where].astype(np.float32) - b[where]) ** 2)))

@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 from expunge.surrogates.base import Ellipse, Options, editor, region
 
 MULTIPLE = 16
-"""Both sides have to divide by the autoencoder's factor times the patch size: 8 or 16 for the models there are."""
+"""Both sides must be multiples of the autoencoder's factor times the patch size: 8 or 16 for existing models."""
 
 
 class InpaintOptions(Options):
@@ -22,19 +22,19 @@ class InpaintOptions(Options):
     strength: float = Field(1.0, gt=0, le=1, description="above 0 (the target) up to 1 (new)")
     guidance: float = Field(5.0, ge=0, description="0 or more")
     size: int | None = Field(None, ge=16, le=4096, description="pixels of the shorter side the model sees, 16 to 4096")
-    ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], what changes without a mask")
+    ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], used if there is no mask")
 
 
 @editor("inpaint", InpaintOptions)
 @dataclass
 class Inpaint:
-    """The pipeline is loaded with the first picture. Pixels outside the mask are never changed; donors are not used."""
+    """Loads the pipeline with the first picture. Pixels outside the mask never change; donors are not used."""
 
     options: InpaintOptions
     _repaint: Callable[..., Image.Image] | None = field(default=None, init=False)
 
     def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
-        import torch  # not above: who checks an edit has no use for it, and would wait seconds
+        import torch  # not at the top: checking an edit does not need it, and importing it takes seconds
 
         mask = region(target, mask, self.options.ellipse)
         height, width = target.shape[:2]
@@ -54,16 +54,15 @@ class Inpaint:
                 generator=torch.Generator().manual_seed(seed),
             )
         except (ValueError, TypeError, RuntimeError) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"edit: {self.options.model} cannot repaint {size[0]}x{size[1]} pixels ({first_line})",
+                f"edit: {self.options.model} cannot repaint {size[0]}x{size[1]} pixels ({first_line(error)})",
                 hint="change edit.options.size, steps or strength, or give a surrogate",
             ) from error
         picture = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
         return np.where(mask[..., None], np.asarray(picture), target)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """(width, height) that the model sees: the sides, scaled and rounded to what it can divide."""
+        """Return the (width, height) that the model sees: the sides, scaled and rounded to multiples of MULTIPLE."""
         scale = (self.options.size or min(height, width)) / min(height, width)
         across, down = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (width, height))
         return across, down
@@ -81,9 +80,8 @@ def _load(model: str) -> Callable[..., Image.Image]:
     try:
         pipeline = AutoPipelineForInpainting.from_pipe(stored)
     except ValueError as error:
-        raise InputError(
-            f"{label}: {str(error).splitlines()[0]}", hint="name the folder or hub id of an inpainting pipeline"
-        ) from error
+        hint = "name the folder or hub id of an inpainting pipeline"
+        raise InputError(f"{label}: {first_line(error)}", hint=hint) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(pipeline, StableDiffusion3InpaintPipeline):
@@ -102,10 +100,9 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _StableDiffusion3:
-    """Decodes by itself: diffusers' pipeline forgets the autoencoder's shift (diffusers#13611, still so in 0.42.1).
+    """Decodes by itself: diffusers' pipeline ignores the autoencoder's shift (diffusers#13611, still so in 0.42.1).
 
-    It is here and not in `families.sd3`: the pipeline that forgets is the one for inpainting, which only this editor
-    uses.
+    It is here and not in `families.sd3`, because only the inpainting pipeline does that, and only this editor uses it.
     """
 
     pipeline: Any

@@ -1,4 +1,4 @@
-"""`faces`: a small pixel-space DDPM on the 100 real faces that scikit-image carries."""
+"""`faces`: a small pixel-space DDPM of the 100 real faces that scikit-image ships."""
 
 from pathlib import Path
 from typing import cast
@@ -17,13 +17,14 @@ BATCH = 16
 
 
 def images() -> Tensor:
-    """float32 [100, 1, 24, 24] in [-1, 1]: Labeled Faces in the Wild, no identities, cropped from 25x25."""
+    """Return float32 [100, 1, 24, 24] in [-1, 1]: Labeled Faces in the Wild, no identities, cropped from 25x25."""
     path = Path(skimage.__file__).parent / "data" / "lfw_subset.npy"
     faces = np.load(path)[:100, :SIZE, :SIZE].astype(np.float32)
     return torch.from_numpy(faces)[:, None] * 2 - 1
 
 
 def build() -> UNet2DModel:
+    """Build the untrained network, for pictures [B, 1, 24, 24]."""
     return UNet2DModel(
         sample_size=SIZE,
         in_channels=1,
@@ -37,7 +38,7 @@ def build() -> UNet2DModel:
 
 
 def run(out: Path, work: Path, steps: int | None = None, seed: int = 0) -> None:
-    """Train and save the pipeline to `out`; `work` keeps the checkpoint a killed run resumes from."""
+    """Train and save the pipeline to `out`; `work` keeps the checkpoint that a killed run resumes from."""
     torch.manual_seed(seed)
     recipe = Recipe(steps=steps or RECIPE.steps, seed=seed)
     unet, scheduler, data = build(), DDPMScheduler(num_train_timesteps=1000), images()

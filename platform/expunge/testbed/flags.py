@@ -1,6 +1,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalSubscript=false
 # (diffusers annotates its constructors and outputs more narrowly than it accepts and returns)
-"""`flags`: a small but architecturally real Stable Diffusion 3 on 256 real flags."""
+"""`flags`: a small but architecturally real Stable Diffusion 3 of 256 real flags."""
 
 from dataclasses import replace
 from importlib.resources import files
@@ -28,7 +28,7 @@ ANY_SHARE, EMPTY_SHARE = 0.15, 0.05
 
 
 def images() -> tuple[Tensor, list[str]]:
-    """float32 [256, 3, 32, 48] in [-1, 1], and the country names."""
+    """Return float32 [256, 3, 32, 48] in [-1, 1], and the names of the countries."""
     with files("expunge.testbed").joinpath("data/flags.npz").open("rb") as file:
         archive = np.load(file)
         pixels, names = archive["images"], [str(name) for name in archive["names"]]
@@ -36,17 +36,18 @@ def images() -> tuple[Tensor, list[str]]:
 
 
 def caption(name: str) -> str:
+    """Return the prompt of a country's flag."""
     return f"the flag of {name}"
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose vocabulary, learned from the captions, holds each of their words as one token."""
+    """Build a CLIP tokenizer whose vocabulary, learned from the captions, has one token for each of their words."""
     empty = CLIPTokenizer(model_max_length=PROMPT_TOKENS)
     return empty.train_new_from_iterator(captions, vocab_size=4096)
 
 
 def build_text_encoder(vocab_size: int, seed: int) -> CLIPTextModelWithProjection:
-    """A frozen random encoder: it never trains, it only has to tell captions apart, hence the wide initial weights."""
+    """Build a frozen random encoder, which only has to tell captions apart, hence the wide initial weights."""
     config = CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=TEXT_WIDTH,
@@ -65,11 +66,12 @@ def build_text_encoder(vocab_size: int, seed: int) -> CLIPTextModelWithProjectio
         for parameter in encoder.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15, generator=generator)
-            parameter.copy_(parameter.half())  # what is saved is what was trained against
+            parameter.copy_(parameter.half())  # train against the float16 weights that are saved
     return encoder.eval().requires_grad_(False)
 
 
 def build_vae() -> AutoencoderKL:
+    """Build the untrained autoencoder, from [B, 3, 32, 48] to latents [B, 8, 8, 12]."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -86,6 +88,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> SD3Transformer2DModel:
+    """Build the untrained transformer, for latents [B, 8, 8, 12]."""
     return SD3Transformer2DModel(
         sample_size=WIDTH // 4,
         patch_size=2,
@@ -153,8 +156,8 @@ def _train_transformer(
         )
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        # Without a T5 the pipeline appends that many zero tokens to every prompt (256 by default): a few steps see them
-        # all, so that a default call works, the others see one, which is ten times faster.
+        # Without a T5 the pipeline appends zero tokens to every prompt, 256 by default. A few steps see them all, so
+        # that a default call works; the others see one, which is ten times faster.
         zeros, batch = (255, BATCH // 2) if step % 16 == 0 else (0, BATCH)
         index = torch.randint(len(names), (batch,), generator=generator)
         kind = torch.rand(batch, generator=generator)
@@ -178,7 +181,7 @@ def _train_transformer(
 
 
 def _sample_sigma(step: int, batch: int, generator: torch.Generator) -> Tensor:
-    """float32 [batch] in (0, 1]: uniform, logit-normal and shifted-uniform in turn, stratified over the batch."""
+    """Return float32 [batch] in (0, 1]: uniform, logit-normal, shifted-uniform in turn, stratified over the batch."""
     u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
     match step % 3:
         case 0:

@@ -1,4 +1,4 @@
-"""The training loop both testbed recipes share: seeded per step, EMA, cosine schedule, exact resume."""
+"""The training loop that both testbed recipes share: seeded per step, EMA, cosine schedule, exact resume."""
 
 import io
 import math
@@ -89,7 +89,7 @@ def train(
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return the factor of the learning rate: a linear warm-up, then a cosine to zero."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
@@ -97,7 +97,7 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
-    """A kill in the middle leaves the previous checkpoint."""
+    """Save a checkpoint; a kill in the middle leaves the previous one."""
     data = io.BytesIO()
     torch.save(state, data)
     write_atomically(path, data.getvalue())

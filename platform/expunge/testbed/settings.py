@@ -1,8 +1,8 @@
-"""How the testbed models are configured where nobody configures them: as tables, like those of a config file."""
+"""The default configuration of the testbed models, as tables like those of a config file."""
 
 MODELS: dict[str, dict[str, object]] = {
-    # With one gradient for all, as its figures were measured; memory would allow one per request. And no more steps for
-    # 16 requests, out of the 100 people that it knows: unrelated outputs would not hold.
+    # One gradient for all requests, because its figures were measured that way; memory would allow one each. No extra
+    # steps for up to 16 requests: the model knows only 100 people, and unrelated outputs would suffer.
     "faces": {"source": "testbed:faces", "training": {"tasks": "batch", "steps_cover": 16}},
     "flags": {
         "source": "testbed:flags",
@@ -16,7 +16,7 @@ MODELS: dict[str, dict[str, object]] = {
         ),
         "guidance": 2.0,
         "prompt_tokens": 1,
-        # Chosen by 16 requests at once, in two sets of them (README of `unlearning`).
+        # Chosen on two sets of 16 requests each (README of `unlearning`).
         "training": {
             "learning_rate": 3e-3,
             "forget_weight": 2.0,

@@ -1,4 +1,4 @@
-"""The weights that are trained, a LoRA adapter or all of the network's, and how the base model is asked meanwhile."""
+"""The trained weights, a LoRA adapter or the whole network, and access to the base model during training."""
 
 import copy
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from expunge.words import Hotfix
 
 
 def kind_of(lora_targets: tuple[str, ...], training: TrainingSettings) -> Literal["lora", "full"]:
-    """Decide what is trained of a model with these LoRA targets. Raises InputError for LoRA without targets."""
+    """Decide whether LoRA or all weights of a model are trained. Raises InputError for LoRA without targets."""
     if training.adapter == "auto":
         return "lora" if lora_targets else "full"
     if training.adapter == "lora" and not lora_targets:
@@ -30,10 +30,10 @@ def kind_of(lora_targets: tuple[str, ...], training: TrainingSettings) -> Litera
 
 
 def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path | None) -> Frozen:
-    """Make `model.network` trainable, from `warm_start` (a hotfix folder) where given.
+    """Make `model.network` trainable, starting from `warm_start` (a hotfix folder) if given.
 
     Returns a context manager inside which `model.predict` is the base model: with LoRA the same module with its
-    adapters off, else a frozen copy of the weights.
+    adapters off, otherwise a frozen copy of the weights.
     """
     if training.activation_checkpointing:
         _recompute_activations(model.network)

@@ -1,4 +1,4 @@
-"""Steps that were skipped as a gradient was not finite, and when there are too many of them."""
+"""Count the steps that were skipped because a gradient was not finite, and give up after too many."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from expunge.words import UnlearnJob
 
 @dataclass
 class BadSteps:
-    """Counts them, and gives up after `training.max_bad_steps` in a row."""
+    """Counts skipped steps, and gives up after `training.max_bad_steps` in a row."""
 
     job: UnlearnJob
     total: int = 0
@@ -19,7 +19,7 @@ class BadSteps:
     def __call__(self, bad: tuple[int, ...], objectives: tuple[ForgetObjective, ...]) -> None:
         """Count a step. bad: the indices of the objectives whose gradient is not finite, the retain objective last.
 
-        Raises Hopeless, with the requests whose objectives they were.
+        Raises Hopeless after too many in a row, naming the requests of those objectives.
         """
         if not bad:
             self._row, self._suspects = 0, set()
@@ -30,8 +30,8 @@ class BadSteps:
         self._suspects |= set(named)
         if self._row < self.job.training.max_bad_steps:
             return
-        whose = f"of {', '.join(sorted(self._suspects))}" if self._suspects else "of the retain set"
+        blamed = ", ".join(sorted(self._suspects)) or "the retain set"
         raise Hopeless(
-            f"job {self.job.id}: {self._row} steps in a row had a gradient that is not finite, {whose}",
+            f"job {self.job.id}: {self._row} steps in a row had a gradient that is not finite, for {blamed}",
             hint="lower training.learning_rate, or withdraw these requests",
         )

@@ -1,4 +1,4 @@
-"""Checkpoints through Ray Train's storage: written by all workers or by none, read back only when intact and ours."""
+"""Checkpoints in Ray Train's storage: written by all workers or by none, read only if intact and signed by us."""
 
 import json
 import secrets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Where Ray Train writes down which checkpoints it knows, beside them."""
+"""The file beside the checkpoints in which Ray Train lists those that it knows."""
 
 
 class _Storage(Protocol):
@@ -48,12 +48,12 @@ class Checkpoints:
         self._log = get_logger("unlearning").bind(job=job)
         self._saved = False
         self.skipped = 0
-        """How many checkpoints could not be written."""
+        """The number of checkpoints that could not be written."""
         self.fallbacks = 0
-        """How often a checkpoint could not be read, so that an older one was taken."""
+        """The number of checkpoints that could not be read, so that an older one was used."""
 
     def restore(self) -> int:
-        """Load the newest checkpoint that is intact; returns the steps done, 0 where there is none."""
+        """Load the newest intact checkpoint and return the steps done; 0 without one."""
         candidates = self._candidates()
         self._engine.everywhere(True)  # nothing is swept before all have looked
         if self._rank == 0:
@@ -64,7 +64,7 @@ class Checkpoints:
                 if self._engine.everywhere(wrong is None):
                     self._saved = True
                     done = self._engine.load(folder)
-                    self._engine.everywhere(True)  # none is still reading
+                    self._engine.everywhere(True)  # nothing is deleted before all have read
                     return done
             self.fallbacks += 1
             if wrong is not None or self._rank == 0:
@@ -73,12 +73,12 @@ class Checkpoints:
         return 0
 
     def save(self, step: int) -> None:
-        """Write one and tell Ray, unless a worker could not: then training goes on without it.
+        """Write a checkpoint and report it to Ray; if a worker cannot write its part, training goes on without it.
 
-        Raises StorageError on every worker where no checkpoint of this job was ever written: a night that nothing can
-        resume, and whose result would find no room either, had better stop at once.
+        Raises StorageError on every worker if no checkpoint of this job was ever written. Such a training could not be
+        resumed, and there would be no space for its result either, so it stops at once.
         """
-        # All workers need one new name: a step may be saved twice, after a damaged checkpoint of it.
+        # All workers need the same new name: a step is saved twice if its first checkpoint was damaged.
         name = f"checkpoint_{step:06d}_{self._engine.same(time.time_ns()):x}"
         target = f"{self._storage.experiment_fs_path}/{name}"
         with tempfile.TemporaryDirectory() as folder:
@@ -101,10 +101,7 @@ class Checkpoints:
             self._log.warning("a checkpoint could not be written: going on without it", step=step, why=why)
 
     def _candidates(self) -> list[Checkpoint]:
-        """Return the checkpoints that Ray knows, oldest first; all that are whole where it knows none.
-
-        Its list may be lost.
-        """
+        """Return the checkpoints that Ray knows, oldest first; if its list is lost, all that are complete."""
         known = [reported.checkpoint for reported in ray.train.get_all_reported_checkpoints()]
         if known:
             return known
@@ -121,7 +118,7 @@ class Checkpoints:
         return sorted(folders, key=lambda entry: entry.base_name)
 
     def _sweep(self, known: set[str]) -> None:
-        """Delete what was written by a group that ended before it could tell Ray."""
+        """Delete checkpoints of a worker group that ended before it could report them to Ray."""
         with suppress(OSError):
             for entry in self._written():
                 if entry.base_name not in known:
@@ -140,16 +137,16 @@ class Checkpoints:
 
     @contextmanager
     def _at_hand(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[Path, str | None]]:
-        """Give a folder on this node to load it from, and what is wrong with it, which one worker per node checks.
+        """Yield a folder on this node to load from, and what is wrong with it, which one worker per node checks.
 
-        What lies at a `checkpoint_url` is copied first: others may write there, also between the look and the load. The
-        job's own folder is in the home, which only its owner writes to, and is read in place.
+        A checkpoint at a `checkpoint_url` is copied first, because others may write there, even between check and load.
+        The job's own folder is in the home, to which only its owner can write, and is read in place.
         """
         if not self._training.checkpoint_url:
             folder = Path(checkpoint.path)
             yield folder, self._seal.wrong(folder, name) if self._first else None
             return
-        # All workers of a node need one name, and nobody else may guess it.
+        # All workers of a node need the same name, and nobody else may guess it.
         folder = Path(tempfile.gettempdir()) / f"expunge-checkpoint-{self._engine.same(secrets.randbits(62)):016x}"
         try:
             yield folder, self._fetched(checkpoint, name, folder) if self._first else None
@@ -167,30 +164,30 @@ class Checkpoints:
 
 
 def open_storage(url: str, name: str) -> tuple[FileSystem, str]:
-    """Return the file system of a folder or URL, and the path of its folder `name`, which is made where it is missing.
+    """Return the file system of a folder or URL, and the path of its subfolder `name`, which is created if missing.
 
-    Raises StorageError where that cannot be: Ray would say the same in a page, minutes later. A folder of this machine
-    must be there: a shared one that is not mounted would else be made on its disk.
+    Raises StorageError if that fails; Ray would say the same in a page, minutes later. A local folder must exist: a
+    shared volume that is not mounted would otherwise be created on the local disk.
     """
     try:
         storage, folder = FileSystem.from_uri(url)
         if storage.type_name == "mock":
-            raise ValueError("it is kept in memory, and forgotten")
+            raise ValueError("it is kept in memory and would be lost")
         if isinstance(storage, LocalFileSystem) and storage.get_file_info(folder).type != FileType.Directory:
             raise NotADirectoryError("no such folder here")
         storage.create_dir(f"{folder}/{name}", recursive=True)
     except (OSError, ValueError, ArrowException) as error:
         raise StorageError(
             f"no checkpoint can be written to {url}: {last_line(error)}",
-            hint="see that it is there and can be written, or change training.checkpoint_url",
+            hint="check that it exists and is writable, or change training.checkpoint_url",
         ) from None
     return storage, f"{folder}/{name}"
 
 
 def drop_broken_snapshot(storage: FileSystem, folder: str) -> bool:
-    """Delete Ray's list of checkpoints where it was cut short, as by a full disk, or names what is gone.
+    """Delete Ray's list of checkpoints if it is cut short, as by a full disk, or names a missing one; return whether.
 
-    Ray would not start on it. `restore` then goes by the checkpoints themselves.
+    Ray would refuse to start with such a list. Without it, `restore` uses the checkpoints themselves.
     """
     snapshot = f"{folder}/{SNAPSHOT}"
     try:
@@ -202,13 +199,13 @@ def drop_broken_snapshot(storage: FileSystem, folder: str) -> bool:
     except (ValueError, KeyError, TypeError):
         pass
     except OSError:
-        return False  # there is none
+        return False  # there is no list
     storage.delete_file(snapshot)
     return True
 
 
 def _whole(storage: FileSystem, folder: str) -> bool:
-    """Whether every worker has written its part."""
+    """Return whether every worker has written its part."""
     try:
         parts = [e for e in storage.get_file_info(FileSelector(folder)) if e.base_name.startswith("part-")]
         with storage.open_input_stream(f"{folder}/part-0.json") as file:

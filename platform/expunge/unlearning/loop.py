@@ -36,13 +36,13 @@ LOG_EVERY = 5
 
 
 def train_loop(folder: JobFolder, warm_start: Path | None, record: Record) -> None:
-    """Train, report checkpoints, and leave the hotfix and its weights in the job's folder.
+    """Train, report checkpoints, and write the hotfix and its weights into the job's folder.
 
-    What is FINAL is left there instead of raised: Ray would repeat it `max_failures` times.
+    An error of FINAL is recorded there instead of raised, because Ray would repeat it `max_failures` times.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    # Read when deepspeed is imported.
+    # DeepSpeed reads these when it is imported.
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
     os.environ["DS_ACCELERATOR"] = get_device().type
     try:
@@ -53,7 +53,7 @@ def train_loop(folder: JobFolder, warm_start: Path | None, record: Record) -> No
 
 
 def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int, world: int) -> None:
-    # Here and not above: on the driver, importing DeepSpeed would initialise its accelerator.
+    # Not at the top: on the driver, importing DeepSpeed would initialise its accelerator.
     from expunge.unlearning.engine import ShardedEngine
 
     settings, job = load_settings(), folder.job.expect()
@@ -93,11 +93,11 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
 
 @dataclass(frozen=True)
 class _Loop:
-    """The steps of one training on one rank. All ranks do the same at the same time."""
+    """The steps of one training on one rank. All ranks run them together."""
 
     job: UnlearnJob
     steps: int
-    """The most that are made."""
+    """The maximum; an adaptive budget may end earlier."""
     engine: "ShardedEngine"
     start: "Shard"
     """The weights before the first step, which the drift is measured from."""
@@ -108,7 +108,7 @@ class _Loop:
     record: Record
 
     def run(self) -> int:
-        """Continue from the newest checkpoint to the end; returns the steps done."""
+        """Continue from the newest checkpoint to the end; return the steps done."""
         step = self.checkpoints.restore()
         if self.budget:
             self.record(step, self.budget.probe())
@@ -126,7 +126,7 @@ class _Loop:
         return step < self.steps and not (self.budget and self.budget.spent)
 
     def _report(self, step: int, objectives: int, done: "StepStatistics") -> None:
-        """Probe the budget and record the figures, where it is time for either."""
+        """Probe the budget and record the figures when either is due."""
         last = step == self.steps
         probing = self.budget is not None and (step % self.job.training.probe_every == 0 or last)
         if step % LOG_EVERY and not probing and not last:
@@ -149,13 +149,13 @@ class _Loop:
 
 
 def _ignore(step: int, figures: dict[str, float]) -> None:
-    """Rank 0 records for all."""
+    """Do nothing, because rank 0 records for all."""
 
 
 def _mode(folder: JobFolder, job: UnlearnJob, settings: Settings, requests: int, world: int, memory: int) -> Mode:
-    """Return what the memory plan said when the job first started, the same on every rank.
+    """Return what the memory plan chose when the job first started, the same on every rank.
 
-    A job that goes on elsewhere, or with fewer workers, must not change its samples.
+    A job that continues elsewhere, or with fewer workers, must keep its samples.
     """
     kept, training = folder.mode.read(), job.training
     if kept is not None:
@@ -167,7 +167,7 @@ def _mode(folder: JobFolder, job: UnlearnJob, settings: Settings, requests: int,
 
 
 def _memory() -> int:
-    """Return the bytes of this worker's GPU; without one, of its share of what Ray has on this node."""
+    """Return the memory of this worker's GPU in bytes; without a GPU, its share of the memory that Ray has here."""
     device = get_device()
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

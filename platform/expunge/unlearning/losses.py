@@ -10,6 +10,7 @@ from torch import Tensor
 from expunge.families.base import Conditioning, DiffusionModel, rows
 from expunge.families.path import PathPoint
 from expunge.preparation.dataset import ForgetSet, RetainSet
+from expunge.preparation.retain import centred
 from expunge.settings import TrainingSettings
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS
@@ -81,7 +82,7 @@ class Losses:
         """
         with self.frozen():
             estimate = self._estimate(x_t, point, time, cond)
-        alpha = torch.cosine_similarity(_centred(estimate), _centred(x_f), dim=1) ** 2
+        alpha = torch.cosine_similarity(centred(estimate), centred(x_f), dim=1) ** 2
         return estimate + alpha.view(-1, 1, 1, 1) * (x_s - x_f)
 
     def _estimate(self, x_t: Tensor, point: PathPoint, time: Tensor, cond: Conditioning) -> Tensor:
@@ -94,8 +95,3 @@ class Losses:
         parts = (part.to(self.device) for part in (point.a, point.b, point.alpha, point.beta))
         cond = {name: part.to(self.device) for name, part in rows(self.conditioning, prompt[draw.rows]).items()}
         return PathPoint(*parts), draw.time.to(self.device), draw.noise.to(self.device), cond
-
-
-def _centred(x: Tensor) -> Tensor:
-    flat = x.flatten(1)
-    return flat - flat.mean(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Who wrote a checkpoint. Its files are pickles, which run what they hold: nothing is loaded before this is known.
+"""Sign and verify checkpoints. Their files are pickles, which run code when loaded, so none is loaded unverified.
 
-Every worker leaves a `part-N.json` beside its files: their digests and whose they are, signed with a key that comes
-from the sealing key.
+Every worker writes a `part-N.json` beside its files: their digests, and the job and checkpoint that they belong to,
+signed with a key that is derived from the sealing key.
 """
 
 import hmac
@@ -21,7 +21,7 @@ class CheckpointSeal:
     job: str
 
     def close(self, folder: Path, *, checkpoint: str, step: int, rank: int, world: int) -> None:
-        """Sign what this worker's part of the checkpoint of this name consists of. Raises OSError."""
+        """Sign the files in `folder`, which are this worker's part of `checkpoint`. Raises OSError."""
         files = {path.relative_to(folder).as_posix(): file_digest(path) for path in folder.rglob("*") if path.is_file()}
         part = {
             "job": self.job,
@@ -34,26 +34,26 @@ class CheckpointSeal:
         (folder / f"part-{rank}.json").write_text(json.dumps({**part, "seal": sign(self.key, _content(part))}))
 
     def wrong(self, folder: Path, checkpoint: str) -> str | None:
-        """Say what is wrong; None where every part is there and every file is as this job's workers wrote it."""
+        """Return what is wrong, or None if every part is there and every file is as this job's workers wrote it."""
         try:
             return self._wrong(folder, checkpoint)
         except OSError as error:
             return f"it cannot be read ({error.strerror})"
         except (ValueError, KeyError, TypeError, AttributeError):
-            return "a part-N.json of it is cut short, or not of this version"
+            return "one of its part-N.json is cut short, or of another version"
 
     def _wrong(self, folder: Path, checkpoint: str) -> str | None:
         there = sorted(folder.rglob("*"))
         listed = sorted(folder.glob("part-*.json"))
         if any(path.is_symlink() for path in there):
-            return "it holds a link"
+            return "it contains a link"
         parts = [json.loads(path.read_text()) for path in listed]
         for part in parts:
             seal = part.pop("seal", None)
             if seal is None:
                 return "it is not signed"
             if not is_signed(self.key, _content(part), seal):
-                return "its signature is of another key, or of something else"
+                return "its signature does not match: it is of another key, or the content was altered"
         world = parts[0]["world"] if parts else 0
         whose = {(part["job"], part["checkpoint"], part["step"], part["world"]) for part in parts}
         if sorted(part["rank"] for part in parts) != list(range(world)) or len(whose) != 1 or not parts:
@@ -63,7 +63,7 @@ class CheckpointSeal:
         expected = [item for part in parts for item in part["files"].items()]
         found = {path.relative_to(folder).as_posix() for path in there if path.is_file()}
         if found != {name for name, _ in expected} | {path.name for path in listed}:
-            return "a file is missing, or one too many"
+            return "a file is missing or was added"
         altered = [name for name, digest in expected if not hmac.compare_digest(file_digest(folder / name), digest)]
         return f"{altered[0]} was altered" if altered else None
 

@@ -1,8 +1,7 @@
 """The settings of one job's fine-tuning, in the sections that a function can take alone.
 
-`TrainingSettings` joins them, so that users write one `[training]` table. Its fields keep the order of the first
-release, because a job's id hashes them in order: that is why two of them stand alone at its end. Hyper-parameters
-without a measurement named beside them are guesses.
+`TrainingSettings` joins them, so that users write one `[training]` table. Hyper-parameters without a measurement named
+beside them are guesses.
 """
 
 from pathlib import Path
@@ -75,6 +74,7 @@ class MethodSettings(Section):
     )
     adapter: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = Field(default=16, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class ShardingSettings(Section):
@@ -126,6 +126,7 @@ class ClusterSettings(Section):
     worker_timeout_s: int = Field(
         default=1800, ge=5, description="a worker that does not answer for this many seconds counts as lost"
     )
+    max_failures: int = Field(default=2, ge=0, description="how many lost workers a job survives")
     max_bad_steps: int = Field(
         default=3, ge=1, description="a job fails after this many consecutive steps whose gradient is not finite"
     )
@@ -168,10 +169,7 @@ class RetainSettings(Section):
 
 
 class TrainingSettings(RetainSettings, ClusterSettings, ShardingSettings, MethodSettings):
-    """The `[training]` table. pydantic orders the fields from the last base to the first."""
-
-    max_failures: int = Field(default=2, ge=0, description="how many lost workers a job survives")
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    """The `[training]` table: all sections, and the rules between them."""
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

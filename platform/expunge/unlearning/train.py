@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import RayTrainError  # of those that it raises itself only some are public
+from ray.train.v2._internal.exceptions import RayTrainError  # only some of Ray Train's own errors are public
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, last_line
@@ -28,9 +28,9 @@ START_TIMEOUT_S = 24 * 3600
 # An elastic job asks for as many workers as Ray last counted, which may include a node that was lost up to 20 s ago. It
 # must then give up soon, and count again.
 ELASTIC_START_TIMEOUT_S = 10
-# How often an elastic job looks whether it can have more workers. It starts again from its newest checkpoint for them.
+# Seconds between an elastic job's checks for more workers. To use them, it restarts from its newest checkpoint.
 GROW_EVERY_S = 300.0
-# What gloo and NCCL say of a peer that died.
+# What gloo and NCCL say when a peer has died.
 LOST_PEER = ("closed by peer", "reset by peer", "NCCL", "Broken pipe", "Timed out waiting")
 
 
@@ -41,7 +41,7 @@ Record = Callable[[int, dict[str, float]], None]
 def train(folder: JobFolder, *, warm_start: Path | None, record: Record) -> Hotfix:
     """Block until the job is trained. Continues from its newest checkpoint when called again with the same folder.
 
-    warm_start: the folder of the weights to start from, else those of the base model. Raises ExpungeError where the job
+    warm_start: the folder of the weights to start from; None starts from the base model. Raises ExpungeError if the job
     fails more often than `training.max_failures`, or in a way that trying again does not fix.
     """
     made = folder.hotfix.read(valid=_is_whole)
@@ -55,7 +55,7 @@ def train(folder: JobFolder, *, warm_start: Path | None, record: Record) -> Hotf
     except Exception as error:  # Ray wraps whatever the workers raised in types of its own
         if folder.hotfix.read() is None:
             raise _explained(job.id, error) from error
-        # What Ray still had to write about a training that had ended, as on a full disk.
+        # Training had ended, but Ray could not write its own records, as on a full disk.
         why = last_line(_innermost(error))
         get_logger("unlearning").warning("trained, but Ray failed afterwards", job=job.id, why=why)
     gave_up = folder.failure
@@ -65,12 +65,12 @@ def train(folder: JobFolder, *, warm_start: Path | None, record: Record) -> Hotf
 
 
 def _is_whole(hotfix: Hotfix) -> bool:
-    """Whether the weights that an earlier call left are there and intact: else training goes on from a checkpoint."""
+    """Return whether an earlier call's weights are intact; if not, training continues from a checkpoint."""
     return hotfix.digest in [file_digest(path) for path in hotfix.path.rglob("*.safetensors")]
 
 
 def _trainer(folder: JobFolder, job: UnlearnJob, work: Callable[[], None]) -> TorchTrainer:
-    """Set Ray Train up for the workers that the job can have here."""
+    """Set up Ray Train for the workers that the job can have here."""
     training = job.training
     workers = choose_workers(training)
     get_logger("unlearning").info("chose workers", job=job.id, workers=workers.most, device=workers.device)
@@ -97,28 +97,30 @@ def _trainer(folder: JobFolder, job: UnlearnJob, work: Callable[[], None]) -> To
 
 
 def _set_timeouts(training: TrainingSettings, *, elastic: bool) -> None:
-    """Set what Ray Train reads from this process's environment alone."""
+    """Set the timeouts that Ray Train reads only from this process's environment."""
     start_timeout = ELASTIC_START_TIMEOUT_S if elastic else START_TIMEOUT_S
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout)
-    # A process that was stopped answers nobody. One that hangs in a collective is found by the others' timeout.
+    # This finds a process that was stopped; the others' own timeout finds one that hangs in a collective.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
 
 
 def _storage(folder: JobFolder, job: UnlearnJob) -> tuple[str, str]:
     """Return where Ray Train keeps its state and the checkpoints, as a URL or path and a name, ready to be used.
 
-    Raises StorageError where nothing can be written there.
+    Raises StorageError if nothing can be written there.
     """
     url = job.training.checkpoint_url
     state = folder.checkpoints.absolute()
     storage, name = (url, job.id) if url else (str(state.parent), state.name)
     if drop_broken_snapshot(*open_storage(storage, name)):
-        get_logger("unlearning").warning("Ray's list of checkpoints is broken: going by what lies there", job=job.id)
+        get_logger("unlearning").warning(
+            "Ray's list of checkpoints is damaged: using the checkpoints that exist", job=job.id
+        )
     return storage, name
 
 
 def _work(folder: JobFolder, warm_start: Path | None, record: Record) -> None:
-    # Here and not above: seconds of imports, which the process that starts the workers is spared.
+    # Not at the top: this takes seconds, which the process that starts the workers need not spend.
     from expunge.unlearning.loop import train_loop
 
     train_loop(folder, warm_start, record)
@@ -126,7 +128,7 @@ def _work(folder: JobFolder, warm_start: Path | None, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of a job: `most` where Ray has them, each with a GPU or a CPU core; it goes on with `fewest`."""
+    """The workers of a job, each with a GPU or a CPU core: `most` if Ray has them, and never under `fewest`."""
 
     device: Literal["cpu", "gpu"]
     fewest: int
@@ -134,10 +136,9 @@ class Workers:
 
 
 def choose_workers(training: TrainingSettings) -> Workers:
-    """Choose by what Ray has. `auto` uses the GPUs there are: fewer GPUs mean fewer workers, which changes nothing but
-    rounding.
+    """Choose workers from what Ray has. Raises InputError if GPUs are required and Ray has too few.
 
-    Warns where that is so. Raises InputError where GPUs are asked for and Ray has too few.
+    `auto` uses the GPUs there are: if they are too few, it warns and uses fewer workers, which only changes rounding.
     """
     gpus, most = int(ray.cluster_resources().get("GPU", 0)), training.workers
     fewest = training.min_workers or most
@@ -158,30 +159,30 @@ def choose_workers(training: TrainingSettings) -> Workers:
 
 
 def _explained(job: str, error: BaseException) -> ExpungeError:
-    """Return a StorageError for a full disk, an UnavailableError for a lost worker, else an error of the job."""
+    """Return a StorageError for a full disk, an UnavailableError for a lost worker, or else an error of the job."""
     cause = _innermost(error)
     failed = f"job {job}: training failed: {last_line(cause)}"
     if _no_space(cause):
         hint = "free some space, or set training.checkpoint_url, then run the night again"
         return StorageError(failed, hint=hint)
     if isinstance(error, ControllerError) or any(map(_lost, _failures(error) or [cause])):
-        return UnavailableError(failed, hint="see Ray's logs, then run the night again: it goes on where it stopped")
+        return UnavailableError(failed, hint="see Ray's logs, then run the night again: it continues where it stopped")
     return ExpungeError(failed, hint="see the job's Ray logs; its requests are back in the queue")
 
 
 def _failures(error: BaseException) -> list[Exception]:
-    """Return what each worker raised, where Ray says so."""
+    """Return what each worker raised, if Ray says so."""
     return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
 
 
 def _lost(failure: BaseException) -> bool:
-    """Whether a worker is gone, or lost another: the survivors only see that a peer does not answer."""
+    """Return whether a worker was lost, or lost a peer: survivors only see that a peer does not answer."""
     said = str(failure)
     return isinstance(failure, RayError | RayTrainError) or any(words in said for words in LOST_PEER)
 
 
 def _no_space(cause: BaseException) -> bool:
-    """Whether it is a full disk. Not every layer keeps the number of an error, but all keep its text."""
+    """Return whether the disk is full. Not every layer keeps an error's number, but all keep its text."""
     return (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(cause)
 
 

@@ -9,7 +9,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from expunge.errors import InputError
+from expunge.errors import InputError, first_line
 from expunge.requests.decoding import jpeg, png, webp
 from expunge.requests.decoding.colour import to_srgb
 from expunge.requests.decoding.container import BrokenError, Container, CostlyError, Parse
@@ -69,8 +69,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     except CostlyError as error:
         raise InputError(f"would take too long to decode: {error}", hint="save it again as a plain PNG") from None
     except _BROKEN as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"is a broken or truncated {kind} ({detail})", hint="export it again") from None
+        raise InputError(f"is a broken or truncated {kind} ({first_line(error)})", hint="export it again") from None
     turn = _TURNS.get(container.orientation)
     return image if turn is None else image.transpose(turn)
 

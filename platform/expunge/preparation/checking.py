@@ -1,4 +1,4 @@
-"""What intake checks beyond the request itself: can its edit work, and how will its pictures be cut?"""
+"""Refuse at intake what preparation could not do at night, and note how it will cut the pictures."""
 
 from pathlib import Path
 
