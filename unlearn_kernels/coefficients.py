@@ -12,6 +12,17 @@ VANISHING = 1e-60
 """The smallest <r, r> relative to the largest <g, g>: a coefficient |g| / |r| beyond 1e30 would overflow float32."""
 
 
+def summed(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
+    """Return the coefficients, float64 [K], of `retain + forget_weight * mean_k g_k`: no surgery. K = 1 gives [1].
+
+    Raises ValueError when gram is not square or empty.
+    """
+    count = len(checked_gram(gram))
+    coefficients = torch.full((count,), forget_weight / max(1, count - 1), dtype=torch.float64, device="cpu")
+    coefficients[-1] = 1
+    return coefficients
+
+
 def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
     """Choose the coefficients, float64 [K], of `retain + forget_weight * mean_k g_k'`.
 
@@ -24,13 +35,10 @@ def retain_normal(gram: Tensor, forget_weight: float = 1.0) -> Tensor:
     gram = checked_gram(gram)
     if not gram.isfinite().all():
         return torch.full((len(gram),), math.nan, dtype=torch.float64, device="cpu")
-    forget_count = len(gram) - 1
-    share = forget_weight / max(1, forget_count)
-    coefficients = torch.full((len(gram),), share, dtype=torch.float64, device="cpu")
-    coefficients[-1] = 1
+    coefficients = summed(gram, forget_weight)
     against, norm = gram[:-1, -1].clamp(max=0).sum(), gram[-1, -1]
     if norm > VANISHING * gram.diagonal().max():
-        coefficients[-1] = 1 - share * against / norm
+        coefficients[-1] = 1 - coefficients[0] * against / norm
     return coefficients
 
 

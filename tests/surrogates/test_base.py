@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from expunge import surrogates
 from expunge.errors import InputError
 from expunge.settings import ModelSettings
 from expunge.surrogates import check_edit, editor_names, make_editor
@@ -94,6 +96,23 @@ def test_an_edit_that_is_allowed_passes_and_gets_its_model() -> None:
     assert filled == bare.model_copy(update={"options": {"steps": "4", "model": PINNED}})
     own = model(editor="inpaint", editors=[], editor_models=[PINNED])
     assert check_edit(EditSpec(editor="inpaint"), own).options == {"model": PINNED}
+
+
+def test_another_editor_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an option `model` it gets the only model there is. A module that begins with `_` is a helper."""
+    (tmp_path / "stamp.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from expunge.surrogates.base import Options, editor\n"
+        "class StampOptions(Options):\n    model: str\n"
+        "@editor('stamp', StampOptions)\n@dataclass\nclass Stamp:\n    options: StampOptions\n"
+    )
+    (tmp_path / "_helper.py").write_text("")
+    monkeypatch.setattr(surrogates, "__path__", [*surrogates.__path__, str(tmp_path)])
+    assert editor_names() == ["blend", "inpaint", "stamp"]
+    allowing = model(editors=["stamp"], editor_models=[PINNED])
+    assert check_edit(EditSpec(editor="stamp"), allowing).options == {"model": PINNED}
+    with pytest.raises(InputError, match=r"edit\.options\.model: "):
+        make_editor(EditSpec(editor="stamp"))
 
 
 def test_an_edit_is_checked_without_torch() -> None:

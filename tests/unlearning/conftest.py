@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from expunge.families import load_model, preflight
 from expunge.families.base import Conditioning, DiffusionModel
+from expunge.families.family import Family
 from expunge.families.path import MIN_B, PathPoint, Prediction, point
 from expunge.settings import Settings
 

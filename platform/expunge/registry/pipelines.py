@@ -34,7 +34,7 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
         if family is None:
             raise InputError(f"{kind} is not supported")
         family.apply_hotfix(pipeline.components[family.component], about["kind"], folder)
-    except (InputError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (InputError, FileNotFoundError, RuntimeError, ValueError, KeyError) as error:
         what = "a LoRA adapter" if about["kind"] == "lora" else "all weights of a network"
         raise InputError(
             f"the hotfix is {what}, which {kind} has no place for", hint="name the pipeline that it was trained from"

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -26,34 +25,51 @@ class Editor(Protocol):
         ...
 
 
-LOADS_A_MODEL = ("inpaint",)
-"""Editors that have an option `model`."""
+class Options(BaseModel):
+    """The base class of an editor's options, which arrive as text. `model` is that of an editor that loads a model."""
 
-Factory = Callable[[dict[str, str]], Editor]
-_factories: dict[str, Factory] = {}
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def register(name: str) -> Callable[[Factory], Factory]:
-    """Register a factory under its editor's name, which is also its module's name."""
+OptionsT = TypeVar("OptionsT", bound=Options)
+MakerT = TypeVar("MakerT", bound=Callable[[Any], Editor])
 
-    def add(factory: Factory) -> Factory:
-        _factories[name] = factory
-        return factory
+_editors: dict[str, tuple[type[Options], Callable[[Any], Editor]]] = {}
+
+
+def editor(name: str, options: type[Options]) -> Callable[[MakerT], MakerT]:
+    """Register a class, or another maker of an editor, under the editor's name, which is also its module's name.
+
+    It is called with an instance of `options`.
+    """
+
+    def add(make: MakerT) -> MakerT:
+        _editors[name] = options, make
+        return make
 
     return add
 
 
 def editor_names() -> list[str]:
-    """Return the names of all editors without importing them, because their packages are large."""
-    return sorted(module.name for module in iter_modules([str(Path(__file__).parent)]) if module.name != "base")
+    """Return the names of all editors without importing them, because their packages are large.
+
+    A module whose name begins with `_` is a helper.
+    """
+    names = (module.name for module in iter_modules(import_module("expunge.surrogates").__path__))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
 def make_editor(spec: EditSpec) -> Editor:
     """Make the editor that `spec` names. Raises InputError for an unknown editor or option."""
-    if spec.editor not in editor_names():
-        raise InputError(f"edit.editor: {spec.editor!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
-    import_module(f"expunge.surrogates.{spec.editor}")
-    return _factories[spec.editor](spec.options)
+    options, make = _find(spec.editor)
+    return make(read_options(options, spec.options))
+
+
+def _find(name: str) -> tuple[type[Options], Callable[[Any], Editor]]:
+    if name not in editor_names():
+        raise InputError(f"edit.editor: {name!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
+    import_module(f"expunge.surrogates.{name}")
+    return _editors[name]
 
 
 def check_edit(spec: EditSpec, model: ModelSettings) -> EditSpec:
@@ -71,22 +87,14 @@ def check_edit(spec: EditSpec, model: ModelSettings) -> EditSpec:
     if asked is not None and asked not in models:
         hint = f"use {' or '.join(models)}" if models else "the model's editor_models is empty"
         raise InputError(f"edit.options.model: {asked!r} is not allowed here", hint=hint)
-    if spec.editor in LOADS_A_MODEL and asked is None and models:
+    options, _ = _find(spec.editor)
+    if "model" in options.model_fields and asked is None and models:
         if len(models) > 1:
             hint = f"use {' or '.join(models)}"
             raise InputError("edit.options.model: name one, because several are allowed", hint=hint)
         spec = spec.model_copy(update={"options": {**spec.options, "model": models[0]}})
     make_editor(spec)
     return spec
-
-
-class Options(BaseModel):
-    """The base class of an editor's options, which arrive as text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def read_options(kind: type[OptionsT], options: dict[str, str]) -> OptionsT:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from expunge.errors import InputError
-from expunge.surrogates.base import Editor, Ellipse, Options, Share, read_options, region, register
+from expunge.surrogates.base import Ellipse, Options, Share, editor, region
 
 SHORTLIST = 4
 """The seed picks one of this many best donors."""
@@ -33,12 +33,7 @@ class BlendOptions(Options):
     match: bool = Field(True, description="true or false: fit the donor's brightness and contrast to the target's")
 
 
-@register("blend")
-def blend(options: dict[str, str]) -> Editor:
-    """Make the editor. Raises InputError for an unknown or wrong option."""
-    return Blend(read_options(BlendOptions, options))
-
-
+@editor("blend", BlendOptions)
 @dataclass(frozen=True)
 class Blend:
     """Blends a donor into the target. Pixels outside the mask never change."""

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from expunge.errors import InputError, first_line
-from expunge.surrogates.base import Editor, Ellipse, Options, read_options, region, register
+from expunge.surrogates.base import Ellipse, Options, editor, region
 
 MULTIPLE = 16
 """Both sides must be multiples of the autoencoder's factor times the patch size: 8 or 16 for existing models."""
@@ -25,12 +25,7 @@ class InpaintOptions(Options):
     ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], used if there is no mask")
 
 
-@register("inpaint")
-def inpaint(options: dict[str, str]) -> Editor:
-    """Make the editor; it loads nothing yet. Raises InputError for an unknown or wrong option."""
-    return Inpaint(read_options(InpaintOptions, options))
-
-
+@editor("inpaint", InpaintOptions)
 @dataclass
 class Inpaint:
     """Loads the pipeline with the first picture. Pixels outside the mask never change; donors are not used."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.errors import InputError
 from expunge.settings import TrainingSettings
 from expunge.unlearning.engine.shards import Shard
-from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, retain_normal, surgery
+from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, surgery
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,6 @@ def operate(
 
 def choose(matrix: Tensor, training: TrainingSettings, step: int) -> Tensor:
     """Choose the coefficients, float64 [K + 1], of the gradients with this Gram matrix: here a surgery happens."""
-    if training.surgery == "retain_normal":
-        return retain_normal(matrix, training.forget_weight)
-    if training.surgery == "none":
-        count = len(matrix) - 1
-        return torch.tensor([*[training.forget_weight / count] * count, 1.0], dtype=torch.float64)
     return surgery(training.surgery, matrix, training.forget_weight, seed=training.seed + step)
 
 
