@@ -35,7 +35,7 @@ def test_a_removed_request_passes_and_says_why() -> None:
     ("changes", "part"),
     [
         ({"shift": {"after": 0.49}}, "Shift 0.49 is below 0.50"),
-        ({"target": {"after": 0.76}}, "not a fall by more than the noise floor 0.05"),
+        ({"target": {"after": 0.76}}, "did not fall by more than the noise floor 0.05"),
         ({"target": {"after": 0.9}}, "went from 0.80 to 0.90"),
         ({"nearest": {"after": 0.76}}, "free generation came closer"),
         ({"shift": {"base": 0.6}, "target": {"after": 0.8}}, "the base model hardly reproduced it either"),
