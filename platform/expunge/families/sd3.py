@@ -233,7 +233,7 @@ class SD3(Family):
 
 def fill_in_shift(vae: AutoencoderKL) -> None:
     """Set a shift_factor of null, the default of AutoencoderKL, to 0: SD3's pipelines take it for a number."""
-    if vae.config["shift_factor"] is None:
+    if vae.config.get("shift_factor", 0) is None:
         vae.register_to_config(shift_factor=0.0)
 
 
