@@ -1,11 +1,16 @@
-"""Requests, jobs and evidence that differ by what a test names, and a real store on SQLite."""
+"""Requests, jobs and evidence that differ by what a test names, a real store on SQLite, and a night without Ray."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
+import ray
 
+from expunge.batch import driver
+from expunge.batch.job import walk_job
 from expunge.requests.store import RequestStore, open_store
+from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.words import Evidence, IntegrityEvidence, ModelVersion, RemovalRequest, RequestEvidence, UnlearnJob
 
@@ -55,6 +60,24 @@ def judge() -> Judge:
         return Evidence(job=job.id, requests=requests, integrity=integrity)
 
     return make
+
+
+class Here:
+    """Stands where Ray would run a job's task: it runs when its result is asked for, in this process."""
+
+    def options(self, **options: object) -> "Here":
+        return self
+
+    def remote(self, folder: JobFolder, home: str) -> Callable[[], None]:
+        return lambda: walk_job(folder, home)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a night's jobs in this process. A stage that starts a task of its own fails."""
+    monkeypatch.setattr(driver, "run_job", Here())
+    monkeypatch.setattr(ray, "get", lambda started: started())
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0" * 56))
 
 
 @pytest.fixture

@@ -1,16 +1,19 @@
 """What a job was planned on, or has made, is gone: nothing is run for nothing, and no request is blamed."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 
 from expunge.batch import driver, job, training
 from expunge.batch.faults import is_platforms
 from expunge.batch.plan import plan_night
 from expunge.batch.settle import settle
 from expunge.errors import ExpungeError, NotFoundError, StorageError, UnavailableError
+from expunge.families import resolve_source
 from expunge.files import file_digest, write_atomically
 from expunge.preparation.prepare import prepare
 from expunge.registry.tracking import Tracker
@@ -21,10 +24,22 @@ from expunge.requests.home import remember
 from expunge.requests.store import MAX_STARTS, RequestStore
 from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
-from expunge.runs.outcomes import JobEnd, JobOutcome, NightPlan
-from expunge.settings import ModelSettings, Settings
-from expunge.unlearning.train import _is_whole
-from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
+from expunge.runs.outcomes import JobEnd, NightPlan
+from expunge.settings import Settings, load_settings
+from expunge.unlearning import train as train_module
+from expunge.unlearning.train import train
+from expunge.words import (
+    Evidence,
+    Hotfix,
+    Ledger,
+    ModelVersion,
+    PreparedJob,
+    RemovalBatch,
+    RemovalRequest,
+    RequestState,
+    UnlearnJob,
+)
+from tests.runs.conftest import make_job
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]
@@ -49,6 +64,22 @@ class Night:
 
 
 Tonight = Callable[..., Night]
+
+
+class Training:
+    """Stands where Ray Train would start workers."""
+
+    def __init__(self, work: Callable[[], None], **options: object) -> None:
+        pass
+
+    def fit(self) -> None:
+        raise ValueError("a training was started")
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "TorchTrainer", Training)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
 
 
 @pytest.fixture
@@ -100,46 +131,68 @@ def test_a_job_whose_champion_changed_ends_before_it_trains_and_costs_no_attempt
     assert record.history[-1].detail == outcome.error
 
 
-def test_a_job_that_has_promoted_its_own_version_goes_on(
-    settings: Settings, tracker: Tracker, tonight: Tonight, judge: Judge, tmp_path: Path
-) -> None:
-    mine = tonight()
-    assert job._changed(mine.job, settings, tracker) is None
-    promoted(mine.job, judge(mine.job), tracker, tmp_path / "hotfix")
-    assert job._changed(mine.job, settings, tracker) is None
+def finished(folder: JobFolder, job: UnlearnJob, evidence: Evidence, tracker: Tracker) -> ModelVersion:
+    """Leave in a job's folder what all its stages do, with its version promoted, as if killed right after that."""
+    folder.job.write(job)
+    version = promoted(job, evidence, tracker, folder.weights)
+    blob = "0" * 64
+    tensors = {"forget": blob, "retain": blob, "conditioning": blob, "unrelated_prompts": 1, "surrogates": {}}
+    folder.prepared.write(PreparedJob.model_validate({"job": job.id, **tensors}))
+    digest = file_digest(folder.weights / "weights.safetensors")
+    folder.hotfix.write(Hotfix(job=job.id, kind="full", path=folder.weights, steps=1, digest=digest))
+    folder.evidence.write(evidence)
+    folder.version.write(version)
+    return version
 
 
-def test_a_job_whose_model_changed_is_planned_again(
-    settings: Settings, tracker: Tracker, tonight: Tonight, tmp_path: Path
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_job_that_has_promoted_its_own_version_goes_on_unless_its_model_changed(
+    settings: Settings,
+    tracker: Tracker,
+    tonight: Tonight,
+    judge: Judge,
+    tmp_path: Path,
+    changed: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tmp_path / "model"
-    from expunge.families import resolve_source
-
-    for file in Path(resolve_source("testbed:flags")).rglob("*"):
-        if file.is_file():
-            write_atomically(model / file.relative_to(resolve_source("testbed:flags")), file.read_bytes())
-    copied = settings.model_copy(update={"models": {"flags": ModelSettings(source=str(model))}})
-    mine = tonight(settings=copied)
-    assert job._changed(mine.job, copied, tracker) is None
-    index = model / "model_index.json"
-    index.write_text(index.read_text() + " ")
-    assert (
-        job._changed(mine.job, copied, tracker) == "the files of model flags have changed since the night was planned"
-    )
+    shutil.copytree(resolve_source("testbed:flags"), model)
+    monkeypatch.setenv("EXPUNGE_MODELS__FLAGS__SOURCE", str(model))
+    mine = tonight(settings=load_settings())
+    folder = JobFolder(settings.runs / mine.batch.id / mine.job.id)
+    finished(folder, mine.job, judge(mine.job), tracker)
+    if changed:
+        index = model / "model_index.json"
+        index.write_text(index.read_text() + " ")
+    job.walk_job(folder, remember(settings).id)
+    outcome = folder.outcome
+    assert outcome is not None
+    assert outcome.promoted is not changed
+    assert outcome.outdated is changed
+    if changed:
+        assert outcome.error is not None
+        assert "the files of model flags have changed" in outcome.error
 
 
 @pytest.mark.parametrize("harm", ["none", "gone", "cut"])
+@pytest.mark.usefixtures("no_training")
 def test_weights_that_are_gone_or_damaged_are_trained_again(tmp_path: Path, harm: str) -> None:
     weights = tmp_path / "hotfix" / "unet" / "weights.safetensors"
     write_atomically(weights, b"weights")
-    hotfix = Hotfix(job="flags-1", kind="full", path=tmp_path / "hotfix", steps=1, digest=file_digest(weights))
-    done = JobFolder(tmp_path).hotfix
-    done.write(hotfix)
+    mine = make_job("flags")
+    hotfix = Hotfix(job=mine.id, kind="full", path=tmp_path / "hotfix", steps=1, digest=file_digest(weights))
+    folder = JobFolder(tmp_path)
+    folder.job.write(mine)
+    folder.hotfix.write(hotfix)
     if harm == "gone":
         weights.unlink()
     if harm == "cut":
         weights.write_bytes(b"wei")
-    assert done.read(valid=_is_whole) == (hotfix if harm == "none" else None)
+    if harm == "none":
+        assert train(folder, warm_start=None, record=lambda step, figures: None) == hotfix
+    else:
+        with pytest.raises(ExpungeError, match="a training was started"):
+            train(folder, warm_start=None, record=lambda step, figures: None)
 
 
 def test_a_damaged_champion_is_no_place_to_start_from(
@@ -174,33 +227,32 @@ def test_a_blob_store_that_fails_skips_no_request(
         prepare(folder, quick, open_blobs(quick))
 
 
-def test_a_node_with_another_home_is_the_platforms_fault(settings: Settings) -> None:
+def test_a_node_with_another_home_is_the_platforms_fault(settings: Settings, tmp_path: Path) -> None:
     remember(settings, database="d")
-    with pytest.raises(UnavailableError, match=r"node .*: home .* is not the home that this night") as caught:
-        job._settings("another")
+    with pytest.raises(UnavailableError, match=r"node .* is not the home") as caught:
+        job.walk_job(JobFolder(tmp_path / "job"), "another")
     assert is_platforms(caught.value)
 
 
+@pytest.mark.parametrize("undone", [False, True])
+@pytest.mark.usefixtures("without_ray")
 def test_a_promotion_that_was_undone_removes_nothing(
-    store: RequestStore,
-    settings: Settings,
-    tracker: Tracker,
-    tonight: Tonight,
-    judge: Judge,
-    tmp_path: Path,
+    store: RequestStore, settings: Settings, tracker: Tracker, tonight: Tonight, judge: Judge, undone: bool
 ) -> None:
     """The driver is killed after its job has promoted, and the version is gone before the next one settles it."""
     mine = tonight()
-    evidence = judge(mine.job)
-    version = promoted(mine.job, evidence, tracker, tmp_path / "hotfix")
-    outcome = JobOutcome(job=mine.job, evidence=evidence, version=version)
-    assert driver._confirmed(outcome, tracker) == outcome
-    tracker.client.delete_model_version("flags", "1")
-    undone = driver._confirmed(outcome, tracker)
-    assert not undone.promoted
-    settle(store, settings, mine.batch, mine.planned, [undone])
+    night = NightFolder(settings.runs / mine.batch.id)
+    night.plan_once(lambda: mine.planned)
+    folder = night.job(mine.job.id)
+    finished(folder, mine.job, judge(mine.job), tracker)
+    folder.end.write(JobEnd(promoted=True))
+    if undone:
+        tracker.client.delete_model_version("flags", "1")
+    outcome = driver.run_night(settings, mine.batch.id)
+    assert outcome is not None
+    assert [each.promoted for each in outcome.outcomes] == [not undone]
     record = store.get("req-a")
-    assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)
+    assert (record.state, record.attempts) == (RequestState.ACCEPTED if undone else RequestState.REMOVED, 0)
 
 
 @pytest.fixture
@@ -239,14 +291,20 @@ def test_a_batch_that_has_ended_is_not_run_again(
     assert store.get("req-a").state is RequestState.ACCEPTED
 
 
-def test_a_plan_that_is_made_again_leaves_out_what_is_decided(store: RequestStore, ask: Ask) -> None:
+@pytest.mark.usefixtures("without_ray")
+def test_a_plan_that_is_made_again_leaves_out_what_is_decided(
+    store: RequestStore, settings: Settings, ask: Ask
+) -> None:
     for name in ("done", "left", "later"):
-        store.add(ask(name))
-    batch = store.drain("night-1")
+        store.add(ask(name, model="unknown"))
+    store.drain("night-1")
     store.transition("req-done", RequestState.REMOVED)
     store.transition("req-later", RequestState.ACCEPTED, attempt=False)
     store.drain("night-2")
-    assert [r.id for r in driver._undecided(store, batch).requests] == ["req-left"]
+    write_atomically(settings.runs / "night-1" / "plan.json", '{"batch": "nig')
+    night = driver.run_night(settings, "night-1")
+    assert night is not None
+    assert list(night.refused) == ["req-left"], "its model is not configured"
 
 
 def test_an_error_of_no_known_kind_ends_the_batch_in_one_sentence(
@@ -257,8 +315,8 @@ def test_an_error_of_no_known_kind_ends_the_batch_in_one_sentence(
     def fail(*arguments: object) -> None:
         raise KeyError("sample_size")
 
-    monkeypatch.setattr(driver, "_run", fail)
-    with pytest.raises(ExpungeError, match=r"batch n1: KeyError: 'sample_size': .* run `expunge night`"):
+    monkeypatch.setattr(driver, "plan_night", fail)
+    with pytest.raises(ExpungeError, match=r"batch n1: KeyError: 'sample_size': .*expunge night"):
         driver.run_night(settings, "n1")
     record = store.get("req-a")
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)
@@ -272,11 +330,11 @@ def test_a_batch_that_kills_every_driver_at_once_is_given_up(
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt("killed")
 
-    monkeypatch.setattr(driver, "_with_lost", killed)
+    monkeypatch.setattr(driver, "plan_night", killed)
     for _ in range(MAX_STARTS):
         with pytest.raises(KeyboardInterrupt, match="killed"):
             driver.run_night(settings, "n1")
-    with pytest.raises(ExpungeError, match="n1 was started 3 times without getting any further: what it"):
+    with pytest.raises(ExpungeError, match="n1 was started 3 times"):
         driver.run_night(settings, "n1")
     record = store.get("req-a")
     assert (record.state, record.attempts) == (RequestState.ACCEPTED, 0)

@@ -1,8 +1,11 @@
 """Whose fault a failure is: only the platform's is tried again without an attempt being counted."""
 
 import errno
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -10,7 +13,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from expunge.batch.faults import is_platforms, reason
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
 from expunge.runs.failures import Hopeless
-from expunge.unlearning.train import _explained
+from expunge.runs.job import JobFolder
+from expunge.unlearning import train as train_module
+from tests.runs.conftest import make_job
 
 
 @pytest.mark.parametrize(
@@ -57,10 +62,26 @@ def test_a_reason_is_one_line_without_what_ray_puts_around_it() -> None:
         (WorkerGroupError("ours", {0: ValueError("shapes"), 1: ValueError("shapes")}), ExpungeError),
     ],
 )
-def test_a_training_that_failed_says_whose_fault_it_was(error: Exception, kind: type[ExpungeError]) -> None:
+def test_a_training_that_failed_says_whose_fault_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[ExpungeError]
+) -> None:
     if isinstance(error, WorkerGroupError):
         error.__cause__ = next(iter(error.worker_failures.values()))
-    explained = _explained("faces-1", error)
-    assert type(explained) is kind
-    assert is_platforms(explained) is (kind is not ExpungeError)
-    assert "faces-1: training failed" in explained.message
+
+    class Training:
+        """Stands where Ray Train would start workers."""
+
+        def __init__(self, work: Callable[[], None], **options: object) -> None:
+            pass
+
+        def fit(self) -> None:
+            raise error
+
+    monkeypatch.setattr(train_module, "TorchTrainer", Training)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    folder, job = JobFolder(tmp_path), make_job("faces")
+    folder.job.write(job)
+    with pytest.raises(ExpungeError, match=f"{job.id}: training failed") as raised:
+        train_module.train(folder, warm_start=None, record=lambda step, figures: None)
+    assert type(raised.value) is kind
+    assert is_platforms(raised.value) is (kind is not ExpungeError)

@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 
 from expunge import doctor
-from expunge.batch.driver import _with_lost
+from expunge.batch import driver
 from expunge.batch.lost import WHY, lost_removals
 from expunge.errors import ExpungeError
+from expunge.files import write_atomically
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
-from expunge.runs.night import NightFolder
 from expunge.settings import Settings
 from expunge.words import (
     Evidence,
     Hotfix,
     Ledger,
     ModelVersion,
+    RemovalBatch,
     RemovalRequest,
     RequestState,
     TrainingSettings,
@@ -67,6 +68,19 @@ def removed(
     return request, promote(tracker, version)
 
 
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the requests that the last driver was about to plan a night for, when it was killed."""
+    ids: list[str] = []
+
+    def plan_night(batch: RemovalBatch, *others: object) -> None:
+        ids[:] = [request.id for request in batch.requests]
+        raise KeyboardInterrupt("killed")
+
+    monkeypatch.setattr(driver, "plan_night", plan_night)
+    return ids
+
+
 Harm = Callable[[Tracker, Settings], None]
 
 
@@ -91,8 +105,8 @@ def test_a_champion_that_is_gone_takes_its_removals_along(
     settings: Settings,
     removed: tuple[RemovalRequest, ModelVersion],
     harm: Harm,
-    tmp_path: Path,
     ask: Ask,
+    planned: list[str],
 ) -> None:
     request, _ = removed
     harm(tracker, settings)
@@ -100,14 +114,13 @@ def test_a_champion_that_is_gone_takes_its_removals_along(
     assert lost_removals(store, tracker, ["faces"]) == {}
     store.add(ask("new", model="faces"))
     batch = store.drain(None)
-    joined = _with_lost(store, tracker, batch, NightFolder(tmp_path), None)
-    assert [r.id for r in joined.requests] == ["req-new", request.id]
-    record = store.get(request.id)
-    assert (record.state, record.attempts) == (RequestState.BATCHED, 0)
-    assert WHY in [event.detail for event in record.history]
-    assert _with_lost(store, tracker, joined, NightFolder(tmp_path), None) == joined, (
-        "a second start finds nothing lost"
-    )
+    for _ in range(2):  # a second start finds nothing more that is lost
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            driver.run_night(settings, batch.id)
+        assert planned == ["req-new", request.id]
+        record = store.get(request.id)
+        assert (record.state, record.attempts) == (RequestState.BATCHED, 0)
+        assert [event.detail for event in record.history].count(WHY) == 1
 
 
 def test_doctor_shows_the_difference(
@@ -121,27 +134,24 @@ def test_doctor_shows_the_difference(
 
 
 def test_another_registry_holds_nothing(
-    store: RequestStore, settings: Settings, removed: tuple[RemovalRequest, ModelVersion], tmp_path: Path
+    settings: Settings, removed: tuple[RemovalRequest, ModelVersion], tmp_path: Path, planned: list[str]
 ) -> None:
     """As where MLflow's store was lost and made anew."""
     request, _ = removed
-    empty = Tracker(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
-    batch = store.drain("made-for-them")
-    assert batch.requests == ()
-    joined = _with_lost(store, empty, batch, NightFolder(tmp_path), None)
-    assert [r.id for r in joined.requests] == [request.id]
+    empty = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"})
+    with pytest.raises(KeyboardInterrupt, match="killed"):
+        driver.run_night(empty, "made-for-them")
+    assert planned == [request.id]
 
 
+@pytest.mark.usefixtures("removed")
 def test_a_plan_that_was_made_is_not_changed(
-    store: RequestStore,
-    tracker: Tracker,
-    settings: Settings,
-    removed: tuple[RemovalRequest, ModelVersion],
-    tmp_path: Path,
-    ask: Ask,
+    store: RequestStore, tracker: Tracker, settings: Settings, ask: Ask, planned: list[str]
 ) -> None:
     _deleted(tracker, settings)
     store.add(ask("new"))
     batch = store.drain(None)
-    (tmp_path / "plan.json").write_text("{}")
-    assert _with_lost(store, tracker, batch, NightFolder(tmp_path), None) == batch
+    write_atomically(settings.runs / batch.id / "plan.json", "{}")  # there, and damaged: it is made again
+    with pytest.raises(KeyboardInterrupt, match="killed"):
+        driver.run_night(settings, batch.id)
+    assert planned == ["req-new"]

@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
+from ray import job_submission
 
 from expunge.batch import submit
-from expunge.batch.submit import address_of, check_reachable, job_server, submit_night
+from expunge.batch.submit import address_of, check_reachable, failure_of, job_server, submit_night
 from expunge.errors import InputError, UnavailableError
 from expunge.requests.home import recall
 from expunge.requests.store import open_store
@@ -172,8 +174,15 @@ def test_what_does_not_pass_ends_in_one_line(
         (None, "ended without a message"),
     ],
 )
-def test_a_driver_that_says_nothing_is_said_to_be_dead(code: int | None, said: str) -> None:
-    assert said in submit._how_it_ended(code)
+def test_a_driver_that_says_nothing_is_said_to_be_dead(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, code: int | None, said: str
+) -> None:
+    info = SimpleNamespace(driver_exit_code=code)
+    client = SimpleNamespace(get_job_logs=lambda submission: "a log", get_job_info=lambda submission: info)
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", lambda address: client)
+    failure = failure_of("night-1", "night-1-ab", "FAILED", settings)
+    assert said in failure.message
+    assert "expunge night --batch night-1" in (failure.hint or "")
 
 
 def test_a_driver_waits_for_no_import_of_its_workers() -> None:
