@@ -83,16 +83,20 @@ class JobFolder:
 
     @property
     def outcome(self) -> JobOutcome | None:
-        """How the job ended, put together from what its stages left; None where any of it is missing or damaged."""
+        """How the job ended, put together from what its stages left; None where any of it is missing or damaged.
+
+        But for `hotfix.json`: the version has its weights, and a lost number of steps is not worth a second training.
+        """
         end, job = self.end.read(), self.job.read()
         if end is None or job is None:
             return None
         if end.error is not None:
             return JobOutcome(job=job, error=end.error, outdated=end.outdated)
         evidence, version, hotfix = self.evidence.read(), self.version.read(), self.hotfix.read()
-        if evidence is None or version is None or hotfix is None:
+        if evidence is None or version is None:
             return None
-        outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=hotfix.steps)
+        steps = None if hotfix is None else hotfix.steps
+        outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=steps)
         return outcome.with_promotion(end.promoted)
 
     def check_format(self) -> None:
