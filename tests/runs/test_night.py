@@ -114,6 +114,16 @@ def test_a_plan_or_a_job_that_was_cut_short_is_kept_aside_and_made_again(
     assert path.with_name(f"{name}.unreadable").read_text() == text
 
 
+def test_a_plan_that_has_lost_one_job_keeps_the_others(night: NightFolder, planned: NightPlan) -> None:
+    """Between two starts of a night, the champions that its jobs were planned on have changed."""
+    faces, flags = planned.jobs
+    (night.job(faces.id).path / "job.json").unlink()
+    anew = [make_job(model, warm_start=f"models:/{model}/1") for model in ("faces", "flags")]
+    made = night.plan_once(lambda: NightPlan(batch="night-1", jobs=tuple(anew), refused={}))
+    assert made.jobs == (anew[0], flags)
+    assert night.plan == made
+
+
 def test_a_driver_that_is_killed_while_it_plans_leaves_no_plan(
     tmp_path: Path, planned: NightPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,15 +30,18 @@ class NightFolder:
         found = self._plan.read()
         if found is None:
             return None
-        jobs = [job if isinstance(job, UnlearnJob) else self.job(job).job.read() for job in found.jobs]
+        jobs = self._jobs(found)
         if None in jobs:
             return None
         return NightPlan(batch=found.batch, jobs=tuple(filter(None, jobs)), refused=found.refused, held=found.held)
 
     def plan_once(self, compute: Callable[[], NightPlan]) -> NightPlan:
-        """Return the plan, made and written first where there is none. Each job's `job.json` is there afterwards."""
+        """Return the plan, made and written first where there is none. Each job's `job.json` is there afterwards.
+
+        A plan of which one job is lost keeps the others: planned again, they would be trained again.
+        """
         found = self.plan
-        planned = compute() if found is None else found
+        planned = self._with_known(compute()) if found is None else found
         for job in planned.jobs:
             folder = self.job(job.id)
             folder.job.once(lambda job=job: job)
@@ -47,6 +50,15 @@ class NightFolder:
             ids = tuple(job.id for job in planned.jobs)
             self._plan.write(PlanDocument(batch=planned.batch, jobs=ids, refused=planned.refused, held=planned.held))
         return planned
+
+    def _jobs(self, written: PlanDocument) -> list[UnlearnJob | None]:
+        return [job if isinstance(job, UnlearnJob) else self.job(job).job.read() for job in written.jobs]
+
+    def _with_known(self, planned: NightPlan) -> NightPlan:
+        """Put the jobs that an incomplete plan still has in the place of those of the same model."""
+        written = self._plan.read()
+        known = {job.model: job for job in self._jobs(written) if job is not None} if written else {}
+        return planned.model_copy(update={"jobs": tuple(known.get(job.model, job) for job in planned.jobs)})
 
     @property
     def has_plan(self) -> bool:
