@@ -73,7 +73,7 @@ def test_the_end_of_a_night_is_restored_from_its_jobs(
     assert night.restore() == outcome == night.outcome
 
 
-@pytest.mark.parametrize("name", ["evidence.json", "version.json", "hotfix.json", "outcome.json"])
+@pytest.mark.parametrize("name", ["evidence.json", "version.json", "outcome.json"])
 @pytest.mark.parametrize("text", [None, "", '{"x": '])
 def test_an_outcome_of_which_a_part_is_lost_is_none_and_the_part_is_named(
     night: NightFolder, planned: NightPlan, go_through: Evaluated, name: str, text: str | None
@@ -97,7 +97,18 @@ def test_an_outcome_needs_no_copy_of_a_job(night: NightFolder, planned: NightPla
     assert night.outcome == outcome
 
 
-@pytest.mark.parametrize("name", ["plan.json", "evidence.json", "version.json", "hotfix.json", "outcome.json"])
+@pytest.mark.parametrize("text", [None, "", '{"x": 1}'])
+def test_a_job_that_has_ended_needs_no_second_training_for_its_hotfix(
+    night: NightFolder, planned: NightPlan, go_through: Evaluated, text: str | None
+) -> None:
+    before = ended(night, planned, go_through).outcomes[0]
+    path = night.job(planned.jobs[0].id).path / "hotfix.json"
+    path.unlink() if text is None else path.write_text(text)
+    assert night.job(planned.jobs[0].id).outcome == before.model_copy(update={"steps": None})
+    assert night.outcome is not None
+
+
+@pytest.mark.parametrize("name", ["plan.json", "evidence.json", "version.json", "outcome.json"])
 def test_verdicts_of_an_ended_night_name_the_file_that_is_lost(
     command: Command, planned: NightPlan, go_through: Evaluated, name: str
 ) -> None:

@@ -83,7 +83,10 @@ class JobFolder:
 
     @property
     def outcome(self) -> JobOutcome | None:
-        """How the job ended, assembled from its stages' files; None if one of them is missing or damaged."""
+        """How the job ended, assembled from its stages' files; None if one of them is missing or damaged.
+
+        `hotfix.json` may be: the version has its weights, and a lost number of steps is not worth a second training.
+        """
         try:
             return self.outcome_of(self.job.expect())
         except LostError:
@@ -94,8 +97,9 @@ class JobFolder:
         end = self.end.expect()
         if end.error is not None:
             return JobOutcome(job=job, error=end.error, outdated=end.outdated)
-        evidence, version, hotfix = self.evidence.expect(), self.version.expect(), self.hotfix.expect()
-        outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=hotfix.steps)
+        evidence, version, hotfix = self.evidence.expect(), self.version.expect(), self.hotfix.read()
+        steps = None if hotfix is None else hotfix.steps
+        outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=steps)
         return outcome.with_promotion(end.promoted)
 
     def check_format(self) -> None:
