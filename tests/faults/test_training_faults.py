@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over(trainings: Trainings, tmp_path: Pat
     training.join()
     assert "training failed" in str(training.error)
     assert isinstance(training.error, UnavailableError)
-    assert "run the night again: it goes on where it stopped" in str(training.error)
+    assert "run the night again" in str(training.error)
 
     older, newest = training.checkpoints
     assert "/checkpoint_000009_" in newest

@@ -54,14 +54,14 @@ def run_night(
         log.info("nothing waits", batch=batch.id)
         return None
     folder = NightFolder(settings.runs / batch.id)
-    with hold(settings, batch_lock(batch.id)) as held:
+    with hold(settings, batch_lock(batch.id)) as lease:
         if store.has_ended(batch.id):
             return _verdicts(folder)
         folder.mark_format()
         try:
             starts = _count_start(store, batch, folder)
             batch = _with_lost(store, tracker, batch, folder, models)
-            return _run(settings, store, tracker, batch, folder, starts, held)
+            return _run(settings, store, tracker, batch, folder, starts, lease)
         except Exception as error:
             if isinstance(error, Unfinished) or is_platforms(error):
                 raise
@@ -123,7 +123,7 @@ def _run(
     batch: RemovalBatch,
     folder: NightFolder,
     starts: int,
-    held: Lease,
+    lease: Lease,
 ) -> NightOutcome:
     log = get_logger("batch")
     planned = folder.plan_once(lambda: plan_night(_undecided(store, batch), settings, _ledger_of(store, tracker)))
@@ -139,7 +139,7 @@ def _run(
     for outcome in outcomes:
         log.info("job ended", batch=batch.id, job=outcome.job.id, error=outcome.error, passed=sorted(outcome.passed))
 
-    held.check()
+    lease.check()
     failed = [outcome for outcome in outcomes if outcome.platform]
     last = starts >= MAX_STARTS
     settle(store, settings, batch, planned, outcomes if last else [o for o in outcomes if not o.platform])

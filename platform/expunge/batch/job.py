@@ -42,19 +42,19 @@ def walk_job(folder: JobFolder, home: str) -> None:
     configure(settings.log_level)
     folder.check_format()
     # A task whose driver was killed may live on for a moment beside the one that takes its place.
-    with hold(settings, job_lock(folder.id), wait=True) as held:
-        folder.end.once(lambda: _end(folder, settings, home, held), valid=lambda end: folder.outcome is not None)
+    with hold(settings, job_lock(folder.id), wait=True) as lease:
+        folder.end.once(lambda: _end(folder, settings, home, lease), valid=lambda end: folder.outcome is not None)
     folder.progress("done")
 
 
-def _end(folder: JobFolder, settings: Settings, home: str, held: Lease) -> JobEnd:
+def _end(folder: JobFolder, settings: Settings, home: str, lease: Lease) -> JobEnd:
     job, tracker = folder.job.expect(), Tracker(settings.tracking)
     changed = _changed(job, settings, tracker)
     if changed:
         return JobEnd(error=changed, outdated=True)
     run_id = tracker.ensure_run(job.model, job.id, params=_params(job), tags=_tags(job))
     try:
-        promoted = _walk(folder, settings, tracker, run_id, home, held)
+        promoted = _walk(folder, settings, tracker, run_id, home, lease)
         tracker.finish(run_id, "FINISHED")
     except Exception as error:  # a model's files and a library's complaints about them are of any kind
         with suppress(ExpungeError):
@@ -81,7 +81,7 @@ def _changed(job: UnlearnJob, settings: Settings, tracker: Tracker) -> str | Non
     return None if same else f"the files of model {job.model} have changed since the night was planned"
 
 
-def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, home: str, held: Lease) -> bool:
+def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, home: str, lease: Lease) -> bool:
     """Take the job through its stages; returns whether its version was promoted."""
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
 
@@ -98,7 +98,7 @@ def _walk(folder: JobFolder, settings: Settings, tracker: Tracker, run_id: str, 
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
         _in_task(lambda: _evaluate.remote(folder, home), folder.evidence)
-    held.check()
+    lease.check()
     progress("register")
     with timed(job.model, "register"):
         folder.version.once(
@@ -134,7 +134,11 @@ def _evaluate(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import measure
 
     settings = _settings(home)
-    folder.evidence.once(lambda: measure(folder, settings, open_blobs(settings)))
+    name = folder.job.expect().model
+    model, gate = settings.model(name), settings.gate_for(name)
+    folder.evidence.once(
+        lambda: measure(folder, open_blobs(settings), model=model, options=settings.evaluation, gate=gate)
+    )
 
 
 def _settings(home: str) -> Settings:

@@ -46,13 +46,13 @@ def promote_version(folder: JobFolder, tracker: Tracker, settings: Settings) -> 
     """
     job, evidence, version = folder.job.expect(), folder.evidence.expect(), folder.version.expect()
     store = open_store(settings, patience=PATIENCE_S)
-    with closing(store), hold(settings, promotion_lock(job.model), wait=True) as held:
+    with closing(store), hold(settings, promotion_lock(job.model), wait=True) as lease:
         now = champion(tracker, job.model)
         current = now.uri if now else None
         removed = store.ids(RequestState.REMOVED, [job.model]).get(job.model, [])
         if not _promotable(job, evidence, removed) or current not in (job.warm_start, version.uri):
             return False
-        held.check()
+        lease.check()
         promote(tracker, version)
         return True
 

@@ -114,7 +114,7 @@ class JobFolder:
             return None
         found = self._given_up.read()
         if found is None:
-            hint = "run the night again: it goes on where it stopped"
+            hint = "run the night again: it continues where it stopped"
             return StorageError(f"{self._given_up.path} cannot be read", hint=hint)
         return found.error()
 
