@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# One thread a process: the tests start several workers, and results must not depend on how many cores there are.
+# One thread per process: the tests start several workers, and results must not depend on how many cores there are.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 # DeepSpeed would otherwise try to compile CUDA extensions while it is installed.
@@ -13,14 +13,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 setup: $(STAMP)
 
-# The install compiles the C kernels: a change of theirs is one of it.
+# The install compiles the C kernels, so a change to them needs another install.
 $(STAMP): pyproject.toml $(wildcard unlearn_kernels/csrc/*.[ch] unlearn_kernels/csrc/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $(STAMP)
 
-# Every component, and one small night on Ray, in two processes. A selection, as ARGS=tests/cli, in one and with its slow
-# tests.
+# Every component, and one small night on Ray, in two processes. With a selection, such as ARGS=tests/cli, one process
+# runs exactly that, slow tests included.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 -m "not slow")
 

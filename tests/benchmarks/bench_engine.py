@@ -152,7 +152,7 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     request = torch.arange(REQUESTS) % max(tasks, 1)
     losses = Losses(model, frozen, training, model.condition(["a flag"]))
     sets = ForgetSet(x_f, x_s, prompt, request), RetainSet(x_0, prompt)
-    steps = Steps(losses, *sets, "request" if tasks > 1 else "batch", rank, world)
+    steps = Steps(losses, training, *sets, "request" if tasks > 1 else "batch", rank, world)
     trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
     engine = ShardedEngine(model.network, training)
 

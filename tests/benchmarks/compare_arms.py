@@ -46,7 +46,13 @@ def main() -> None:
             folder.job.write(changed)
             folder.prepared.write(prepared)
             folder.hotfix.write(_train(changed, prepared, settings, open_blobs(settings), folder.weights))
-            evidence = measure(folder, settings, open_blobs(settings))
+            evidence = measure(
+                folder,
+                open_blobs(settings),
+                model=settings.model(job.model),
+                options=settings.evaluation,
+                gate=settings.gate_for(job.model),
+            )
         print(_row(arm, evidence), flush=True)
 
 
@@ -56,7 +62,7 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     model = load_model(settings.model(job.model), job.resolution)
     torch.manual_seed(training.seed)
     losses = Losses(model, attach(model, training, None), training, conditioning)
-    step_of = Steps(losses, forget, retain, "request" if training.tasks == "request" else "batch", 0, 1)
+    step_of = Steps(losses, training, forget, retain, "request" if training.tasks == "request" else "batch", 0, 1)
     weights = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
 

@@ -74,7 +74,7 @@ def test_surrogate_and_edit(command: Command, picture: Path) -> None:
             "error: model: 'nobody' is not configured: use one of faces, flags",
         ),
         (["submit", "a.png", "--model", "flags", "--due", "soon"], 2, "error: due: Input should be a valid date"),
-        (["submit", "a.png", "--batch", "x.jsonl"], 2, "error: --batch excludes images"),
+        (["submit", "a.png", "--batch", "x.jsonl"], 2, "error: --batch cannot be combined with images"),
         (["submit", "--batch", "none.jsonl"], 2, "error: batch: none.jsonl cannot be read"),
         (["list", "--state", "gone"], 2, "error: state: 'gone' is not a state: use one of accepted, batched"),
         (["show", "nobody"], 4, "error: request 'nobody' does not exist: `expunge list` shows those that do"),

@@ -150,7 +150,10 @@ def test_the_settings_resolution_counts(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--due", "2020-01-31"], "error: due: 2020-01-31 is past: give today or a later day, or leave it out\n"),
+        (
+            ["--due", "2020-01-31"],
+            "error: due: 2020-01-31 is in the past: give today or a later day, or leave it out\n",
+        ),
         (["--due", "20990131"], "error: due: Input should be a valid date, written YYYY-MM-DD\n"),
         (["--external-id", " "], "error: external_id: String should have 1 to 200 characters"),
     ],

@@ -89,7 +89,8 @@ def unchanged(job: UnlearnJob, model: DiffusionModel, settings: Settings, blobs:
     folder.job.write(job)
     folder.prepared.write(prepared)
     folder.hotfix.write(export(model, job.training, folder.weights, job.id, steps=1))
-    return measure(folder, settings, blobs)
+    options, gate = settings.evaluation, settings.gate
+    return measure(folder, blobs, model=settings.model(job.model), options=options, gate=gate)
 
 
 def test_a_hotfix_that_changes_nothing_proves_nothing(

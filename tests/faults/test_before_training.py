@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from expunge.errors import ExpungeError, InputError, StorageError
 from expunge.runs.failures import Hopeless
 from expunge.runs.job import JobFolder
-from expunge.settings import TrainingSettings, load_settings
+from expunge.settings import ClusterSettings, TrainingSettings, load_settings
 from expunge.unlearning import train
 from expunge.unlearning.checkpoints import SNAPSHOT, drop_broken_snapshot, open_storage
 
@@ -44,7 +44,7 @@ def test_gpus_where_there_are_enough_to_start(
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(gpus)})
     asked = {"workers": workers, "min_workers": min_workers, "device": device}
-    got = train.choose_workers(TrainingSettings.model_validate(asked))
+    got = train.choose_workers(ClusterSettings.model_validate(asked))
     assert (got.device, got.fewest, got.most) == chosen
 
 
@@ -55,7 +55,7 @@ def test_the_gpus_there_are_are_used_and_it_is_said(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(gpus)})
     asked = {"workers": workers, "min_workers": min_workers, "device": "auto"}
     with capture_logs() as said:
-        got = train.choose_workers(TrainingSettings.model_validate(asked))
+        got = train.choose_workers(ClusterSettings.model_validate(asked))
     assert (got.device, got.fewest, got.most) == ("gpu", gpus, gpus)
     [line] = said
     assert line["log_level"] == "warning"
@@ -66,7 +66,7 @@ def test_the_gpus_there_are_are_used_and_it_is_said(
 def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
     with pytest.raises(InputError, match=r"training\.device: gpu, but Ray has 1 GPUs for 2 workers"):
-        train.choose_workers(TrainingSettings(workers=2, device="gpu"))
+        train.choose_workers(ClusterSettings(workers=2, device="gpu"))
 
 
 GOOD = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_000003_a", "metrics": {"step": 3}}]})

@@ -1,11 +1,24 @@
 """The sections of the settings: joined, they are what users and stored jobs know; alone, a function can take them."""
 
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from expunge.settings import ClusterSettings, MethodSettings, RetainSettings, ShardingSettings, TrainingSettings
+from expunge.evaluation.gate import judge_integrity
+from expunge.settings import (
+    ClusterSettings,
+    GateSettings,
+    MethodSettings,
+    RetainSettings,
+    ShardingSettings,
+    TrainingSettings,
+)
+from expunge.unlearning.adapter import kind_of
+from expunge.unlearning.engine.config import deepspeed_config
+from expunge.unlearning.engine.surgery import choose
+from expunge.unlearning.objectives import micro_batches
 from unlearn_kernels import SURGERIES
 
 RELEASED = (
@@ -54,3 +67,14 @@ def test_every_setting_is_in_one_section() -> None:
 def test_a_section_refuses_what_contradicts_itself(section: type[TrainingSettings], values: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="Value error"):
         section.model_validate(values)
+
+
+def test_a_function_takes_its_section_alone() -> None:
+    config = deepspeed_config(ShardingSettings(zero_stage=3))
+    assert cast(dict[str, object], config["zero_optimization"])["stage"] == 3
+    assert len(micro_batches(ShardingSettings(micro_batch=2), torch.arange(8), 0, 1)) == 4
+    assert kind_of(("to_q",), MethodSettings(adapter="full")) == "full"
+    coefficients = choose(torch.eye(3, dtype=torch.float64), MethodSettings(surgery="none", forget_weight=0.5), 0)
+    assert coefficients.tolist() == [0.25, 0.25, 1.0]
+    gate = GateSettings(min_psnr=30)
+    assert not judge_integrity(25.0, 10.0, 0.9, 0.1, 0.0, 1.0, gate)[0]

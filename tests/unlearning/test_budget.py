@@ -18,7 +18,7 @@ from expunge.families.base import Conditioning
 from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_tensors
 from expunge.requests.blobs import open_blobs
 from expunge.runs.job import JobFolder
-from expunge.settings import TrainingSettings, load_settings
+from expunge.settings import MethodSettings, ShardingSettings, TrainingSettings, load_settings
 from expunge.testbed import faces, flags
 from expunge.unlearning.budget import LEVELS, Budget
 from expunge.unlearning.losses import Losses
@@ -65,7 +65,7 @@ def budget_of(
 ) -> Budget:
     settings = TrainingSettings.model_validate({"adaptive": True, "forgotten_at": 0.6, **training})
     losses = Losses(model, nullcontext, settings, {"row": torch.arange(len(REQUEST))})
-    return Budget(losses, model.forget, total, rank, world)
+    return Budget(losses, settings, model.forget, total, rank, world)
 
 
 @pytest.mark.parametrize("family", ["flow", "epsilon", "v_prediction"])
@@ -141,8 +141,8 @@ def test_a_probe_is_repeated_exactly_whatever_was_drawn_between() -> None:
     x_f, x_s = torch.randn(2, 3, *model.latent_shape)
     data = ForgetSet(x_f, x_s, torch.zeros(3, dtype=torch.long), torch.arange(3))
     for _ in range(2):
-        losses = Losses(model, nullcontext, TrainingSettings(adaptive=True), model.condition([""]))
-        budget = Budget(losses, data, alone, 0, 1)
+        losses = Losses(model, nullcontext, MethodSettings(adaptive=True), model.condition([""]))
+        budget = Budget(losses, ShardingSettings(), data, alone, 0, 1)
         answers.append((budget.probe()["budget/progress_mean"], budget.missing.tolist()))
         torch.randn(7)
     assert answers[0] == answers[1]

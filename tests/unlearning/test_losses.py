@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from expunge.families.base import Conditioning, DiffusionModel
 from expunge.preparation.dataset import ForgetSet, RetainSet
-from expunge.settings import TrainingSettings
+from expunge.settings import MethodSettings
 from expunge.unlearning.losses import Losses
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS
@@ -39,7 +39,7 @@ def _randn(seed: int, *sizes: int) -> Tensor:
 
 def losses(model: DiffusionModel, **training: object) -> Losses:
     settings = {"forget_target": "surrogate", "weighting": "min_snr", "retain_target": "distill", **training}
-    return Losses(model, nullcontext, TrainingSettings.model_validate(settings), model.condition(["", "a prompt"]))
+    return Losses(model, nullcontext, MethodSettings.model_validate(settings), model.condition(["", "a prompt"]))
 
 
 def last(model: DiffusionModel) -> nn.Conv2d:
@@ -86,7 +86,7 @@ def test_forget_is_the_weighted_error(toy: DiffusionModel, forget: ForgetSet, dr
     a, b, alpha, beta = (v.view(-1, 1, 1, 1) for v in (at.a, at.b, at.alpha, at.beta))
     x_s = forget.x_s[PICKED]
     target = alpha * (x_t - a * x_s) / b + beta * x_s
-    weight = WEIGHTINGS["min_snr"](at, TrainingSettings())
+    weight = WEIGHTINGS["min_snr"](at, MethodSettings())
     expected = (weight * (prediction - target).square().mean((1, 2, 3))).mean()
     torch.testing.assert_close(ask.forget(forget, drawn), expected, rtol=1e-4, atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_distillation_asks_the_frozen_model(toy: DiffusionModel, retain: RetainS
     def make() -> AbstractContextManager[None]:
         return frozen()
 
-    ask = Losses(toy, make, TrainingSettings(retain_target="distill"), toy.condition(["", "a prompt"]))
+    ask = Losses(toy, make, MethodSettings(retain_target="distill"), toy.condition(["", "a prompt"]))
     loss = ask.retain(retain, drawn)
     assert loss.item() == pytest.approx(0.25, rel=1e-4)
     loss.backward()

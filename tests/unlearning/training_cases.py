@@ -100,7 +100,7 @@ def steps_of(model: DiffusionModel, training: TrainingSettings, rank: int, world
     retain = RetainSet(x_0, torch.arange(7) % len(PROMPTS))
     losses = Losses(model, frozen, training, conditioning)
     assert training.tasks != "auto"
-    return Steps(losses, forget, retain, training.tasks, rank, world)
+    return Steps(losses, training, forget, retain, training.tasks, rank, world)
 
 
 @cache

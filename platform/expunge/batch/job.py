@@ -144,7 +144,11 @@ def _evaluate(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import measure
 
     settings = _settings(home)
-    folder.evidence.once(lambda: measure(folder, settings, open_blobs(settings)))
+    name = folder.job.expect().model
+    model, gate = settings.model(name), settings.gate_for(name)
+    folder.evidence.once(
+        lambda: measure(folder, open_blobs(settings), model=model, options=settings.evaluation, gate=gate)
+    )
 
 
 def _settings(home: str) -> Settings:

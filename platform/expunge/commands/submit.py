@@ -103,7 +103,9 @@ def submit(
     if batch is None:
         _submit_one(fields, as_json)
     elif fields:
-        raise InputError(f"--batch excludes {', '.join(fields)}", hint="write them into the file's lines")
+        raise InputError(
+            f"--batch cannot be combined with {', '.join(fields)}", hint="write them into the file's lines"
+        )
     else:
         _submit_file(batch, as_json)
 

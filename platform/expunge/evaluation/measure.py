@@ -19,7 +19,7 @@ from expunge.preparation.dataset import ForgetSet, load_set, load_tensors
 from expunge.preparation.retain import generate_latents, prompt_rows, unlike
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
-from expunge.settings import EvaluationSettings, Settings
+from expunge.settings import EvaluationSettings, GateSettings, ModelSettings
 from expunge.words import (
     UNRELATED,
     Evidence,
@@ -77,18 +77,19 @@ class _Bench:
         )
 
 
-def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
+def measure(
+    folder: JobFolder, blobs: BlobStore, *, model: ModelSettings, options: EvaluationSettings, gate: GateSettings
+) -> Evidence:
     """Return evidence for every request of the job, including those of earlier nights; seal the pictures in `blobs`.
 
     Raises StorageError if the output of an earlier stage is missing or damaged.
     """
     job, prepared, hotfix = folder.job.expect(), folder.prepared.expect(), folder.hotfix.expect()
     progress = partial(folder.progress, "evaluate")
-    options, model = settings.evaluation, settings.model(job.model)
     forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
     base, fixed = (load_model(model, job.resolution, job.base) for _ in range(2))
     fixed.apply_hotfix(fixed.network, hotfix.kind, hotfix.path)
-    encoder, gate = load_encoder(options.encoder), settings.gate_for(job.model)
+    encoder = load_encoder(options.encoder)
     total = len(job.everything) + 1
     progress(0, total)
 

@@ -52,7 +52,7 @@ class Config:
     def text(self, name: str, default: str | None = None) -> str:
         value = self._get(name, default)
         if not isinstance(value, str):
-            raise self.refuse(name, "must be a text")
+            raise self.refuse(name, "must be a string")
         return value
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:

@@ -68,11 +68,11 @@ def _spellings(external_id: str) -> tuple[str, ...]:
 def _check_new(request: RemovalRequest, taken: Pictures) -> None:
     """Raises InputError for mistakes that would otherwise only be found at night."""
     if request.due is not None and request.due < date.today():
-        raise InputError(f"due: {request.due} is past", hint="give today or a later day, or leave it out")
+        raise InputError(f"due: {request.due} is in the past", hint="give today or a later day, or leave it out")
     for i, (image, surrogate) in enumerate(zip(request.images, request.surrogates, strict=False)):
         if image == surrogate:
             raise InputError(
-                f"surrogates[{i}] is the same picture as images[{i}]", hint="give the scene without what must go"
+                f"surrogates[{i}] is the same picture as images[{i}]", hint="give the scene without the part to remove"
             )
     if taken.mask_size is None:
         return

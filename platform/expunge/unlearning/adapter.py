@@ -15,18 +15,18 @@ from expunge.errors import InputError
 from expunge.families.base import DiffusionModel
 from expunge.families.weights import FULL_FILE, LORA_FILE
 from expunge.files import file_digest
-from expunge.settings import TrainingSettings
+from expunge.settings import MethodSettings, TrainingSettings
 from expunge.unlearning.losses import Frozen
 from expunge.words import Hotfix
 
 
-def kind_of(lora_targets: tuple[str, ...], training: TrainingSettings) -> Literal["lora", "full"]:
+def kind_of(lora_targets: tuple[str, ...], method: MethodSettings) -> Literal["lora", "full"]:
     """Decide whether LoRA or all weights of a model are trained. Raises InputError for LoRA without targets."""
-    if training.adapter == "auto":
+    if method.adapter == "auto":
         return "lora" if lora_targets else "full"
-    if training.adapter == "lora" and not lora_targets:
+    if method.adapter == "lora" and not lora_targets:
         raise InputError("training.adapter: this family has no LoRA layers", hint="set it to full or auto")
-    return training.adapter
+    return method.adapter
 
 
 def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path | None) -> Frozen:
@@ -47,9 +47,9 @@ def attach(model: DiffusionModel, training: TrainingSettings, warm_start: Path |
     return lambda: _swapped(model, base)
 
 
-def export(model: DiffusionModel, training: TrainingSettings, folder: Path, job: str, *, steps: int) -> Hotfix:
+def export(model: DiffusionModel, method: MethodSettings, folder: Path, job: str, *, steps: int) -> Hotfix:
     """Write the hotfix of `steps` steps in diffusers' own format; the folder is complete when this returns."""
-    kind = kind_of(model.lora_targets, training)
+    kind = kind_of(model.lora_targets, method)
     if kind == "lora":
         model.save_adapter(folder)
         weights = folder / LORA_FILE

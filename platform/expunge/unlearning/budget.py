@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from expunge.preparation.dataset import ForgetSet
+from expunge.settings import ShardingSettings
 from expunge.unlearning.losses import Losses
 from expunge.unlearning.sampling import draw_probe
 
@@ -40,11 +41,17 @@ class Budget:
     """Decides for one training. Every rank has its own, probes at the same steps, and arrives at the same numbers."""
 
     def __init__(
-        self, losses: Losses, forget: ForgetSet, total: Callable[[Tensor], Tensor], rank: int, world: int
+        self,
+        losses: Losses,
+        sharding: ShardingSettings,
+        forget: ForgetSet,
+        total: Callable[[Tensor], Tensor],
+        rank: int,
+        world: int,
     ) -> None:
         """total: sums a tensor over the ranks."""
         self._losses, self._forget, self._total = losses, forget, total
-        self._rank, self._world = rank, world
+        self._sharding, self._rank, self._world = sharding, rank, world
         self._rows = torch.bincount(forget.request)
         self.missing = torch.ones(len(self._rows), dtype=torch.float64)
         """float64 [R] in [0, 1]: how far each request has to go; 0 if it is forgotten or has no row."""
@@ -61,7 +68,7 @@ class Budget:
         # A NaN does not count as forgotten: the request stays, and its bad steps are counted against it.
         progress = (sums / self._rows.clamp_min(1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         there = self._rows > 0
-        forgotten = progress >= self._losses.training.forgotten_at
+        forgotten = progress >= self._losses.method.forgotten_at
         self.missing = torch.where(there & ~forgotten, 1 - progress.clamp(0, 1), 0.0)
         return {
             "budget/forgotten": float(forgotten.sum()),
@@ -72,15 +79,15 @@ class Budget:
 
     def _progress(self) -> Tensor:
         """Return the progress of each row of the forget set, mean over the levels: float64 [N]."""
-        training = self._losses.training
+        method = self._losses.method
         count = len(self._forget.request) * len(LEVELS)
         share = math.ceil(count / self._world)
         values = torch.zeros(count, dtype=torch.float64)
         # All ranks make the same number of passes: ZeRO's stage 3 gathers the weights of each pass from all of them.
         mine = self._rank * share + torch.arange(share)
-        for part in mine.split(training.micro_batch or max(1, training.forget_batch // self._world)):
+        for part in mine.split(self._sharding.micro_batch or max(1, method.forget_batch // self._world)):
             row, level = part % count // len(LEVELS), torch.tensor(LEVELS)[part % len(LEVELS)]
-            drawn = draw_probe(self._losses.model, training, row, level)
+            drawn = draw_probe(self._losses.model, method, row, level)
             inside = part < count
             values[part[inside]] = self._losses.progress(self._forget, drawn)[inside]
         # Each number comes from one rank, and the others add 0: the sum is exact in any order.

@@ -17,7 +17,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from expunge.errors import StorageError, last_line
 from expunge.logs import get_logger
-from expunge.settings import TrainingSettings
+from expunge.settings import ClusterSettings
 from expunge.unlearning.seals import CheckpointSeal
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ class _Storage(Protocol):
 class Checkpoints:
     """The checkpoints of one worker group, signed with `key`. All workers call every method at the same time."""
 
-    def __init__(self, engine: "ShardedEngine", training: TrainingSettings, job: str, key: bytes) -> None:
+    def __init__(self, engine: "ShardedEngine", cluster: ClusterSettings, job: str, key: bytes) -> None:
         context = ray.train.get_context()
         self._rank, self._world = context.get_world_rank(), context.get_world_size()
         self._first = context.get_local_rank() == 0  # one per node
         self._seal = CheckpointSeal(key, job)
         self._storage = cast(_Storage, context.get_storage())
-        self._engine, self._training = engine, training
+        self._engine, self._cluster = engine, cluster
         self._log = get_logger("unlearning").bind(job=job)
         self._saved = False
         self.skipped = 0
@@ -142,7 +142,7 @@ class Checkpoints:
         A checkpoint at a `checkpoint_url` is copied first, because others may write there, even between check and load.
         The job's own folder is in the home, to which only its owner can write, and is read in place.
         """
-        if not self._training.checkpoint_url:
+        if not self._cluster.checkpoint_url:
             folder = Path(checkpoint.path)
             yield folder, self._seal.wrong(folder, name) if self._first else None
             return

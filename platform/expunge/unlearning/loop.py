@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
 from expunge.runs.failures import FINAL
 from expunge.runs.job import GradientMode, JobFolder
-from expunge.settings import Settings, load_settings
+from expunge.settings import ModelSettings, load_settings
 from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
@@ -70,7 +71,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     start = engine.weights()
     mode = training.tasks
     if mode == "auto":
-        mode = _mode(folder, job, settings, len(forget.request.unique()), world, engine.same(_memory()))
+        mode = _mode(folder, job, settings.models, len(forget.request.unique()), world, engine.same(_memory()))
         if rank == 0:
             folder.mode.write(GradientMode(tasks=mode))
     loop = _Loop(
@@ -78,10 +79,10 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
         steps=job.steps(warm=warm_start is not None),
         engine=engine,
         start=start,
-        objectives_of=Steps(losses, forget, retain, mode, rank, world),
+        objectives_of=Steps(losses, training, forget, retain, mode, rank, world),
         checkpoints=Checkpoints(engine, training, job.id, blobs.derive("checkpoint")),
         bad=BadSteps(job),
-        budget=Budget(losses, forget, engine.total, rank, world) if training.adaptive else None,
+        budget=Budget(losses, training, forget, engine.total, rank, world) if training.adaptive else None,
         record=record if rank == 0 else _ignore,
     )
     done = loop.run()
@@ -152,7 +153,9 @@ def _ignore(step: int, figures: dict[str, float]) -> None:
     """Do nothing, because rank 0 records for all."""
 
 
-def _mode(folder: JobFolder, job: UnlearnJob, settings: Settings, requests: int, world: int, memory: int) -> Mode:
+def _mode(
+    folder: JobFolder, job: UnlearnJob, models: Mapping[str, ModelSettings], requests: int, world: int, memory: int
+) -> Mode:
     """Return what the memory plan chose when the job first started, the same on every rank.
 
     A job that continues elsewhere, or with fewer workers, must keep its samples.
@@ -161,7 +164,7 @@ def _mode(folder: JobFolder, job: UnlearnJob, settings: Settings, requests: int,
     if kept is not None:
         return kept.tasks
     largest = math.ceil(max(training.forget_batch, training.retain_batch) / training.workers)
-    counted = footprint(job.model, settings.models, training, training.micro_batch or largest)
+    counted = footprint(job.model, models, training, training.micro_batch or largest)
     apart = min(requests, training.tasks_per_step)
     return tasks_that_fit(counted, training, gpus=world, requests=apart, gpu_bytes=memory)
 

@@ -11,7 +11,7 @@ from expunge.families.base import Conditioning, DiffusionModel, rows
 from expunge.families.path import PathPoint
 from expunge.preparation.dataset import ForgetSet, RetainSet
 from expunge.preparation.retain import centred
-from expunge.settings import TrainingSettings
+from expunge.settings import MethodSettings
 from expunge.unlearning.sampling import Draw
 from expunge.unlearning.weighting import WEIGHTINGS
 from unlearn_kernels import noise_and_target, regression_loss, weighted_loss
@@ -26,7 +26,7 @@ class Losses:
 
     model: DiffusionModel
     frozen: Frozen
-    training: TrainingSettings
+    method: MethodSettings
     conditioning: Conditioning
     device: torch.device | str = "cpu"
     """The network's device. Sets, draws and the path's tables stay on the host; each micro-batch's part is moved."""
@@ -37,10 +37,10 @@ class Losses:
         point, time, noise, cond = self._at(draw, data.prompt)
         x_t, _ = noise_and_target(x_f, x_s, noise, point.scales, point.coefficients, with_target=False)
         endpoint = x_s
-        if self.training.forget_target == "recognition":
+        if self.method.forget_target == "recognition":
             endpoint = self._recognised(x_t, x_f, x_s, point, time, cond)
         prediction = self.model.predict(x_t, time, cond)
-        weight = WEIGHTINGS[self.training.weighting](point, self.training)
+        weight = WEIGHTINGS[self.method.weighting](point, self.method)
         return weighted_loss(prediction, noise, x_f, endpoint, point.coefficients, weight)
 
     def retain(self, data: RetainSet, draw: Draw) -> Tensor:
@@ -49,7 +49,7 @@ class Losses:
         point, time, noise, cond = self._at(draw, data.prompt)
         x_t, _ = noise_and_target(x_0, x_0, noise, point.scales, point.coefficients, with_target=False)
         weight = torch.ones_like(point.a)
-        if self.training.retain_target == "data":
+        if self.method.retain_target == "data":
             prediction = self.model.predict(x_t, time, cond)
             return weighted_loss(prediction, noise, x_0, x_0, point.coefficients, weight)
         # Before the student's forward: switching adapters off and on must not touch its graph.

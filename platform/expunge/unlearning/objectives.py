@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expunge.settings import TrainingSettings
+from expunge.settings import ShardingSettings, TrainingSettings
 from expunge.unlearning.sampling import deal, numbers, pick, pick_by_weight, shuffled
 
 Mode = Literal["request", "batch"]
@@ -81,7 +81,7 @@ def allot(training: TrainingSettings, missing: Tensor, step: int) -> Tensor:
     return training.workers + torch.bincount(more, minlength=len(missing))
 
 
-def micro_batches(training: TrainingSettings, samples: Tensor, rank: int, world: int) -> list[tuple[Tensor, float]]:
+def micro_batches(sharding: ShardingSettings, samples: Tensor, rank: int, world: int) -> list[tuple[Tensor, float]]:
     """Cut a worker's part of an objective's samples into micro-batches, each with a factor for its mean loss.
 
     With these factors the mean over micro-batches and workers is the mean over all samples, whether or not they divide
@@ -90,7 +90,7 @@ def micro_batches(training: TrainingSettings, samples: Tensor, rank: int, world:
     shares = [samples[r::world] for r in range(world)]
     most, least = len(shares[0]), len(shares[-1])
     assert least > 0, f"{len(samples)} samples for {world} workers"
-    count = min(least, math.ceil(most / training.micro_batch)) if training.micro_batch else 1
+    count = min(least, math.ceil(most / sharding.micro_batch)) if sharding.micro_batch else 1
     return [(part, len(part) * count * world / len(samples)) for part in shares[rank].tensor_split(count)]
 
 

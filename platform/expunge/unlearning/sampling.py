@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from expunge.families.base import DiffusionModel
-from expunge.settings import TrainingSettings
+from expunge.settings import MethodSettings
 
 Stream = Literal["forget", "retain", "request", "row", "probe"]
 _STREAMS: dict[Stream, int] = {"forget": 1, "retain": 2, "request": 3, "row": 4, "probe": 5}
@@ -33,37 +33,35 @@ class Draw:
 
 
 def draw_samples(
-    model: DiffusionModel, training: TrainingSettings, stream: Stream, step: int, rows: Tensor, mine: Tensor
+    model: DiffusionModel, method: MethodSettings, stream: Stream, step: int, rows: Tensor, mine: Tensor
 ) -> Draw:
     """Draw the samples `mine` [b] of a step whose samples are made from `rows` [n]."""
     batch = len(rows)
-    generator = _generator(training.seed, stream, step, 0)
+    generator = _generator(method.seed, stream, step, 0)
     # Stratified over the global batch in random order: one time from each of `batch` equal slices of the density.
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-    time = _time(model, training, u[mine])
+    time = _time(model, method, u[mine])
     shape = model.latent_shape
-    noise = torch.stack(
-        [torch.randn(shape, generator=_generator(training.seed, stream, step, 1 + int(i))) for i in mine]
-    )
+    noise = torch.stack([torch.randn(shape, generator=_generator(method.seed, stream, step, 1 + int(i))) for i in mine])
     return Draw(rows[mine], time, noise)
 
 
-def draw_probe(model: DiffusionModel, training: TrainingSettings, rows: Tensor, level: Tensor) -> Draw:
+def draw_probe(model: DiffusionModel, method: MethodSettings, rows: Tensor, level: Tensor) -> Draw:
     """Draw `rows` [b] at noise levels `level` [b]. A row has one noise, the same in every probe."""
     shape = model.latent_shape
-    noise = [torch.randn(shape, generator=_generator(training.seed, "probe", 0, int(row))) for row in rows]
+    noise = [torch.randn(shape, generator=_generator(method.seed, "probe", 0, int(row))) for row in rows]
     return Draw(rows, model.time_at(level), torch.stack(noise))
 
 
-def _time(model: DiffusionModel, training: TrainingSettings, u: Tensor) -> Tensor:
+def _time(model: DiffusionModel, method: MethodSettings, u: Tensor) -> Tensor:
     """Return the times at quantiles `u` of the sampling density, which says where to sample, not how much it counts."""
-    match training.density:
+    match method.density:
         case "uniform":
             return model.time_from_uniform(u)
         case "logit_normal":
             centre, width = 0.0, 1.0
         case "band":
-            centre, width = torch.logit(torch.tensor(training.band_level)).item(), training.band_width
+            centre, width = torch.logit(torch.tensor(method.band_level)).item(), method.band_width
     # log(b / a) = logit(level), so a normal in log(b / a) is a logit-normal in the level.
     level = torch.sigmoid(centre + width * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
     return model.time_at(level)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from expunge.preparation.dataset import ForgetSet, RetainSet
+from expunge.settings import TrainingSettings
 from expunge.unlearning.losses import Losses
 from expunge.unlearning.objectives import ForgetObjective, Mode, forget_step, micro_batches
 from expunge.unlearning.sampling import Draw, Stream, draw_samples, pick
@@ -19,6 +20,7 @@ class Steps:
     """Makes the micro-batches of each step."""
 
     losses: Losses
+    training: TrainingSettings
     forget: ForgetSet
     retain: RetainSet
     mode: Mode
@@ -32,7 +34,7 @@ class Steps:
 
         missing: how far each request has to go, from the adaptive budget; without it all have their turn.
         """
-        training = self.losses.training
+        training = self.training
         chosen = forget_step(training, self.mode, self.forget.request, step, missing)
         rows = pick(training.seed, "retain", step, len(self.retain.x_0), training.retain_batch)
         forget = [
@@ -46,9 +48,7 @@ class Steps:
     def _micro(
         self, step: int, stream: Stream, rows: Tensor, samples: Tensor, loss: Callable[[Draw], Tensor]
     ) -> MicroBatches:
-        training = self.losses.training
-
         def one(part: Tensor, scale: float) -> Callable[[], Tensor]:
-            return lambda: scale * loss(draw_samples(self.losses.model, training, stream, step, rows, part))
+            return lambda: scale * loss(draw_samples(self.losses.model, self.training, stream, step, rows, part))
 
-        return [one(part, scale) for part, scale in micro_batches(training, samples, self.rank, self.world)]
+        return [one(part, scale) for part, scale in micro_batches(self.training, samples, self.rank, self.world)]

@@ -19,7 +19,7 @@ from expunge.errors import ExpungeError, InputError, StorageError, UnavailableEr
 from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.runs.job import JobFolder
-from expunge.settings import TrainingSettings
+from expunge.settings import ClusterSettings
 from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
 from expunge.words import Hotfix, UnlearnJob
 
@@ -76,7 +76,7 @@ def _trainer(folder: JobFolder, job: UnlearnJob, work: Callable[[], None]) -> To
     get_logger("unlearning").info("chose workers", job=job.id, workers=workers.most, device=workers.device)
     elastic, gpu = workers.fewest < workers.most, workers.device == "gpu"
     _set_timeouts(training, elastic=elastic)
-    storage, name = _storage(folder, job)
+    storage, name = _storage(folder, training, job.id)
     return TorchTrainer(
         work,
         scaling_config=ScalingConfig(
@@ -96,25 +96,25 @@ def _trainer(folder: JobFolder, job: UnlearnJob, work: Callable[[], None]) -> To
     )
 
 
-def _set_timeouts(training: TrainingSettings, *, elastic: bool) -> None:
+def _set_timeouts(cluster: ClusterSettings, *, elastic: bool) -> None:
     """Set the timeouts that Ray Train reads only from this process's environment."""
     start_timeout = ELASTIC_START_TIMEOUT_S if elastic else START_TIMEOUT_S
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout)
     # This finds a process that was stopped; the others' own timeout finds one that hangs in a collective.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(training.worker_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.worker_timeout_s)
 
 
-def _storage(folder: JobFolder, job: UnlearnJob) -> tuple[str, str]:
+def _storage(folder: JobFolder, cluster: ClusterSettings, job: str) -> tuple[str, str]:
     """Return where Ray Train keeps its state and the checkpoints, as a URL or path and a name, ready to be used.
 
     Raises StorageError if nothing can be written there.
     """
-    url = job.training.checkpoint_url
+    url = cluster.checkpoint_url
     state = folder.checkpoints.absolute()
-    storage, name = (url, job.id) if url else (str(state.parent), state.name)
+    storage, name = (url, job) if url else (str(state.parent), state.name)
     if drop_broken_snapshot(*open_storage(storage, name)):
         get_logger("unlearning").warning(
-            "Ray's list of checkpoints is damaged: using the checkpoints that exist", job=job.id
+            "Ray's list of checkpoints is damaged: using the checkpoints that exist", job=job
         )
     return storage, name
 
@@ -135,19 +135,19 @@ class Workers:
     most: int
 
 
-def choose_workers(training: TrainingSettings) -> Workers:
+def choose_workers(cluster: ClusterSettings) -> Workers:
     """Choose workers from what Ray has. Raises InputError if GPUs are required and Ray has too few.
 
     `auto` uses the GPUs there are: if they are too few, it warns and uses fewer workers, which only changes rounding.
     """
-    gpus, most = int(ray.cluster_resources().get("GPU", 0)), training.workers
-    fewest = training.min_workers or most
-    if training.device == "gpu" and gpus < fewest:
+    gpus, most = int(ray.cluster_resources().get("GPU", 0)), cluster.workers
+    fewest = cluster.min_workers or most
+    if cluster.device == "gpu" and gpus < fewest:
         raise InputError(
             f"training.device: gpu, but Ray has {gpus} GPUs for {fewest} workers",
             hint="lower training.workers, add a node, or set it to cpu",
         )
-    if training.device == "cpu" or gpus == 0:
+    if cluster.device == "cpu" or gpus == 0:
         return Workers("cpu", fewest, most)
     if gpus < fewest:
         get_logger("unlearning").warning(

@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 from expunge.families.path import PathPoint
-from expunge.settings import TrainingSettings
+from expunge.settings import MethodSettings
 
 
-def uniform(point: PathPoint, training: TrainingSettings) -> Tensor:
+def uniform(point: PathPoint, method: MethodSettings) -> Tensor:
     """Return 1: the network's own loss."""
     return torch.ones_like(point.a)
 
 
-def x0(point: PathPoint, training: TrainingSettings) -> Tensor:
+def x0(point: PathPoint, method: MethodSettings) -> Tensor:
     """Weigh errors equally in clean-image space, up to 4 (b = 2a for epsilon): beyond, estimates are average images."""
     return (point.clean_scale**2).clamp_max(4.0)
 
 
-def min_snr(point: PathPoint, training: TrainingSettings) -> Tensor:
+def min_snr(point: PathPoint, method: MethodSettings) -> Tensor:
     """Return min(SNR, gamma) in clean-image space (Hang et al., arXiv 2303.09556); epsilon: min(1, gamma b^2 / a^2)."""
-    return point.snr.clamp_max(training.min_snr_gamma) * point.clean_scale**2
+    return point.snr.clamp_max(method.min_snr_gamma) * point.clean_scale**2
 
 
-def band(point: PathPoint, training: TrainingSettings) -> Tensor:
+def band(point: PathPoint, method: MethodSettings) -> Tensor:
     """Return a log-normal in b / a around `band_level`, times min_snr, which bounds it towards zero noise."""
-    centre = torch.logit(torch.tensor(training.band_level))
-    distance = ((point.b / point.a.clamp_min(1e-6)).log() - centre) / training.band_width
-    return torch.exp(-0.5 * distance**2) * min_snr(point, training)
+    centre = torch.logit(torch.tensor(method.band_level))
+    distance = ((point.b / point.a.clamp_min(1e-6)).log() - centre) / method.band_width
+    return torch.exp(-0.5 * distance**2) * min_snr(point, method)
 
 
 WEIGHTINGS = {"uniform": uniform, "x0": x0, "min_snr": min_snr, "band": band}

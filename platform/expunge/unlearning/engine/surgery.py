@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from expunge.errors import InputError
-from expunge.settings import TrainingSettings
+from expunge.settings import MethodSettings
 from expunge.unlearning.engine.shards import Shard
 from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, surgery
 
@@ -54,13 +54,13 @@ def reduce_grams(
 
 
 def operate(
-    shards: Sequence[Shard], groups: Sequence[Sequence[int]], grams: Tensor, training: TrainingSettings, step: int
+    shards: Sequence[Shard], groups: Sequence[Sequence[int]], grams: Tensor, method: MethodSettings, step: int
 ) -> tuple[float, float, float]:
     """Write the clipped combination over the last shard; return mean cosine, share of conflicts, and norm."""
-    coefficients = [choose(matrix, training, step) for matrix in grams]
+    coefficients = [choose(matrix, method, step) for matrix in grams]
     square = sum((c @ matrix @ c for c, matrix in zip(coefficients, grams, strict=True)), torch.zeros(()))
     # The Gram matrix [1, 1] of the combination itself: the norm is over all groups, whatever the granularity.
-    clip = clip_coefficient(square.clamp_min(0).view(1, 1), torch.ones(1), training.clip)
+    clip = clip_coefficient(square.clamp_min(0).view(1, 1), torch.ones(1), method.clip)
     for group, c in zip(groups, coefficients, strict=True):
         if group:
             pieces = [[shard[i] for i in group] for shard in shards]
@@ -70,18 +70,18 @@ def operate(
     return cosines(whole).mean().item(), conflict, square.clamp_min(0).sqrt().item()
 
 
-def choose(matrix: Tensor, training: TrainingSettings, step: int) -> Tensor:
+def choose(matrix: Tensor, method: MethodSettings, step: int) -> Tensor:
     """Choose the coefficients, float64 [K + 1], of the gradients with this Gram matrix: here a surgery happens."""
-    return surgery(training.surgery, matrix, training.forget_weight, seed=training.seed + step)
+    return surgery(method.surgery, matrix, method.forget_weight, seed=method.seed + step)
 
 
-def check_surgery(training: TrainingSettings) -> None:
+def check_surgery(method: MethodSettings) -> None:
     """Raise InputError before the training starts if a package that the surgery needs is not installed."""
     try:
-        choose(torch.eye(2, dtype=torch.float64), training, 0)
+        choose(torch.eye(2, dtype=torch.float64), method, 0)
     except ImportError as error:
         raise InputError(
-            f"training.surgery: {training.surgery} cannot run here ({error})",
+            f"training.surgery: {method.surgery} cannot run here ({error})",
             hint="install the extra, or set it to retain_normal",
         ) from None
 
