@@ -37,7 +37,7 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
     except (InputError, FileNotFoundError, RuntimeError, ValueError, KeyError) as error:
         what = "a LoRA adapter" if about["kind"] == "lora" else "all weights of a network"
         raise InputError(
-            f"the hotfix is {what}, which {kind} has no place for", hint="name the pipeline that it was trained from"
+            f"the hotfix ({what}) does not fit {kind}", hint="name the pipeline that it was trained from"
         ) from error
     return pipeline
 
