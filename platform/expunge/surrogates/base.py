@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -32,9 +32,9 @@ class Options(BaseModel):
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-MakerT = TypeVar("MakerT", bound=Callable[[Any], Editor])
+MakerT = TypeVar("MakerT", bound=Callable[..., Editor])
 
-_editors: dict[str, tuple[type[Options], Callable[[Any], Editor]]] = {}
+_editors: dict[str, tuple[type[Options], Callable[..., Editor]]] = {}
 
 
 def editor(name: str, options: type[Options]) -> Callable[[MakerT], MakerT]:
@@ -65,7 +65,7 @@ def make_editor(spec: EditSpec) -> Editor:
     return make(read_options(options, spec.options))
 
 
-def _find(name: str) -> tuple[type[Options], Callable[[Any], Editor]]:
+def _find(name: str) -> tuple[type[Options], Callable[..., Editor]]:
     if name not in editor_names():
         raise InputError(f"edit.editor: {name!r} is unknown", hint=f"use one of {', '.join(editor_names())}")
     import_module(f"expunge.surrogates.{name}")
