@@ -56,9 +56,18 @@ def test_other_shapes_are_refused(lite: Encoder, shape: tuple[int, ...]) -> None
         lite(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("name", ["resnet", "transformers", "transformers:", "", "efficientnet-lite0:x"])
-def test_an_unknown_name_says_which_are_known(name: str) -> None:
-    with pytest.raises(InputError, match="use efficientnet-lite0, or transformers:"):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnet", "use efficientnet-lite0, or transformers:"),
+        ("", "use efficientnet-lite0, or transformers:"),
+        ("transformers", "use transformers:FOLDER"),
+        ("transformers:", "use transformers:FOLDER"),
+        ("efficientnet-lite0:x", "takes nothing"),
+    ],
+)
+def test_an_unknown_name_says_which_are_known(name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
         load_encoder(name)
 
 
