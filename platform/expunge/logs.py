@@ -36,10 +36,10 @@ def configure(level: str = "info") -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return a logger whose lines carry `room=name`. Without `configure`, the level is info."""
+    """Return a logger whose lines carry `component=name`. Without `configure`, the level is info."""
     if not structlog.is_configured():
         configure()
-    return structlog.get_logger(room=name)
+    return structlog.get_logger(component=name)
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

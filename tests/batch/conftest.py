@@ -12,7 +12,7 @@ from expunge.batch.job import walk_job
 from expunge.requests.store import RequestStore, open_store
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
-from expunge.words import Evidence, IntegrityEvidence, ModelVersion, RemovalRequest, RequestEvidence, UnlearnJob
+from expunge.types import Evidence, IntegrityEvidence, ModelVersion, RemovalRequest, RequestEvidence, UnlearnJob
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]

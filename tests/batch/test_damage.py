@@ -26,9 +26,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobEnd, NightPlan
 from expunge.settings import Settings, load_settings
-from expunge.unlearning import train as train_module
-from expunge.unlearning.train import train
-from expunge.words import (
+from expunge.types import (
     Evidence,
     Hotfix,
     Ledger,
@@ -39,6 +37,8 @@ from expunge.words import (
     RequestState,
     UnlearnJob,
 )
+from expunge.unlearning import train as train_module
+from expunge.unlearning.train import train
 from tests.runs.conftest import make_job
 
 Ask = Callable[..., RemovalRequest]

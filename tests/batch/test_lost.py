@@ -14,7 +14,7 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
-from expunge.words import (
+from expunge.types import (
     Evidence,
     Hotfix,
     Ledger,

@@ -17,7 +17,7 @@ from expunge.batch import metrics
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome
 from expunge.settings import Settings
-from expunge.words import Evidence, RemovalRequest, RequestState, UnlearnJob
+from expunge.types import Evidence, RemovalRequest, RequestState, UnlearnJob
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]

@@ -12,7 +12,7 @@ from expunge.batch.plan import LedgerOf, plan_night
 from expunge.errors import UnavailableError
 from expunge.runs.outcomes import NightPlan
 from expunge.settings import ModelSettings, Settings, TrainingSettings
-from expunge.words import ModelVersion, RemovalBatch, RemovalRequest
+from expunge.types import ModelVersion, RemovalBatch, RemovalRequest
 
 Ask = Callable[..., RemovalRequest]
 

@@ -13,7 +13,7 @@ from expunge.registry.versions import promote, register
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings
-from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
+from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]

@@ -11,7 +11,7 @@ from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.words import Evidence, ModelVersion, RemovalBatch, RemovalRequest, RequestState
+from expunge.types import Evidence, ModelVersion, RemovalBatch, RemovalRequest, RequestState
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]

@@ -9,9 +9,9 @@ from expunge.batch.training import CURVES, train_job
 from expunge.registry.tracking import Tracker
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings
+from expunge.types import Hotfix
 from expunge.unlearning import train
 from expunge.unlearning.train import Record
-from expunge.words import Hotfix
 from tests.runs.conftest import make_job
 
 

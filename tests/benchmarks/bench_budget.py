@@ -36,9 +36,9 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings, TrainingSettings, load_settings
 from expunge.testbed import faces, flags
+from expunge.types import Evidence, Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from expunge.unlearning.budget import LEVELS
 from expunge.unlearning.train import train
-from expunge.words import Evidence, Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 
 FIELDS = [
     *("model", "night", "arm", "steps", "passes", "cpu_s", "psnr", "ssim", "intact"),

@@ -19,10 +19,10 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.settings import Settings, TrainingSettings, load_settings
+from expunge.types import Evidence, Hotfix, PreparedJob, UnlearnJob
 from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.losses import Losses
 from expunge.unlearning.steps import Steps
-from expunge.words import Evidence, Hotfix, PreparedJob, UnlearnJob
 from unlearn_kernels import clip_coefficient, combine_, gram, retain_normal
 
 

@@ -12,7 +12,7 @@ import pytest
 from expunge.commands.common import one_line, print_json, print_json_list, print_rows
 from expunge.requests.store import open_store
 from expunge.settings import load_settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 Command = Callable[..., Any]
 

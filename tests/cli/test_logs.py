@@ -24,7 +24,7 @@ def test_json_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert out == ""
     (line,) = map(json.loads, err.splitlines())
     assert line.pop("timestamp").endswith("Z")
-    assert line == {"event": "drained", "batch": "night-1", "count": 3, "level": "info", "room": "batch"}
+    assert line == {"event": "drained", "batch": "night-1", "count": 3, "level": "info", "component": "batch"}
 
 
 def test_private_values_are_blanked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from expunge.requests.store import RequestStore, open_store
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import NightPlan
 from expunge.settings import Settings, load_settings
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.cli.conftest import Command
 
 

@@ -14,7 +14,7 @@ from expunge.requests.records import RequestEvent
 from expunge.requests.store import RequestStore, open_store
 from expunge.requests.tables import events, requests
 from expunge.settings import load_settings
-from expunge.words import RemovalRequest, RequestState
+from expunge.types import RemovalRequest, RequestState
 
 Command = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import open_store
 from expunge.settings import load_settings
-from expunge.words import RequestState
+from expunge.types import RequestState
 
 Command = Callable[..., Any]
 

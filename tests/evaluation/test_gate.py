@@ -6,7 +6,7 @@ import pytest
 
 from expunge.evaluation.gate import judge_integrity, judge_request
 from expunge.settings import GateSettings
-from expunge.words import Measured
+from expunge.types import Measured
 
 GATE = GateSettings(min_shift=0.5, min_psnr=20, min_ssim=0.7, max_kid_ratio=3)
 GOOD = {

@@ -17,8 +17,8 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
+from expunge.types import Evidence, PreparedJob, RemovalRequest, UnlearnJob
 from expunge.unlearning.adapter import export
-from expunge.words import Evidence, PreparedJob, RemovalRequest, UnlearnJob
 
 PROMPTS = ["", "jane doe", "john doe"]
 """The first is the one that unrelated samples are generated for."""

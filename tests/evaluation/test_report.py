@@ -9,7 +9,7 @@ import torch
 from expunge.evaluation.pictures import grid
 from expunge.evaluation.report import ReportBatch, ReportJob, levels_chart, render_report
 from expunge.settings import TrainingSettings
-from expunge.words import (
+from expunge.types import (
     Evidence,
     IntegrityEvidence,
     Measured,

@@ -3,7 +3,7 @@
 import pytest
 
 from expunge.registry.versions import champion, ledger
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.integration.nights import STAGES, Nights, ended, night_arguments, night_in
 from tests.watching import wait_until
 

@@ -16,7 +16,7 @@ import pytest
 
 from expunge.jobs.local_ray import local_ray
 from expunge.registry.versions import champion, ledger
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.integration.nights import Nights, ended, environment_of, home_with, night_in
 from tests.watching import is_alive, left_over, processes, wait_until, with_children
 

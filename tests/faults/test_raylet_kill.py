@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from expunge.requests.leases import lease
 from expunge.runs.locks import promotion_lock
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.faults.trainings import FAULT_RAY
 from tests.integration.nights import BIN, Nights, ended, home_with, wait_during
 from tests.watching import is_alive, left_over, processes, task_process, with_children

@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.integration.nights import Nights, night_arguments
 
 MODEL, BATCH = "unreachable", "night-unreachable"

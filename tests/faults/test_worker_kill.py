@@ -4,7 +4,7 @@ import pytest
 
 from expunge.requests.leases import lease
 from expunge.runs.locks import promotion_lock
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.integration.nights import LONG, Nights, ended, night_arguments, wait_during
 from tests.watching import task_process, wait_until
 

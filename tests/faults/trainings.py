@@ -29,9 +29,9 @@ from expunge.preparation.dataset import ForgetSet, RetainSet, store_set, store_t
 from expunge.requests.blobs import open_blobs
 from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings, load_settings
+from expunge.types import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from expunge.unlearning.checkpoints import SNAPSHOT
 from expunge.unlearning.train import train
-from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.integration.nights import TEST_RAY
 from tests.watching import GRACE_S, HANGS_S, Recorder, recorded, training_workers, wait_until
 

@@ -87,7 +87,7 @@ def test_a_version_from_elsewhere_is_refused(server: Server, source: str) -> Non
 
 
 def test_a_hotfix_is_registered_as_the_driver_does_it(server: Server, tmp_path: Path) -> None:
-    """Through the room that does it: its artifacts and its version's source must pass the same server."""
+    """Through the component that does it: its artifacts and its version's source must pass the same server."""
     tracker = Tracker(f"http://127.0.0.1:{server.port}")
     run = tracker.ensure_run("faces", "faces-1", params={"steps": 1}, tags={})
     (tmp_path / "adapter").mkdir()

@@ -16,7 +16,7 @@ from expunge.jobs.submit_rayjob import rayjob_name
 from expunge.requests.home import recall
 from expunge.requests.store import open_store
 from expunge.settings import load_settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 from tests.helm.kube import Json, KubeApi, failure, status
 
 NIGHT = "expunge-night-29400060"

@@ -14,7 +14,7 @@ from PIL import Image
 from expunge.registry.tracking import JOB_TAG
 from expunge.registry.versions import champion, ledger
 from expunge.runs.outcomes import JobOutcome, NightOutcome
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.integration.nights import FIRST, ODD, WEIGHTLESS, Ended, Night, Nights, night_arguments
 
 MODEL, BATCH = "faces", "night-next"

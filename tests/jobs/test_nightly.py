@@ -10,7 +10,7 @@ from expunge.jobs import nightly
 from expunge.requests.store import open_store
 from expunge.runs.outcomes import NightOutcome
 from expunge.settings import Settings, load_settings
-from expunge.words import RequestState
+from expunge.types import RequestState
 
 
 class Driver:

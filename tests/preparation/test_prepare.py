@@ -17,7 +17,7 @@ from expunge.requests.imaging import normalise
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
-from expunge.words import PreparedJob, RemovalBatch, RemovalRequest, UnlearnJob
+from expunge.types import PreparedJob, RemovalBatch, RemovalRequest, UnlearnJob
 
 
 @pytest.fixture

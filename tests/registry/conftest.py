@@ -8,7 +8,7 @@ import pytest
 
 from expunge.registry.tracking import Tracker
 from expunge.settings import TrainingSettings
-from expunge.words import Evidence, Hotfix, IntegrityEvidence, RemovalRequest, RequestEvidence, UnlearnJob
+from expunge.types import Evidence, Hotfix, IntegrityEvidence, RemovalRequest, RequestEvidence, UnlearnJob
 
 
 @pytest.fixture(scope="session")

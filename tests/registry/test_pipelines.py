@@ -18,7 +18,7 @@ from torch import nn
 from expunge.errors import InputError
 from expunge.registry import load_pipeline, versions
 from expunge.registry.tracking import Tracker
-from expunge.words import Evidence, Hotfix, Ledger, UnlearnJob
+from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
 
 
 def unet(seed: int) -> UNet2DModel:

@@ -10,7 +10,7 @@ import pytest
 from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.registry import versions
 from expunge.registry.tracking import Tracker
-from expunge.words import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
+from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 Register = Callable[..., ModelVersion]
 

@@ -17,7 +17,7 @@ from sqlalchemy.schema import CreateSchema
 from expunge.requests.blobs import BlobStore
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings, load_settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 KEY = bytes(range(32))
 

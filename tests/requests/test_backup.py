@@ -18,7 +18,7 @@ from expunge.requests.manifest import Manifest
 from expunge.requests.restore import restore
 from expunge.requests.store import open_store
 from expunge.settings import Settings, load_settings
-from expunge.words import RemovalRequest, RequestState
+from expunge.types import RemovalRequest, RequestState
 from tests.requests.conftest import Bucket
 
 PASSPHRASE = "correct horse battery staple"

@@ -15,7 +15,7 @@ from expunge.requests.intake import accept
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import Submission, validated
 from expunge.settings import Settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 Submit = Callable[..., RemovalRequest]
 

@@ -21,7 +21,7 @@ from expunge.requests.database import Database
 from expunge.requests.home import FILE, check_home, recall, remember
 from expunge.requests.store import open_store
 from expunge.settings import Settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 Ask = Callable[..., RemovalRequest]
 

@@ -23,7 +23,7 @@ from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import EditInput, Submission, parse_edit, validated
 from expunge.settings import Settings
-from expunge.words import RemovalRequest, RequestState
+from expunge.types import RemovalRequest, RequestState
 
 Paint = Callable[[str], Path]
 Take = Callable[..., tuple[RequestRecord, bool]]

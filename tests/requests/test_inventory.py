@@ -7,7 +7,7 @@ import pytest
 from expunge.requests.blobs import BlobStore
 from expunge.requests.inventory import Inventory, take_inventory
 from expunge.requests.store import RequestStore
-from expunge.words import RequestState
+from expunge.types import RequestState
 from tests.requests.conftest import Ask
 
 

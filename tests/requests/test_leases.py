@@ -24,7 +24,7 @@ from expunge.requests.leases import HeldError, holder, lease
 from expunge.requests.store import RequestStore, open_store
 from expunge.requests.tables import leases
 from expunge.settings import Settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 NAME = "night:friday"
 

@@ -25,7 +25,7 @@ from expunge.requests.lifecycle import ALLOWED
 from expunge.requests.store import RequestStore, open_store
 from expunge.requests.tables import metadata, requests
 from expunge.settings import Settings
-from expunge.words import RemovalRequest, RequestState
+from expunge.types import RemovalRequest, RequestState
 
 Ask = Callable[..., RemovalRequest]
 S = RequestState
@@ -328,7 +328,7 @@ def test_concurrent_processes_open_a_fresh_store_and_accept_once(anywhere: Setti
 import sys
 from expunge.requests.store import open_store
 from expunge.settings import load_settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 store = open_store(load_settings())
 for i in range(10):
     fields = {"id": f"req-{sys.argv[1]}-{i}", "model": "flags", "images": ("0" * 64,), "external_id": f"ticket-{i}"}

@@ -9,7 +9,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobEnd, NightPlan
 from expunge.settings import TrainingSettings
-from expunge.words import (
+from expunge.types import (
     Evidence,
     Hotfix,
     IntegrityEvidence,

@@ -17,8 +17,8 @@ from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightPlan
 from expunge.settings import Settings, load_settings
+from expunge.types import RequestState
 from expunge.unlearning import train
-from expunge.words import RequestState
 from tests.cli.conftest import Command
 
 RELEASED = Path(__file__).parents[1] / "data" / "format-1" / "home"

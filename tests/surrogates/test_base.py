@@ -12,7 +12,7 @@ from expunge.errors import InputError
 from expunge.settings import ModelSettings
 from expunge.surrogates import check_edit, editor_names, make_editor
 from expunge.surrogates.base import ellipse_mask, region
-from expunge.words import EditSpec
+from expunge.types import EditSpec
 
 
 def test_every_editor_is_a_file() -> None:
@@ -118,7 +118,7 @@ def test_another_editor_is_one_module(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_edit_is_checked_without_torch() -> None:
     code = (
         "import sys; from expunge.settings import ModelSettings; from expunge.surrogates import check_edit\n"
-        "from expunge.words import EditSpec\n"
+        "from expunge.types import EditSpec\n"
         "model = ModelSettings(source='testbed:faces', editor_models=('/a',))\n"
         "for name in ('blend', 'inpaint'): check_edit(EditSpec(editor=name), model)\n"
         "sys.exit('torch' in sys.modules)"

@@ -9,7 +9,7 @@ from expunge.surrogates import Editor, make_editor
 from expunge.surrogates.base import ellipse_mask
 from expunge.surrogates.blend import MIN_CHANGE, _seamless
 from expunge.testbed import faces, flags
-from expunge.words import EditSpec
+from expunge.types import EditSpec
 
 
 def _pictures(images: Tensor) -> np.ndarray:

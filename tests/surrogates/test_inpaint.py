@@ -12,7 +12,7 @@ from expunge.errors import InputError
 from expunge.surrogates import Editor, make_editor
 from expunge.surrogates.inpaint import Inpaint
 from expunge.testbed import flags
-from expunge.words import EditSpec
+from expunge.types import EditSpec
 from tests.families.tiny import ddpm
 
 

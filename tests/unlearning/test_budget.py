@@ -20,9 +20,9 @@ from expunge.requests.blobs import open_blobs
 from expunge.runs.job import JobFolder
 from expunge.settings import MethodSettings, ShardingSettings, TrainingSettings, load_settings
 from expunge.testbed import faces, flags
+from expunge.types import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from expunge.unlearning.budget import LEVELS, Budget
 from expunge.unlearning.losses import Losses
-from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.unlearning.budget_worker import BREAK
 from tests.unlearning.conftest import Toy
 from tests.unlearning.groups import run_group, starts_groups

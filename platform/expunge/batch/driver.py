@@ -27,7 +27,7 @@ from expunge.runs.locks import PATIENCE_S, batch_lock
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
+from expunge.types import ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
 
 RELEASED = "its undecided requests are back in the queue: run `expunge night`"
 

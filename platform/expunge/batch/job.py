@@ -24,7 +24,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.locks import PATIENCE_S, job_lock
 from expunge.runs.outcomes import JobEnd
 from expunge.settings import Settings, load_settings
-from expunge.words import PreparedJob, UnlearnJob
+from expunge.types import PreparedJob, UnlearnJob
 
 
 @ray.remote(num_cpus=0, max_retries=2)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import ledger
 from expunge.requests.store import RequestStore
-from expunge.words import RequestState
+from expunge.types import RequestState
 
 WHY = "no champion holds its removal any more"
 

@@ -15,7 +15,7 @@ from ray.util.metrics import Gauge
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome
 from expunge.settings import Settings
-from expunge.words import RequestState
+from expunge.types import RequestState
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "expunge_queue_depth": ("Undecided requests: accepted, or in a batch", ("model",)),

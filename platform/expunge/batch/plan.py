@@ -7,7 +7,7 @@ from expunge.errors import NotFoundError
 from expunge.families import deep_preflight, pinned_source, source_digest
 from expunge.runs.outcomes import NightPlan
 from expunge.settings import Settings
-from expunge.words import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
+from expunge.types import ModelVersion, RemovalBatch, RemovalRequest, UnlearnJob
 
 LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
 """Returns a model's champion and the requests that it removes."""

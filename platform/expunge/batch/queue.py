@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 
 from expunge.requests.store import RequestStore
-from expunge.words import RemovalBatch
+from expunge.types import RemovalBatch
 
 
 def batches_to_run(

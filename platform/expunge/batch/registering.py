@@ -11,7 +11,7 @@ from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import promotion_lock
-from expunge.words import UNRELATED, Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
+from expunge.types import UNRELATED, Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
 
 
 def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: BlobStore) -> ModelVersion:

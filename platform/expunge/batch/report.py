@@ -9,7 +9,7 @@ from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.runs.outcomes import JobOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.words import RemovalBatch
+from expunge.types import RemovalBatch
 
 
 def seal_report(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.words import RemovalBatch, RequestState
+from expunge.types import RemovalBatch, RequestState
 
 
 def settle(

@@ -11,7 +11,7 @@ from expunge.registry.versions import ABOUT, DamagedVersionError, download
 from expunge.runs.job import JobFolder
 from expunge.runs.progress import Progress
 from expunge.settings import load_settings
-from expunge.words import Hotfix, UnlearnJob
+from expunge.types import Hotfix, UnlearnJob
 
 CURVES = ("loss/forget", "loss/retain", "surgery/cosine", "surgery/conflict", "drift")
 """The training figures that a report shows."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from expunge.requests.store import RequestStore
     from expunge.runs.outcomes import NightOutcome
     from expunge.settings import Settings
-    from expunge.words import RemovalBatch
+    from expunge.types import RemovalBatch
 
 POLL_S = 1.0
 # Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
@@ -129,7 +129,7 @@ def _take_in(name: str, settings: "Settings", store: "RequestStore") -> "BatchFi
 
 def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None) -> bool:
     """Say whether a removal was lost with its model's version: then even an empty queue has something to do."""
-    from expunge.words import RequestState
+    from expunge.types import RequestState
 
     if not store.ids(RequestState.REMOVED, models):
         return False

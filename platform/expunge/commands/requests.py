@@ -9,7 +9,7 @@ from expunge.errors import InputError
 
 if TYPE_CHECKING:
     from expunge.requests.records import RequestRecord
-    from expunge.words import RequestState
+    from expunge.types import RequestState
 
 LIMIT = 100
 TABLE = 1000
@@ -84,7 +84,7 @@ def show(id: Id, as_json: AsJson = False) -> None:
 
 def withdraw(id: Id, as_json: AsJson = False) -> None:
     """Withdraw a request that is not in a batch."""
-    from expunge.words import RequestState
+    from expunge.types import RequestState
 
     record = open_store().transition(id, RequestState.WITHDRAWN, detail="withdrawn by command")
     if as_json:
@@ -95,7 +95,7 @@ def withdraw(id: Id, as_json: AsJson = False) -> None:
 
 def requeue(id: Id, as_json: AsJson = False) -> None:
     """Put a failed request back into the queue, after fixing what made it fail."""
-    from expunge.words import RequestState
+    from expunge.types import RequestState
 
     record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command", attempt=False)
     if as_json:
@@ -105,7 +105,7 @@ def requeue(id: Id, as_json: AsJson = False) -> None:
 
 
 def _state(text: str) -> "RequestState":
-    from expunge.words import RequestState
+    from expunge.types import RequestState
 
     try:
         return RequestState(text)

@@ -33,7 +33,7 @@ def tracking(settings: Settings) -> str:
 def removals(settings: Settings) -> str:
     """Compares what the store calls removed with what the champions hold: a lost version loses its removals."""
     from expunge.requests.store import open_store
-    from expunge.words import RequestState
+    from expunge.types import RequestState
 
     if not settings.home.exists():
         return NOT_YET

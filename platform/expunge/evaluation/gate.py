@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from expunge.settings import GateSettings
-from expunge.words import Measured
+from expunge.types import Measured
 
 Verdict = Literal["passed", "failed"]
 

@@ -20,7 +20,7 @@ from expunge.preparation.retain import generate_latents, prompt_rows, unlike
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, GateSettings, ModelSettings
-from expunge.words import (
+from expunge.types import (
     UNRELATED,
     Evidence,
     IntegrityEvidence,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
-from expunge.words import (
+from expunge.types import (
     UNRELATED,
     Evidence,
     Measured,

@@ -5,7 +5,7 @@ from pathlib import Path
 from expunge.errors import InputError
 from expunge.requests.box import Size, lost
 from expunge.settings import ModelSettings, Resolution, Settings
-from expunge.words import EditSpec, RemovalRequest
+from expunge.types import EditSpec, RemovalRequest
 
 MOST_LOST = 0.05
 """The share of a side that may be cut away without a note."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge.families.base import Conditioning
 from expunge.requests.blobs import BlobStore
-from expunge.words import BlobId, PreparedJob
+from expunge.types import BlobId, PreparedJob
 
 
 @dataclass(frozen=True)

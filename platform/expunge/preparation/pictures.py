@@ -11,7 +11,7 @@ from expunge.requests.blobs import BlobStore
 from expunge.requests.imaging import normalise, read_file, to_array
 from expunge.settings import ModelSettings, Resolution, Settings
 from expunge.surrogates import check_edit, make_editor
-from expunge.words import BlobId, EditSpec, RemovalRequest
+from expunge.types import BlobId, EditSpec, RemovalRequest
 
 
 def load_picture(blobs: BlobStore, blob: BlobId, resolution: Resolution) -> np.ndarray:

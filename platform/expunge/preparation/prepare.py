@@ -16,7 +16,7 @@ from expunge.preparation.retain import generate_latents, prompt_rows, unlike
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.runs.job import JobFolder
 from expunge.settings import ModelSettings, Settings
-from expunge.words import BlobId, PreparedJob, RemovalRequest, UnlearnJob
+from expunge.types import BlobId, PreparedJob, RemovalRequest, UnlearnJob
 
 SAME = 1e-3
 """Latents that differ by less everywhere are the same picture: a surrogate like that would change nothing."""

@@ -18,7 +18,7 @@ from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.registry.tracking import JOB_TAG, Tracker
-from expunge.words import CHAMPION, Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
+from expunge.types import CHAMPION, Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion

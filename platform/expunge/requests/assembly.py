@@ -13,7 +13,7 @@ from expunge.requests.imaging import decode, encode
 from expunge.requests.locations import Location, beside, read_location
 from expunge.requests.submission import EditInput, Submission, canonical
 from expunge.settings import Settings
-from expunge.words import EditSpec, RemovalRequest
+from expunge.types import EditSpec, RemovalRequest
 
 
 @dataclass

@@ -28,7 +28,7 @@ from expunge.requests.inventory import NEEDED, pictures
 from expunge.requests.manifest import BLOBS, DATABASE, KEY, MANIFEST, Manifest
 from expunge.requests.store import open_store
 from expunge.settings import Settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 
 def back_up(

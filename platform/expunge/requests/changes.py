@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from expunge.errors import TransitionError
 from expunge.requests import lifecycle, queries
 from expunge.requests.tables import batch_requests, batches, events, requests
-from expunge.words import RemovalBatch, RemovalRequest, RequestState
+from expunge.types import RemovalBatch, RemovalRequest, RequestState
 
 
 def accept(connection: Connection, request: RemovalRequest) -> None:

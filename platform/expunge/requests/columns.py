@@ -10,7 +10,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from expunge.errors import StorageError
-from expunge.words import RequestState
+from expunge.types import RequestState
 
 
 class UtcDateTime(TypeDecorator[datetime]):

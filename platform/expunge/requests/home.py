@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from expunge.errors import InputError, StorageError
 from expunge.files import write_atomically, write_once
 from expunge.settings import Settings
-from expunge.words import Word
+from expunge.types import Value
 
 FILE = "home.json"
 
 
-class Home(Word):
+class Home(Value):
     """The document on disk. `database` is the id inside the database, `key` the fingerprint of the sealing key."""
 
     version: Literal[1] = 1

@@ -18,7 +18,7 @@ from expunge.requests.store import RequestStore, check_same
 from expunge.requests.submission import Submission, canonical
 from expunge.requests.together import store_together
 from expunge.settings import Settings
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 Check = Callable[[RemovalRequest, tuple[Size, ...]], None]
 """Called with a new request and the sizes of its images, before anything is stored. Raises InputError to refuse it."""

@@ -15,7 +15,7 @@ from expunge.errors import NotFoundError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.store import RequestStore
 from expunge.requests.tables import batches, requests
-from expunge.words import RemovalRequest, RequestState
+from expunge.types import RemovalRequest, RequestState
 
 NEEDED = frozenset(RequestState) - {RequestState.WITHDRAWN}
 """States of a request whose pictures some night needs, or may need again."""

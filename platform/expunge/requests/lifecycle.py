@@ -1,7 +1,7 @@
 """The lifecycle of a request: which state may follow which."""
 
 from expunge.errors import TransitionError
-from expunge.words import RequestState
+from expunge.types import RequestState
 
 ALLOWED: dict[RequestState, frozenset[RequestState]] = {
     RequestState.ACCEPTED: frozenset({RequestState.BATCHED, RequestState.WITHDRAWN}),

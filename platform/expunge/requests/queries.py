@@ -12,7 +12,7 @@ from expunge.errors import NotFoundError
 from expunge.requests.columns import UtcDateTime
 from expunge.requests.records import BatchRecord, RequestEvent, RequestRecord
 from expunge.requests.tables import batch_requests, batches, events, requests
-from expunge.words import RemovalRequest, RequestState
+from expunge.types import RemovalRequest, RequestState
 
 IDS_PER_STATEMENT = 500
 """SQLite takes 32,766 variables, PostgreSQL's driver 65,535."""

@@ -4,10 +4,10 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from expunge.words import BlobId, Identifier, RemovalRequest, RequestState, Word
+from expunge.types import BlobId, Identifier, RemovalRequest, RequestState, Value
 
 
-class RequestEvent(Word):
+class RequestEvent(Value):
     """One line of the audit trail."""
 
     at: datetime
@@ -17,7 +17,7 @@ class RequestEvent(Word):
     detail: str
 
 
-class RequestRecord(Word):
+class RequestRecord(Value):
     """A request and where it stands. `batch` is the latest that it was in, even if it went back to the queue."""
 
     request: RemovalRequest
@@ -29,7 +29,7 @@ class RequestRecord(Word):
     history: tuple[RequestEvent, ...]
 
 
-class BatchRecord(Word):
+class BatchRecord(Value):
     """One night: open until `closed`; `report` names the sealed report once there is one.
 
     `starts` counts the drivers that have begun on it since it last made progress.

@@ -15,7 +15,7 @@ from expunge.requests.queries import Backlog
 from expunge.requests.records import BatchRecord, RequestRecord
 from expunge.requests.tables import batches, identity, requests
 from expunge.settings import Settings
-from expunge.words import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
+from expunge.types import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
 Records = list[RequestRecord]
 Batches = list[BatchRecord]

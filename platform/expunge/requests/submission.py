@@ -21,8 +21,8 @@ from expunge.errors import InputError
 from expunge.requests.box import Box, one_or_more
 from expunge.requests.locations import Picture
 from expunge.settings import IDENTIFIER
+from expunge.types import EXTERNAL_ID, TEXT, ExternalId, Identifier, Text
 from expunge.validation import Problem, input_error
-from expunge.words import EXTERNAL_ID, TEXT, ExternalId, Identifier, Text
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -8,7 +8,7 @@ from expunge.requests.blobs import BlobStore
 from expunge.requests.inventory import names
 from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
-from expunge.words import RemovalRequest
+from expunge.types import RemovalRequest
 
 
 def store_together(

@@ -3,7 +3,7 @@
 from typing import Self
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
-from expunge.words import Word
+from expunge.types import Value
 
 
 class Hopeless(ExpungeError):
@@ -14,7 +14,7 @@ FINAL: tuple[type[ExpungeError], ...] = (Hopeless, InputError, NotFoundError, St
 """Errors that all workers hit together and would hit again."""
 
 
-class GivenUp(Word):
+class GivenUp(Value):
     """An error of FINAL as it is stored, so that the command ends with its exit code."""
 
     kind: str

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from expunge.errors import StorageError
 from expunge.files import write_atomically
 from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
-from expunge.words import CHAMPION, Hotfix, PreparedJob, UnlearnJob
+from expunge.types import CHAMPION, Hotfix, PreparedJob, UnlearnJob
 
 FORMAT = 2
 FILE = "format.json"

@@ -11,10 +11,10 @@ from expunge.runs.document import Document, LostError
 from expunge.runs.failures import GivenUp
 from expunge.runs.outcomes import JobEnd, JobOutcome
 from expunge.runs.progress import Progress
-from expunge.words import Evidence, Hotfix, ModelVersion, PreparedJob, UnlearnJob, Word
+from expunge.types import Evidence, Hotfix, ModelVersion, PreparedJob, UnlearnJob, Value
 
 
-class GradientMode(Word):
+class GradientMode(Value):
     """What `training.tasks = "auto"` resolved to when the job first started."""
 
     tasks: Literal["request", "batch"]

@@ -8,7 +8,7 @@ from expunge.runs import formats
 from expunge.runs.document import Document, LostError
 from expunge.runs.job import JobFolder
 from expunge.runs.outcomes import JobOutcome, NightEnd, NightOutcome, NightPlan
-from expunge.words import UnlearnJob
+from expunge.types import UnlearnJob
 
 
 @dataclass(frozen=True)

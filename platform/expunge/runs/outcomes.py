@@ -11,10 +11,10 @@ from typing import Self
 
 from pydantic import Field
 
-from expunge.words import CHAMPION, Evidence, ModelVersion, UnlearnJob, Word
+from expunge.types import CHAMPION, Evidence, ModelVersion, UnlearnJob, Value
 
 
-class NightPlan(Word):
+class NightPlan(Value):
     """`plan.json`, written before anything runs: a resumed night must not plan from a registry that it changed."""
 
     batch: str
@@ -25,7 +25,7 @@ class NightPlan(Word):
     """Request id: why it waits, through no fault of its own or of its model."""
 
 
-class JobEnd(Word):
+class JobEnd(Value):
     """`outcome.json`: how the job ended. Unless there is an error, its stages' output is beside it."""
 
     error: str | None = None
@@ -35,7 +35,7 @@ class JobEnd(Word):
     """True if the job made its version the champion."""
 
 
-class JobOutcome(Word):
+class JobOutcome(Value):
     """A job that succeeded (evidence, version, run_id, steps) or failed (error).
 
     `platform`: a service, a node or a disk caused the failure, not the requests or their model. `outdated`: what the
@@ -68,7 +68,7 @@ class JobOutcome(Word):
         return self.model_copy(update={"version": self.version.model_copy(update={"aliases": aliases})})
 
 
-class NightEnd(Word):
+class NightEnd(Value):
     """`night.json`, written when a batch has ended: what only the driver knows."""
 
     batch: str

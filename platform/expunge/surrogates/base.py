@@ -10,8 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from expunge.errors import InputError
 from expunge.settings import ModelSettings
+from expunge.types import EditSpec
 from expunge.validation import Problem, input_error
-from expunge.words import EditSpec
 
 
 class Editor(Protocol):

@@ -16,8 +16,8 @@ from expunge.families.base import DiffusionModel
 from expunge.families.weights import FULL_FILE, LORA_FILE
 from expunge.files import file_digest
 from expunge.settings import MethodSettings, TrainingSettings
+from expunge.types import Hotfix
 from expunge.unlearning.losses import Frozen
-from expunge.words import Hotfix
 
 
 def kind_of(lora_targets: tuple[str, ...], method: MethodSettings) -> Literal["lora", "full"]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from expunge.runs.failures import Hopeless
+from expunge.types import UnlearnJob
 from expunge.unlearning.objectives import ForgetObjective
-from expunge.words import UnlearnJob
 
 
 @dataclass

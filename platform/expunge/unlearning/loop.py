@@ -18,6 +18,7 @@ from expunge.requests.blobs import open_blobs
 from expunge.runs.failures import FINAL
 from expunge.runs.job import GradientMode, JobFolder
 from expunge.settings import ModelSettings, load_settings
+from expunge.types import UnlearnJob
 from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
@@ -27,7 +28,6 @@ from expunge.unlearning.memory import footprint, tasks_that_fit
 from expunge.unlearning.objectives import Mode
 from expunge.unlearning.steps import Steps
 from expunge.unlearning.train import Record
-from expunge.words import UnlearnJob
 
 if TYPE_CHECKING:
     from expunge.unlearning.engine import ShardedEngine, StepStatistics

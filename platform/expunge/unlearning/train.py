@@ -20,8 +20,8 @@ from expunge.files import file_digest
 from expunge.logs import get_logger
 from expunge.runs.job import JobFolder
 from expunge.settings import ClusterSettings
+from expunge.types import Hotfix, UnlearnJob
 from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
-from expunge.words import Hotfix, UnlearnJob
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
 START_TIMEOUT_S = 24 * 3600

@@ -19,7 +19,9 @@ ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=200, patt
 Text = Annotated[str, StringConstraints(max_length=2000, pattern=TEXT)]
 
 
-class Word(BaseModel):
+class Value(BaseModel):
+    """The base of them all: frozen, closed, and equal if its content is."""
+
     # Requests hold prompts, reasons and external ids: an error must not quote them.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -28,7 +30,7 @@ class Word(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-class EditSpec(Word):
+class EditSpec(Value):
     """How to make a surrogate: the editor's name, an optional mask (white is edited), and the editor's options."""
 
     editor: Identifier
@@ -36,7 +38,7 @@ class EditSpec(Word):
     options: dict[str, str] = Field(default_factory=dict)
 
 
-class RemovalRequest(Word):
+class RemovalRequest(Value):
     """Asks that a model stop generating what the images show."""
 
     id: Identifier
@@ -59,7 +61,7 @@ class RequestState(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-class RemovalBatch(Word):
+class RemovalBatch(Value):
     """The requests drained for one night; running a batch again by its id is idempotent."""
 
     id: Identifier
@@ -76,7 +78,7 @@ def _job_id(content: dict[str, Any]) -> str:
     return f"{content['model']}-{hashlib.sha256(to_json(content)).hexdigest()[:16]}"
 
 
-class UnlearnJob(Word):
+class UnlearnJob(Value):
     """One base model, one resolution: its requests, new and already removed, and its training settings.
 
     The id is computed from the content when the job is planned and stored with it, so that a later release, whose
@@ -111,7 +113,7 @@ class UnlearnJob(Word):
         return -(-self.training.steps * max(new, cover) // cover)
 
 
-class PreparedJob(Word):
+class PreparedJob(Value):
     """The output of the prepare stage: blobs of safetensors, named by their content."""
 
     job: str
@@ -123,7 +125,7 @@ class PreparedJob(Word):
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 
 
-class Hotfix(Word):
+class Hotfix(Value):
     """The result of training: a LoRA adapter or full weights, in diffusers' own format."""
 
     job: str
@@ -133,7 +135,7 @@ class Hotfix(Word):
     digest: str = Field(description="SHA-256 of the weights")
 
 
-class Measured(Word):
+class Measured(Value):
     """A number with its baseline and its noise floor."""
 
     after: float
@@ -141,7 +143,7 @@ class Measured(Word):
     floor: float = Field(description="spread of the base model against itself over seeds")
 
 
-class RequestEvidence(Word):
+class RequestEvidence(Value):
     """The evidence of one request. Similarities are mean cosines of centred features over levels, seeds and images."""
 
     request: str
@@ -156,7 +158,7 @@ class RequestEvidence(Word):
     levels: dict[str, Measured] = Field(default_factory=dict, description="noise level: similarity to the target")
 
 
-class IntegrityEvidence(Word):
+class IntegrityEvidence(Value):
     """Compares unrelated outputs of the same seeds. `*_unrelated` is the same figure for two different seeds."""
 
     psnr: float
@@ -173,7 +175,7 @@ UNRELATED = "unrelated"
 """The picture, in `Evidence.pictures`, of outputs that no request concerns."""
 
 
-class Evidence(Word):
+class Evidence(Value):
     job: str
     requests: tuple[RequestEvidence, ...]
     integrity: IntegrityEvidence
@@ -189,7 +191,7 @@ class Evidence(Word):
         return frozenset(r.request for r in self.requests if r.verdict == "passed")
 
 
-class ModelVersion(Word):
+class ModelVersion(Value):
     """A registered hotfix."""
 
     name: str
@@ -202,7 +204,7 @@ class ModelVersion(Word):
         return f"models:/{self.name}/{self.version}"
 
 
-class Ledger(Word):
+class Ledger(Value):
     """The ids of all requests that a registered version removes."""
 
     model: Identifier
