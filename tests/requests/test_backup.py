@@ -144,7 +144,7 @@ def test_an_altered_backup_is_refused(
         path.unlink()
     else:
         data = path.read_bytes()
-        path.write_bytes({"changed": data[:-1] + b"?", "emptied": b"", "cut short": data[:10]}[harm])
+        path.write_bytes({"changed": data[:-1] + bytes([data[-1] ^ 1]), "emptied": b"", "cut short": data[:10]}[harm])
     with pytest.raises((StorageError, InputError), match=r"was altered|does not open the backup's key"):
         restore(elsewhere, tmp_path / "b", None if unverified else PASSPHRASE, unverified=unverified)
     assert not elsewhere.home.exists()
@@ -264,7 +264,8 @@ def picture_of(settings: Settings, request: str) -> Path:
 
 def damage(settings: Settings, request: str) -> str:
     path = picture_of(settings, request)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     return path.name
 
 
