@@ -24,7 +24,7 @@ from expunge.unlearning.objective import Objective
 from expunge.words import Hotfix, PreparedJob, RemovalRequest, UnlearnJob
 from tests.unlearning.budget_worker import BREAK
 from tests.unlearning.conftest import Toy
-from tests.unlearning.groups import run_group
+from tests.unlearning.groups import run_group, starts_groups
 from tests.watching import recorded
 
 # Three of a job's four requests have rows: 1, 2 and 4 of them.
@@ -132,17 +132,16 @@ def test_probes_are_at_every_checkpoint() -> None:
         TrainingSettings(adaptive=True, probe_every=20, checkpoint_every=50)
 
 
-# Whole trainings: the loop itself on 1 and 2 ranks.
-WORLDS = (1, 2)
+# Whole trainings by the loop itself: on one rank, and on two at another ZeRO stage; of each model one is broken off.
 ROWS = torch.tensor([0, 1, 1, 2])
 TRAININGS: dict[str, dict[str, Any]] = {
-    "faces": {"model": "faces", "zero_stage": 1},
-    "faces-again": {"model": "faces", "zero_stage": 1, BREAK: True},
-    "flags": {"model": "flags", "zero_stage": 0},
-    "flags-stage3": {"model": "flags", "zero_stage": 3},
-    "flags-stage3-again": {"model": "flags", "zero_stage": 3, BREAK: True},
-    "flags-off": {"model": "flags", "zero_stage": 0, "adaptive": False},
+    "flags": {"world": 1, "zero_stage": 0},
+    "flags-off": {"world": 1, "zero_stage": 0, "adaptive": False, "steps": 6},
+    "flags-pair-again": {"world": 2, "zero_stage": 3, BREAK: True},
+    "faces": {"world": 1, "zero_stage": 1},
+    "faces-again": {"world": 1, "zero_stage": 1, BREAK: True},
 }
+ADAPTIVE = [name for name, changes in TRAININGS.items() if changes.get("adaptive", True)]
 SHORT = {
     "adaptive": True,
     "steps": 16,
@@ -152,16 +151,21 @@ SHORT = {
     "retain_batch": 4,
     "forget_target": "surrogate",
 }
+# Never `auto`, which would start a Ray on every rank to ask it for the memory.
 OF_MODEL: dict[str, dict[str, Any]] = {
-    "faces": {"learning_rate": 5e-4, "retain_target": "data", "forgotten_at": 0.35},
-    "flags": {"learning_rate": 5e-3, "lora_rank": 4, "forgotten_at": 0.3},
+    "faces": {"learning_rate": 5e-4, "retain_target": "data", "forgotten_at": 0.3, "tasks": "batch"},
+    "flags": {"learning_rate": 5e-3, "lora_rank": 4, "forgotten_at": 0.22, "tasks": "request"},
 }
+
+
+def model_of(name: str) -> str:
+    return name.split("-")[0]
 
 
 def write_job(folder: Path, name: str) -> None:
     """Three requests, of 1, 2 and 1 pictures that the model was trained on, to become others."""
-    changes = dict(TRAININGS[name])
-    model_name, broken = changes.pop("model"), changes.pop(BREAK, False)
+    changes = {key: value for key, value in TRAININGS[name].items() if key not in ("world", BREAK)}
+    model_name = model_of(name)
     settings = load_settings()
     blobs, options = open_blobs(settings), settings.model(model_name)
     resolution = options.resolution or native_resolution(options)
@@ -189,7 +193,7 @@ def write_job(folder: Path, name: str) -> None:
     folder.mkdir(parents=True)
     (folder / JOB).write_text(job.model_dump_json())
     (folder / PREPARED).write_text(prepared.model_dump_json())
-    if broken:
+    if BREAK in TRAININGS[name]:
         (folder / BREAK).touch()
 
 
@@ -200,22 +204,30 @@ class Run:
     weights: dict[str, Tensor]
 
     @property
+    def by_step(self) -> dict[float, dict[str, float]]:
+        """A training that is resumed probes once more at the step that it resumes from."""
+        merged: dict[float, dict[str, float]] = {}
+        for line in self.figures:
+            merged[line["step"]] = {**merged.get(line["step"], {}), **line}
+        return merged
+
+    @property
     def probes(self) -> list[dict[str, float]]:
         return [line for line in self.figures if "budget/forgotten" in line]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("budget")
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_HOME", str(folder / "home"))
-        for world in WORLDS:
-            jobs = folder / f"world{world}"
-            for name in TRAININGS:
+        for world in (1, 2):
+            jobs, names = folder / f"world{world}", [n for n in TRAININGS if TRAININGS[n]["world"] == world]
+            for name in names:
                 write_job(jobs / name, name)
             run_group("budget_worker.py", str(jobs), world=world, logs=folder)
-            found |= {(name, world): read(jobs / name) for name in TRAININGS}
+            found |= {name: read(jobs / name) for name in names}
     return found
 
 
@@ -228,41 +240,31 @@ def read(folder: Path) -> Run:
     return Run(lines, hotfix, load_file(weights))
 
 
-ADAPTIVE = [name for name, changes in TRAININGS.items() if changes.get("adaptive", True)]
-
-
+@starts_groups
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_requests_leave_and_training_ends_when_none_is_left(
-    runs: dict[tuple[str, int], Run], name: str, world: int
-) -> None:
-    run = runs[name, world]
+def test_requests_leave_and_training_ends_when_none_is_left(runs: dict[str, Run], name: str) -> None:
+    run = runs[name]
     forgotten = [probe["budget/forgotten"] for probe in run.probes]
     assert forgotten[0] == 0
     assert set(forgotten) & {1, 2}, "they leave one by one"
     assert forgotten[-1] == 3
     assert run.hotfix.steps == run.figures[-1]["step"] == run.probes[-1]["step"] < SHORT["steps"]
-    assert run.probes[-1]["budget/progress_min"] >= OF_MODEL[str(TRAININGS[name]["model"])]["forgotten_at"]
+    assert run.probes[-1]["budget/progress_min"] >= OF_MODEL[model_of(name)]["forgotten_at"]
     assert "loss/forget" in run.figures[-1]
 
 
+@starts_groups
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-def test_who_has_left_has_no_gradient(runs: dict[tuple[str, int], Run], world: int) -> None:
-    probes = runs["flags", world].probes
-    for before, after in pairwise(probes):
+def test_a_request_that_has_left_has_no_gradient(runs: dict[str, Run]) -> None:
+    for before, after in pairwise(runs["flags"].probes):
         assert after["surgery/tasks"] == 3 - before["budget/forgotten"]
 
 
+@starts_groups
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", [name for name in ADAPTIVE if not name.endswith("-again")])
-def test_the_ranks_and_the_stage_change_nothing_but_rounding(
-    runs: dict[tuple[str, int], Run], name: str, world: int
-) -> None:
-    run, reference = runs[name, world], runs[str(TRAININGS[name]["model"]), 1]
-    mine, theirs = ({line["step"]: line for line in r.figures} for r in (run, reference))
+def test_the_ranks_the_stage_and_a_restart_change_nothing_but_rounding(runs: dict[str, Run]) -> None:
+    mine, theirs = runs["flags-pair-again"].by_step, runs["flags"].by_step
     assert mine.keys() == theirs.keys()
     for step, line in theirs.items():
         assert mine[step].get("budget/forgotten") == line.get("budget/forgotten")
@@ -270,28 +272,31 @@ def test_the_ranks_and_the_stage_change_nothing_but_rounding(
             assert mine[step][figure] == pytest.approx(line[figure], rel=2e-3, abs=1e-5), (step, figure)
 
 
+@starts_groups
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", [name for name in ADAPTIVE if name.endswith("-again")])
-def test_a_training_that_is_resumed_ends_with_the_same_weights(
-    runs: dict[tuple[str, int], Run], name: str, world: int
-) -> None:
-    again, reference = runs[name, world], runs[name.removesuffix("-again"), world]
-    steps = [line["step"] for line in again.figures]
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if BREAK in TRAININGS[name]])
+def test_a_training_that_is_broken_off_goes_on_from_its_checkpoint(runs: dict[str, Run], name: str) -> None:
+    steps = [line["step"] for line in runs[name].figures]
     assert steps.count(4) == 2, "it was broken off at step 4"
     # What is recorded on the way back holds no step, so only the probe of that step is there twice.
-    first, second = (line for line in again.figures if line["step"] == 4)
+    first, second = (line for line in runs[name].figures if line["step"] == 4)
     assert second.items() <= first.items()
-    resumed = [line for line in again.figures if line["step"] > 4]
-    assert resumed == [line for line in reference.figures if line["step"] > 4]
-    assert again.weights.keys() == reference.weights.keys()
-    assert all(torch.equal(again.weights[key], reference.weights[key]) for key in reference.weights)
 
 
+@starts_groups
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-def test_without_it_nothing_is_probed_and_all_steps_are_made(runs: dict[tuple[str, int], Run], world: int) -> None:
-    run = runs["flags-off", world]
-    assert run.hotfix.steps == SHORT["steps"]
-    assert [line["step"] for line in run.figures] == [5, 10, 15, 16]
+def test_a_training_that_is_resumed_ends_with_the_same_weights(runs: dict[str, Run]) -> None:
+    again, straight = runs["faces-again"], runs["faces"]
+    after = [[line for line in run.figures if line["step"] > 4] for run in (again, straight)]
+    assert after[0] == after[1]
+    assert again.weights.keys() == straight.weights.keys()
+    assert all(torch.equal(again.weights[key], straight.weights[key]) for key in straight.weights)
+
+
+@starts_groups
+@pytest.mark.slow
+def test_without_it_nothing_is_probed_and_all_steps_are_made(runs: dict[str, Run]) -> None:
+    run = runs["flags-off"]
+    assert run.hotfix.steps == 6
+    assert [line["step"] for line in run.figures] == [5, 6]
     assert run.probes == []

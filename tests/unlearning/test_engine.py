@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expunge.settings import OFFLOAD_STAGES, TrainingSettings
 from tests.unlearning.engine_cases import CASES, COMMITTED, ELASTIC, STAGES, STEPS, VARIANTS, Record, reference
-from tests.unlearning.groups import run_group
+from tests.unlearning.groups import run_group, starts_groups
 
 WORLDS = (1, 2)
 
@@ -31,6 +31,8 @@ OFFLOAD = [name for name, variant in VARIANTS.items() if variant.offload]
 
 Runs = dict[int, list[dict[str, Any]]]
 Property = Callable[[str, object], None]
+
+pytestmark = starts_groups
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from expunge.unlearning.adapter import LORA_FILE, apply
-from tests.unlearning.groups import run_group
+from tests.unlearning.groups import run_group, starts_groups
 from tests.unlearning.training_cases import COMMITTED, JOBS, REQUESTS, STEPS, VARIANTS, load, reference
 
 WORLDS = (1, 2)
@@ -30,7 +30,7 @@ Runs = dict[int, list[dict[str, Any]]]
 Property = Callable[[str, object], None]
 Expected = dict[str, tuple[dict[str, Tensor], list[dict[str, Any]]]]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, starts_groups]
 
 
 @pytest.fixture(scope="module")
