@@ -12,6 +12,8 @@ Resolution = tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge
 
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """The pattern of the names of models, requests and batches."""
+IDENTIFIER_RULE = "use letters, digits, dot, dash and underscore, at most 63, and a letter or digit first"
+"""IDENTIFIER in words, as a hint."""
 
 
 class Section(BaseModel):

@@ -18,7 +18,7 @@ from expunge.files import file_digest, write_atomically
 from expunge.preparation.prepare import prepare
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion as champion_of
-from expunge.registry.versions import download, promote, register
+from expunge.registry.versions import download, promote
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.home import remember
 from expunge.requests.store import MAX_STARTS, RequestStore
@@ -29,7 +29,6 @@ from expunge.settings import Settings, load_settings
 from expunge.types import (
     Evidence,
     Hotfix,
-    Ledger,
     ModelVersion,
     PreparedJob,
     RemovalBatch,
@@ -39,6 +38,7 @@ from expunge.types import (
 )
 from expunge.unlearning import train as train_module
 from expunge.unlearning.train import train
+from tests.batch.versions import registered
 from tests.runs.conftest import make_job
 
 Ask = Callable[..., RemovalRequest]
@@ -93,18 +93,7 @@ def tonight(store: RequestStore, settings: Settings, tracker: Tracker, ask: Ask)
 
 
 def promoted(job: UnlearnJob, evidence: Evidence, tracker: Tracker, folder: Path) -> ModelVersion:
-    folder.mkdir(exist_ok=True)
-    (folder / "weights.safetensors").write_bytes(b"weights")
-    version = register(
-        tracker,
-        job=job,
-        hotfix=Hotfix(job=job.id, kind="full", path=folder, steps=1, digest="0"),
-        evidence=evidence,
-        run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
-        batch_id=job.batch,
-        ledger=Ledger(model=job.model, version=None, requests=tuple(r.id for r in job.requests)),
-    )
-    return promote(tracker, version)
+    return promote(tracker, registered(job, evidence, tracker, folder))
 
 
 def test_a_job_whose_champion_changed_ends_before_it_trains_and_costs_no_attempt(

@@ -9,11 +9,12 @@ from expunge.batch.plan import plan_night
 from expunge.batch.registering import promote_version
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion as champion_of
-from expunge.registry.versions import promote, register
+from expunge.registry.versions import promote
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings
-from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
+from expunge.types import Evidence, ModelVersion, RemovalRequest, RequestState, UnlearnJob
+from tests.batch.versions import registered
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]
@@ -22,20 +23,6 @@ Judge = Callable[..., Evidence]
 @pytest.fixture
 def tracker(settings: Settings) -> Tracker:
     return Tracker(settings.tracking)
-
-
-def registered(job: UnlearnJob, evidence: Evidence, tracker: Tracker, folder: Path) -> ModelVersion:
-    folder.mkdir(exist_ok=True)
-    (folder / "weights.safetensors").write_bytes(b"weights")
-    return register(
-        tracker,
-        job=job,
-        hotfix=Hotfix(job=job.id, kind="full", path=folder, steps=1, digest="0"),
-        evidence=evidence,
-        run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
-        batch_id=job.batch,
-        ledger=Ledger(model=job.model, version=None, requests=("req-a",)),
-    )
 
 
 def evaluated(job: UnlearnJob, evidence: Evidence, version: ModelVersion, settings: Settings) -> JobFolder:

@@ -75,13 +75,20 @@ def night(
         lost = partial(_lost, store, settings, model)
         batches = batches_to_run(store, batch, model, settings.night_limit, lost=lost)
         if not _run(batches, settings, wait, as_json):
-            print_json({"batch": None}) if as_json else typer.echo(nothing_to_do(store, model))
+            _print_nothing(nothing_to_do(store, model), as_json)
         return
     file = _take_in(requests, settings, store)
     batches = batches_to_run(store, batch, model, settings.night_limit, only=file.ids)
     if not _run(batches, settings, wait, as_json):
-        print_json({"batch": None}) if as_json else typer.echo("nothing to do: no request of the file waits")
+        _print_nothing("nothing to do: no request of the file waits", as_json)
     file.check()
+
+
+def _print_nothing(why: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"batch": None})
+    else:
+        typer.echo(why)
 
 
 def _run(batches: "Iterator[tuple[RemovalBatch, bool]]", settings: "Settings", wait: bool, as_json: bool) -> bool:

@@ -10,7 +10,7 @@ from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.intake import Check
 from expunge.requests.lines import LineResult, accept_jsonl
-from expunge.requests.locations import SCHEMES, is_url
+from expunge.requests.locations import is_url, scheme_of
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
 
@@ -75,11 +75,8 @@ def check_name(name: str) -> None:
     """
     if not is_url(name):
         return
-    scheme, _, rest = name.partition("://")
-    scheme, server = scheme.lower(), rest.partition("/")[0]
-    if scheme not in SCHEMES:
-        known = ", ".join(sorted(SCHEMES))
-        raise InputError(f"requests: {scheme}:// cannot be read", hint=f"give a path, or a URL of {known}")
+    scheme, rest = scheme_of(name, field="requests"), name.partition("://")[2]
+    server = rest.partition("/")[0]
     # On Azure an @ stands between the container and the account.
     credentials = "@" in server and (":" in server or scheme not in AZURE)
     if scheme != "file" and (credentials or "?" in rest or "#" in rest):

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError
+from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, first_line
 from expunge.files import make_private
 from expunge.requests.locks import writers
 
@@ -94,7 +94,7 @@ class Database:
         try:
             yield
         except IntegrityError as error:  # PostgreSQL appends the whole row, with its prompt and reason
-            raise IntegrityError(error.statement, None, _first_line(error.orig)) from None
+            raise IntegrityError(error.statement, None, Exception(first_line(error.orig or error))) from None
         except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
             raise InputError("what was asked for is not text", hint="write ids and names in UTF-8") from None
         except ValidationError:  # its text would quote a request
@@ -215,10 +215,6 @@ def _known(error: DatabaseError, name: str, url: URL) -> ExpungeError | None:
             f"database {name} does not answer ({reason})", hint="check EXPUNGE_DATABASE_URL and that it runs"
         )
     return None
-
-
-def _first_line(error: BaseException | None) -> Exception:
-    return Exception(next(iter(str(error).splitlines()), ""))
 
 
 def _version(connection: Connection) -> str | None:

@@ -64,6 +64,15 @@ def spellings(location: Location) -> tuple[str, ...]:
     return text, plain, repr(plain)
 
 
+def scheme_of(url: str, *, field: str) -> str:
+    """Return the URL's scheme in lower case. Raises InputError if nothing is read by it."""
+    scheme = url.partition("://")[0]
+    if scheme.lower() not in SCHEMES:
+        known = ", ".join(sorted(SCHEMES))
+        raise InputError(f"{field}: {scheme}:// cannot be read", hint=f"give a path, or a URL of {known}")
+    return scheme.lower()
+
+
 def read_location(location: Location, *, field: str, max_bytes: int) -> bytes:
     """Return the content of a file of at most `max_bytes`. Raises InputError naming field, location and hint."""
     if isinstance(location, Path):
@@ -71,10 +80,7 @@ def read_location(location: Location, *, field: str, max_bytes: int) -> bytes:
     scheme, _, rest = location.partition("://")
     if scheme.lower() == "file":
         return read_file(Path(rest), field=field, max_bytes=max_bytes)
-    if scheme.lower() not in SCHEMES:
-        known = ", ".join(sorted(SCHEMES))
-        raise InputError(f"{field}: {scheme}:// cannot be read", hint=f"give a path, or a URL of {known}")
-    data = _read_url(location, scheme.lower(), field, max_bytes)
+    data = _read_url(location, scheme_of(location, field=field), field, max_bytes)
     if len(data) > max_bytes:
         hint = "send a smaller copy or raise EXPUNGE_MAX_BYTES"
         raise InputError(f"{field}: {location} is over the limit of {max_bytes:,} bytes", hint=hint)

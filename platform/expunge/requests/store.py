@@ -14,7 +14,7 @@ from expunge.requests.home import recall, remember
 from expunge.requests.queries import Backlog
 from expunge.requests.records import BatchRecord, RequestRecord
 from expunge.requests.tables import batches, identity, requests
-from expunge.settings import Settings
+from expunge.settings import IDENTIFIER_RULE, Settings
 from expunge.types import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
 Records = list[RequestRecord]
@@ -159,7 +159,7 @@ class RequestStore:
         that is not an identifier.
         """
         if batch_id is not None:
-            _check(_IDENTIFIER, batch_id, "batch id", "use letters, digits, dot, dash and underscore, at most 63")
+            _check(_IDENTIFIER, batch_id, "batch id", IDENTIFIER_RULE)
         try:
             with self.database.write() as connection:
                 return changes.drain(connection, batch_id, models, limit, skip, only)

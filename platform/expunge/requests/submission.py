@@ -20,7 +20,7 @@ from pydantic import (
 from expunge.errors import InputError
 from expunge.requests.box import Box, one_or_more
 from expunge.requests.locations import Picture
-from expunge.settings import IDENTIFIER
+from expunge.settings import IDENTIFIER, IDENTIFIER_RULE
 from expunge.types import EXTERNAL_ID, TEXT, ExternalId, Identifier, Text
 from expunge.validation import Problem, input_error
 
@@ -33,7 +33,7 @@ _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 _WORDS = {
     "model_type": 'give an object: {"editor": "blend"}',
-    IDENTIFIER: "use letters, digits, dot, dash and underscore, at most 63, and a letter or digit first",
+    IDENTIFIER: IDENTIFIER_RULE,
     EXTERNAL_ID: "it holds a control character: leave it out",
     TEXT: "it holds a control character: leave it out",
 }

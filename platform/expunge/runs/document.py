@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from expunge.errors import StorageError
 from expunge.files import write_atomically
 from expunge.logs import get_logger
+from expunge.runs.formats import read_file
 
 Content = TypeVar("Content", bound=BaseModel)
 NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError)
@@ -35,14 +36,13 @@ class Document(Generic[Content]):
 
         A document may refer to things elsewhere: `valid` says whether they are there. Reading changes nothing.
         """
-        try:
-            found = self.parse(self.path.read_bytes())
-        except (FileNotFoundError, *NOT_UNDERSTOOD):
+        data = read_file(self.path)
+        if data is None:
             return None
-        except OSError as error:
-            raise StorageError(
-                f"{self.path} cannot be read ({error.strerror})", hint="check the disk, then repeat"
-            ) from None
+        try:
+            found = self.parse(data)
+        except NOT_UNDERSTOOD:
+            return None
         return found if valid is None or valid(found) else None
 
     def expect(self) -> Content:

@@ -28,21 +28,30 @@ FILE = "format.json"
 def check_format(night: Path) -> None:
     """Raise StorageError if a night's folder has a newer format, or its format cannot be read."""
     path = night / FILE
-    try:
-        found = int(json.loads(path.read_bytes())["format"])
-    except FileNotFoundError:
+    data = read_file(path)
+    if data is None:
         return
+    try:
+        found = int(json.loads(data)["format"])
     except (ValueError, KeyError, TypeError):
         raise StorageError(
             f"{path} is damaged", hint="delete it if no release of expunge newer than this one has run the batch"
         ) from None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read ({error.strerror})", hint="check the disk, then repeat") from None
     if found > FORMAT:
         raise StorageError(
             f"{night} was written in format {found}, and this release reads formats up to {FORMAT}",
             hint="upgrade expunge here to the release that has run the batch",
         )
+
+
+def read_file(path: Path) -> bytes | None:
+    """Return the content of a night's file, or None if there is none. Raises StorageError if the disk fails."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror})", hint="check the disk, then repeat") from None
 
 
 def mark_format(night: Path) -> None:

@@ -74,10 +74,10 @@ class NightFolder:
 
         Raises LostError, which names the file, if one of those is missing or damaged.
         """
-        if not self.has_ended:
-            found = self._assemble(NightEnd(batch=self.id))
-            self.finish(found, found.outcomes)
-        return self.verdicts()
+        if self.has_ended:
+            return self.verdicts()
+        found = self._assemble(NightEnd(batch=self.id))
+        return self.finish(found, found.outcomes)
 
     def advance(self) -> int:
         """Return how far the batch has got: a number that grows with its plan, each stage of a job, and each step."""

@@ -5,7 +5,7 @@ Precedence: `EXPUNGE_*` variables (nested by `__`, e.g. `EXPUNGE_GATE__MIN_PSNR=
 """
 
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
-from expunge.section import IDENTIFIER, Fraction, Resolution, Section
+from expunge.section import IDENTIFIER, IDENTIFIER_RULE, Fraction, Resolution, Section
 from expunge.settings.assembled import Settings
 from expunge.settings.load import load_settings
 from expunge.settings.models import ModelSettings
@@ -21,6 +21,7 @@ from expunge.unlearning.settings import (
 
 __all__ = [
     "IDENTIFIER",
+    "IDENTIFIER_RULE",
     "OFFLOAD_STAGES",
     "URL_OPTIONS",
     "ClusterSettings",

@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from expunge.errors import InputError
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
-from expunge.section import IDENTIFIER
+from expunge.section import IDENTIFIER, IDENTIFIER_RULE
 from expunge.settings.models import ModelSettings
 from expunge.sources import NESTED, PREFIX, as_written, check_url, expanded, from_json, is_optional, read_config
 from expunge.testbed.settings import MODELS
@@ -114,8 +114,7 @@ class Settings(BaseSettings):
         """Requests, registered models and folders are named after it."""
         for name in models:
             if not re.fullmatch(IDENTIFIER, name):
-                rule = "use letters, digits, dot, dash and underscore, at most 63, and a letter or digit first"
-                raise ValueError(f"{name[:70]!r} cannot be a model's name: {rule}")
+                raise ValueError(f"{name[:70]!r} cannot be a model's name: {IDENTIFIER_RULE}")
         return models
 
     @classmethod
