@@ -18,6 +18,7 @@ from expunge.types import (
     RequestEvidence,
     UnlearnJob,
 )
+from tests.batch.conftest import without_ray as without_ray
 from tests.cli.conftest import command as command
 
 Evaluated = Callable[[JobFolder, bool], None]

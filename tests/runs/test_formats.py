@@ -15,10 +15,8 @@ from expunge.requests.store import open_store
 from expunge.runs import formats
 from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
-from expunge.runs.outcomes import JobOutcome, NightPlan
 from expunge.settings import Settings, load_settings
 from expunge.types import RequestState
-from expunge.unlearning import train
 from tests.cli.conftest import Command
 
 RELEASED = Path(__file__).parents[1] / "data" / "format-1" / "home"
@@ -79,32 +77,8 @@ def test_the_end_of_a_job_is_read_from_what_its_release_left(settings: Settings)
     assert folder_of(settings, FINISHED).job(ended.job.id).outcome == ended
 
 
-class NotAgain:
-    """Stands where a stage would be run."""
-
-    def __call__(self, *arguments: object, **options: object) -> None:
-        pytest.fail("a finished stage is repeated")
-
-    remote = __call__
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are run in this process, and none of the stages before the registration may be."""
-    for place, name in ((job, "_prepare"), (job, "_evaluate"), (train, "_trainer")):
-        monkeypatch.setattr(place, name, NotAgain())
-
-    def run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tuple[JobOutcome, ...]:
-        for each in planned.jobs:
-            job.walk_job(folder.job(each.id), remember(settings).id)
-        outcomes = [folder.job(each.id).outcome for each in planned.jobs]
-        return tuple(outcome for outcome in outcomes if outcome)
-
-    monkeypatch.setattr(driver, "_run_jobs", run_jobs)
-
-
 @pytest.mark.parametrize("lost", [None, "job.json"])
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("without_ray")
 def test_an_open_batch_goes_on_where_its_release_left_it(settings: Settings, lost: str | None) -> None:
     [folder] = [JobFolder(path) for path in folder_of(settings, OPEN).path.glob("*/")]
     evidence = folder.evidence.read()
@@ -126,7 +100,7 @@ def test_an_open_batch_goes_on_where_its_release_left_it(settings: Settings, los
 
 
 @pytest.mark.parametrize("text", [None, "", '{"batch": "op'])
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("without_ray")
 def test_a_promoted_job_whose_copy_is_lost_is_not_done_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:

@@ -1,6 +1,7 @@
 """Start a Ray on this machine for as long as it is needed: only this user can reach it, and nothing of it remains."""
 
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -16,6 +17,21 @@ import psutil
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 300
+# Every port that Ray listens on. Those that it would choose by itself are of the kind that any connection on this
+# machine may take meanwhile; then the agent cannot listen, and the whole node ends.
+PORT_OPTIONS = (
+    "port",
+    "dashboard-port",
+    "ray-client-server-port",
+    "metrics-export-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "object-manager-port",
+    "node-manager-port",
+)
+PORTS = range(10000, 20000)
+"""Below the workers' ports, and below those that Linux hands out to connections."""
 PREFIX = "expunge-ray-"
 
 
@@ -39,12 +55,9 @@ def local_ray(environment: dict[str, str]) -> Iterator[str]:
     Ray makes its folders writable for everybody, and code in them runs with our key and token, so they are put into a
     folder that only this user can enter.
     """
-    port, dashboard, client, agent, metrics = free_ports(5)
-    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--metrics-export-port={metrics}"]
-    command += [f"--ray-client-server-port={client}", "--disable-usage-stats", "--num-gpus=0"]
-    # A second Ray on this host would find the default port taken, and then accept no job.
-    command += [f"--dashboard-agent-listen-port={agent}"]
+    ports = dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True))
+    command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={port}" for name, port in ports.items())]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--num-gpus=0"]
     # Enough for two jobs of two workers: while one waits for its imports, the other computes.
     command += [f"--num-cpus={max(4, os.cpu_count() or 1)}", "--min-worker-port=20000", "--max-worker-port=29999"]
     sweep()
@@ -55,8 +68,10 @@ def local_ray(environment: dict[str, str]) -> Iterator[str]:
         ray = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         (Path(folder) / "pids").write_text(f"{os.getpid()} {ray.pid}")
         try:
-            wait_for(dashboard, ray)
-            yield f"http://127.0.0.1:{dashboard}"
+            # The job server first, and then the agent without which it accepts no job.
+            for name in ("dashboard-port", "dashboard-agent-listen-port"):
+                wait_for(ports[name], ray)
+            yield f"http://127.0.0.1:{ports['dashboard-port']}"
         finally:
             stop(psutil.Process(ray.pid))
 
@@ -94,7 +109,7 @@ def stop(head: psutil.Process) -> None:
 
 
 def wait_for(port: int, ray: subprocess.Popen[bytes]) -> None:
-    """Wait until the dashboard accepts connections. Raises SystemExit if Ray ends first, or takes START_TIMEOUT_S."""
+    """Wait until Ray accepts connections at a port. Raises SystemExit if Ray ends first, or takes START_TIMEOUT_S."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and ray.poll() is None:
         with socket.socket() as probe:
@@ -106,8 +121,10 @@ def wait_for(port: int, ray: subprocess.Popen[bytes]) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Return different ports of the loopback interface that are free at the moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise SystemExit(f"error: no {count} ports from {PORTS.start} to {PORTS.stop - 1} are free on this machine")

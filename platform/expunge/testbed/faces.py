@@ -1,5 +1,6 @@
 """`faces`: a small pixel-space DDPM of the 100 real faces that scikit-image ships."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -37,11 +38,15 @@ def build() -> UNet2DModel:
     )
 
 
-def run(out: Path, work: Path, steps: int | None = None, seed: int = 0) -> None:
-    """Train and save the pipeline to `out`; `work` keeps the checkpoint that a killed run resumes from."""
+def run(out: Path, work: Path, steps: int | None = None, seed: int = 0, without: Collection[int] = ()) -> None:
+    """Train and save the pipeline to `out`; `work` keeps the checkpoint that a killed run resumes from.
+
+    without: faces (0 to 99) that the model shall not know. Such a model is what a perfect removal of them would leave.
+    """
     torch.manual_seed(seed)
     recipe = Recipe(steps=steps or RECIPE.steps, seed=seed)
-    unet, scheduler, data = build(), DDPMScheduler(num_train_timesteps=1000), images()
+    unet, scheduler = build(), DDPMScheduler(num_train_timesteps=1000)
+    data = images()[[face for face in range(100) if face not in without]]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(data), (BATCH,), generator=generator)
@@ -55,5 +60,6 @@ def run(out: Path, work: Path, steps: int | None = None, seed: int = 0) -> None:
             unet(scheduler.add_noise(x_0, noise, cast(torch.IntTensor, t)), t).sample, noise
         )
 
-    train(unet, loss, recipe, work / "faces.pt", "faces")
+    name = "-".join(["faces", *map(str, sorted(without))])
+    train(unet, loss, recipe, work / f"{name}.pt", name)
     DDPMPipeline(unet.half(), scheduler).save_pretrained(out, safe_serialization=True)
