@@ -11,7 +11,7 @@ from expunge.runs.document import Document, LostError
 from expunge.runs.failures import GivenUp
 from expunge.runs.outcomes import JobEnd, JobOutcome
 from expunge.runs.progress import Progress
-from expunge.types import Evidence, Hotfix, ModelVersion, PreparedJob, UnlearnJob, Value
+from expunge.types import Baseline, Evidence, Hotfix, ModelVersion, PreparedJob, UnlearnJob, Value
 
 
 class GradientMode(Value):
@@ -38,6 +38,10 @@ class JobFolder:
     @property
     def prepared(self) -> Document[PreparedJob]:
         return Document(self.path / "prepared.json", formats.read_prepared)
+
+    @property
+    def baseline(self) -> Document[Baseline]:
+        return Document(self.path / "baseline.json", Baseline.model_validate_json)
 
     @property
     def mode(self) -> Document[GradientMode]:
