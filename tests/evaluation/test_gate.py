@@ -36,7 +36,7 @@ def test_one_rule_that_fails_is_enough(rules: list[Rule], name: str) -> None:
 def test_the_sentence_names_figure_threshold_and_worst_condition() -> None:
     _, why = verdict_of([reproduction(0.92)])
     assert why == (
-        "Reproduction is 0.92, and at most 0.6 is allowed, in the condition mirrored, empty prompt: "
+        "Reproduction is 0.92 in the worst condition (mirrored, empty prompt); at most 0.6 is allowed. "
         "The base model's excess is compared with what is left of it."
     )
 
@@ -52,7 +52,7 @@ def test_all_that_failed_is_named_the_worst_first() -> None:
 def test_what_was_not_measured_never_passes_and_comes_first(bound: float) -> None:
     verdict, why = verdict_of([reproduction(5.0), rule("alike", 0.1, bound, "at most", 0.5, why="Outputs differ.")])
     assert verdict == "failed"
-    assert why.startswith("Alike was not measured, and at most 0.5 is allowed")
+    assert why.startswith("Alike was not measured; at most 0.5 is allowed.")
 
 
 def test_no_rules_prove_nothing() -> None:

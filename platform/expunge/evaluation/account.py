@@ -33,14 +33,15 @@ def extent(request: RequestEvidence) -> str:
     held = {c.picture for c in conditions if c.held_out}
     kept = f", {len(held)} of them kept out of training" if held else ""
     informative, drawn = sum(c.informative for c in conditions), sum(c.after is not None for c in conditions)
+    reproduced = f"in {informative} of them; the others decide nothing" if informative else "in none of them"
     undrawn = len(conditions) - drawn
-    rest = f"; {undrawn} were not drawn on the hotfix" if undrawn and drawn else ""
+    rest = f". The verdict was decided before the hotfix was drawn in {undrawn} of them" if undrawn and drawn else ""
     return (
         f"{_count(len(pictures), 'picture')}{kept}, in {_count(len(_views(conditions)), 'view')} under "
         f"{_count(len({c.prompt for c in conditions}), 'prompt')}, compared by "
         f"{_count(len({c.encoder for c in conditions}), 'encoder')}: "
         f"{_count(len(conditions), 'condition')} of {_span([c.draws for c in conditions])} draws each. "
-        f"The base model reproduces the target in {informative} of them; the others decide nothing{rest}."
+        f"The base model reproduces the target {reproduced}{rest}."
     )
 
 
@@ -50,10 +51,11 @@ def _tested(basis: Basis) -> Iterable[str]:
     if basis.generation_samples:
         yield f"Whether free generation shows the target: {_count(basis.generation_samples, 'sample')} per prompt."
     if basis.integrity_samples:
+        samples = _count(basis.integrity_samples, "sample")
         prompts = f", under {_count(basis.integrity_prompts, 'prompt')} that training did not hold"
         yield (
-            f"Whether other outputs stayed as they were: {_count(basis.integrity_samples, 'sample')} from the same noise "
-            f"before and after{prompts if basis.integrity_prompts else ''}."
+            f"Whether other outputs stayed as they were: {samples} from the same noise before and after"
+            f"{prompts if basis.integrity_prompts else ''}."
         )
 
 

@@ -22,7 +22,7 @@ def verdict_of(rules: Sequence[Rule]) -> tuple[Verdict, str]:
     """
     failed = [rule for rule in by_severity(rules) if not rule.passed]
     if failed:
-        return "failed", " ".join(f"{capitalised(compared(rule))}: {sentence(rule.why)}" for rule in failed)
+        return "failed", " ".join(f"{sentence(compared(rule))} {sentence(rule.why)}" for rule in failed)
     if not rules:
         return "failed", "Nothing was measured, and what was not measured does not pass."
     figures = ", ".join(
@@ -39,10 +39,9 @@ def by_severity(rules: Iterable[Rule]) -> list[Rule]:
 def compared(rule: Rule) -> str:
     """Return in words how the rule's bound stands to its threshold, and in which condition it came out worst."""
     allowed = "is allowed" if rule.relation == "at most" else "is required"
-    where = f", in the condition {rule.condition}" if rule.condition else ""
-    if rule.bound is None:
-        return f"{rule.name} was not measured, and {rule.relation} {digits(rule.threshold)} {allowed}{where}"
-    return f"{rule.name} is {digits(rule.bound)}, and {rule.relation} {digits(rule.threshold)} {allowed}{where}"
+    found = "was not measured" if rule.bound is None else f"is {digits(rule.bound)}"
+    where = f" in the worst condition ({rule.condition})" if rule.condition else ""
+    return f"{rule.name} {found}{where}; {rule.relation} {digits(rule.threshold)} {allowed}"
 
 
 def loosened(gate: GateSettings, evaluation: EvaluationSettings) -> tuple[str, ...]:
@@ -115,15 +114,10 @@ def digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def capitalised(text: str) -> str:
-    """Return `text` with its first letter as at the beginning of a sentence."""
-    return f"{text[:1].upper()}{text[1:]}"
-
-
 def sentence(text: str) -> str:
     """Return `text` as a sentence: with a capital, and a full stop where it has no end of its own."""
-    text = capitalised(text.strip())
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def _excess(rule: Rule) -> float:

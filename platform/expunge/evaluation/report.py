@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from expunge.evaluation.account import account, extent
-from expunge.evaluation.gate import REPRODUCTION, by_severity, capitalised, compared, digits
+from expunge.evaluation.gate import REPRODUCTION, by_severity, compared, digits, sentence
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
 from expunge.types import (
@@ -161,7 +161,8 @@ def _template() -> "Template":
     environment.filters["png"] = lambda data: _data_uri(data, "image/png")
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
     environment.filters["digits"] = digits
-    environment.filters["in_words"] = lambda rule: f"{capitalised(compared(rule))}."
+    environment.filters["sentence"] = sentence
+    environment.filters["in_words"] = lambda rule: sentence(compared(rule))
     environment.globals["levels_chart"] = levels_chart
     environment.globals["account"] = account
     return environment.get_template("report.html.j2")
