@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from expunge.evaluation.account import account, extent
-from expunge.evaluation.gate import REPRODUCTION, by_severity, compared, digits, sentence
+from expunge.evaluation.gate import REPRODUCTION, compared, decisive, digits, sentence
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
 from expunge.types import (
@@ -67,8 +67,8 @@ class Row:
 
     @property
     def decisive(self) -> Rule | None:
-        """The rule that failed worst or, if all hold, the one that is nearest to its threshold."""
-        return next(iter(by_severity(self.evidence.rules)), None)
+        """The rule that decided; None where there are none."""
+        return decisive(self.evidence.rules) if self.evidence.rules else None
 
     @property
     def extent(self) -> str:
