@@ -14,6 +14,10 @@ MODELS: dict[str, dict[str, object]] = {
             "the flag of Sweden",
             "the flag of Kenya",
         ),
+        "evaluation_prompts": tuple(
+            f"the flag of {country}"
+            for country in ("France", "India", "Mexico", "Norway", "Ghana", "Chile", "Greece", "Nepal", "Cuba", "Qatar")
+        ),
         "guidance": 2.0,
         "prompt_tokens": 1,
         # Chosen on two sets of 16 requests each (README of `unlearning`).
