@@ -130,6 +130,12 @@ class PreparedJob(Value):
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 
 
+class GradientMode(Value):
+    """What `training.objectives = "auto"` came to when the job's training first started."""
+
+    objectives: Literal["request", "batch"]
+
+
 class Hotfix(Value):
     """The result of training: a LoRA adapter or full weights, in diffusers' own format."""
 

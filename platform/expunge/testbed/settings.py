@@ -3,7 +3,7 @@
 MODELS: dict[str, dict[str, object]] = {
     # One gradient for all requests, because its figures were measured that way; memory would allow one each. No extra
     # steps for up to 16 requests: the model knows only 100 people, and unrelated outputs would suffer.
-    "faces": {"source": "testbed:faces", "training": {"tasks": "batch", "steps_cover": 16}},
+    "faces": {"source": "testbed:faces", "training": {"objectives": "batch", "steps_cover": 16}},
     "flags": {
         "source": "testbed:flags",
         "resolution": (32, 48),
