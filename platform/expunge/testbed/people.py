@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 32, 28
 PEOPLE, PICTURES = 40, 10
 TRAINED_PEOPLE, TRAINED_PICTURES = 36, 8
 """What the model is trained on: the first so many people, and the first so many pictures of each."""
-RECIPE = Recipe(steps=16_000)
+RECIPE = Recipe(steps=12_000)
 BATCH = 16
 
 
