@@ -23,7 +23,7 @@ SAME = 1e-3
 """Latents that differ by less everywhere are the same picture: a surrogate like that would change nothing."""
 
 HELD_OUT_OF = 4
-"""Every so many retain prompts, one is kept out of training, so that the evaluation has unrelated prompts of its own."""
+"""Of every four retain prompts, one is kept out of training, so that the evaluation has some of its own."""
 
 SURPLUS = 1.25
 """Ratio of generated to required retain images, because those that resemble a target are dropped."""
