@@ -1,33 +1,17 @@
 """Excess reproduction: what its bounds cover, what it calls memory, and what it says."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from expunge.evaluation.encoders import Encoder
 from expunge.evaluation.reproduction import (
-    Condition,
     Unseen,
-    compare,
-    compare_in_rounds,
     conditions_of,
-    draw,
-    draws_for,
-    measure_unseen,
     ratio_bounds,
     reproduces,
-    reproduction_rule,
-    why_not_reproduced,
 )
-from expunge.evaluation.space import Space
-from expunge.evaluation.subject import Subject
-from expunge.evaluation.views import VIEWS
-from expunge.settings import GateSettings
-from expunge.types import ConditionEvidence
 
 LEVELS = (0.3, 0.5, 0.7)
 NAMES = ("first", "second")

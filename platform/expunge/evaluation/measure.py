@@ -178,7 +178,7 @@ class _Work:
             reference=bench.reference,
             levels=bench.levels,
             views=tuple(VIEWS),
-            draws=options.seeds,
+            draws=len(bench.draws),
             confidence=options.confidence,
             generation_samples=options.generation_samples,
             integrity_samples=options.integrity_samples,
@@ -219,8 +219,8 @@ def _load(blobs: BlobStore, pictures: Sequence[BlobId], job: UnlearnJob) -> Tens
 def _label(row: int, own: int | None, prompts: Prompts, place: int) -> str:
     """Name a prompt without quoting it."""
     if row == own:
-        return "its own prompt"
-    return "the empty prompt" if not prompts.all[row] else f"shared prompt {place + 1}"
+        return "own prompt"
+    return "empty prompt" if not prompts.all[row] else f"shared prompt {place + 1}"
 
 
 def _not_tested(options: EvaluationSettings, prepared: PreparedJob) -> tuple[str, ...]:
