@@ -108,13 +108,7 @@ def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Pa
             folder = home / f"{name}-{night}-{index}"
             hotfix = _train(job.model_copy(update={"training": training}), prepared, folder, champion)
             first = first or hotfix.path
-            evidence = measure(
-                JobFolder(folder),
-                blobs,
-                model=settings.model(name),
-                options=settings.evaluation,
-                gate=settings.gate_for(name),
-            )
+            evidence = measure(JobFolder(folder), settings, blobs)
             rows = len(load_job(blobs, prepared)[0].request)
             common = {"model": name, "night": night, "arm": arm, **_cost(folder, training, rows, hotfix)}
             yield from ({**common, **row} for row in _evidence(evidence))
@@ -156,8 +150,8 @@ def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -
     passes, before = 0, 0
     frozen = (training.forget_target == "recognition", training.retain_target == "distill")
     for line in lines:
-        tasks = int(line.get("surgery/tasks", 0))
-        samples = (max(training.forget_batch, tasks * training.workers), training.retain_batch)
+        objectives = int(line.get("surgery/objectives", 0))
+        samples = (max(training.forget_batch, objectives * training.workers), training.retain_batch)
         each = sum(count * (3 + extra) for count, extra in zip(samples, frozen, strict=True))
         passes += each * (line["step"] - before) + len(LEVELS) * rows * ("budget/probe_s" in line)
         before = line["step"]
