@@ -31,7 +31,9 @@ FIGURE = Measured(after=0.62, base=0.31, floor=0.17)
 def ended() -> Ended:
     """Leave a night `n1` with one job, whose evidence covers the requests it is given."""
 
-    def leave(*judged: RequestEvidence, promoted: bool = True, **options: object) -> Evidence:
+    def leave(
+        *judged: RequestEvidence, promoted: bool = True, trained: bool = True, loosened: tuple[str, ...] = ()
+    ) -> Evidence:
         settings = load_settings()
         store = open_store(settings)
         requests = tuple(
@@ -49,7 +51,11 @@ def ended() -> Ended:
             requests=requests,
             training=TrainingSettings(),
         )
-        evidence = made.evidence(job.id, *judged, **options) if judged[0].shift is None else old(job.id, *judged)
+        evidence = (
+            made.evidence(job.id, *judged, trained=trained, loosened=loosened)
+            if judged[0].shift is None
+            else old(job.id, *judged)
+        )
         folder = NightFolder(settings.runs / "n1")
         planned = folder.plan_once(lambda: NightPlan(batch="n1", jobs=(job,), refused={}))
         mine = folder.job(job.id)

@@ -105,10 +105,11 @@ WEAKER_AND_STRICTER: dict[str, tuple[Any, Any]] = {
 
 
 def with_setting(name: str, value: object) -> tuple[str, ...]:
-    gate = {name: value} if name in GateSettings.model_fields else {}
-    evaluation = {} if gate else {name: value}
-    # Without validation: an encoder need not be installed to be compared.
-    return loosened(GateSettings.model_construct(**gate), EvaluationSettings.model_construct(**evaluation))
+    gate, evaluation = GateSettings(), EvaluationSettings()
+    # Without validation: an encoder need not exist to be compared.
+    if name in GateSettings.model_fields:
+        return loosened(gate.model_copy(update={name: value}), evaluation)
+    return loosened(gate, evaluation.model_copy(update={name: value}))
 
 
 @pytest.mark.parametrize("name", [*GateSettings.model_fields, *EvaluationSettings.model_fields])

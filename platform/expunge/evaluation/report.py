@@ -93,7 +93,7 @@ def render_report(report: ReportBatch) -> bytes:
         _template()
         .render(
             batch=report.batch,
-            loosened=[(job.job.model, job.evidence.basis.loosened) for job in report.jobs if _is_loosened(job)],
+            loosened=[(job.job.model, named) for job in report.jobs if (named := _loosened(job.evidence))],
             protocols={job.evidence.protocol_version for job in report.jobs},
             jobs=[(job, [row for row in rows if row.job is job], _charts(job)) for job in report.jobs],
             rows=rows,
@@ -133,8 +133,8 @@ def _rows(job: ReportJob) -> list[Row]:
     return sorted(rows, key=lambda row: row.earlier)
 
 
-def _is_loosened(job: ReportJob) -> bool:
-    return job.evidence.basis is not None and bool(job.evidence.basis.loosened)
+def _loosened(evidence: Evidence) -> tuple[str, ...]:
+    return evidence.basis.loosened if evidence.basis else ()
 
 
 def _charts(job: ReportJob) -> list[tuple[str, str]]:
