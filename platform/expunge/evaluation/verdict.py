@@ -169,7 +169,7 @@ class Bench:
         return cls(
             base=base,
             space=space,
-            calibration=calibration or calibrate(space, before, unseen, other),
+            calibration=calibration or calibrate(space, None, unseen, other, source="the base model's own samples"),
             domain=Domain.of(space, torch.cat([before, other])),
             unseen=Unseen(facts["values"], levels),
             levels=levels,
