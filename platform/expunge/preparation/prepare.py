@@ -147,7 +147,8 @@ def _generate_retain(
     """Generate or load the retain images, cycling through `prompts`, which are the conditioning's first rows."""
     training = job.training
     if training.retain_folder:
-        pictures = load_folder(training.retain_folder, job.resolution, settings)
+        limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
+        pictures = load_folder(training.retain_folder, job.resolution, field="training.retain_folder", **limits)
         return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), len(prompts)))
     prompt = prompt_rows(round(SURPLUS * training.retain_size), len(prompts))
     latents = generate_latents(
