@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from expunge.evaluation.encoders import USAGE, check_encoder
 from expunge.section import Fraction, Section
@@ -52,6 +52,13 @@ class EvaluationSettings(Section):
     )
 
     _known = field_validator("encoders")(lambda names: tuple(check_encoder(name) for name in names))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_since_protocol_2(cls, given: object) -> object:
+        if isinstance(given, dict) and "encoder" in given:
+            raise ValueError("`encoder` is now `encoders`, a list: the worst of several decides; rename it")
+        return given
 
 
 class GateSettings(Section):
