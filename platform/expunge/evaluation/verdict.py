@@ -169,7 +169,7 @@ class Bench:
         return cls(
             base=base,
             space=space,
-            calibration=calibration or calibrate(space, before, unseen, other),
+            calibration=calibration or calibrate(space, None, unseen, other, source="the base model's own samples"),
             domain=Domain.of(space, torch.cat([before, other])),
             unseen=Unseen(facts["values"], levels),
             levels=levels,
@@ -193,10 +193,10 @@ class Bench:
     def free(self, subject: Subject, prompt: int) -> Tensor:
         """Sample a prompt freely: float32 [n, 3, h, w]. The base model's samples are kept."""
         if subject is not self.base:
-            return self._sample(subject, prompt)
+            return to_tensor(self._sample(subject, prompt).numpy())
         if prompt not in self._free:
             key = {**self.key, "what": "free", "prompt": prompt}
-            made = self.remember(key, lambda: {"samples": _bytes(self._sample(subject, prompt))})
+            made = self.remember(key, lambda: {"samples": self._sample(subject, prompt)})
             self._free[prompt] = to_tensor(made["samples"].numpy())
         return self._free[prompt]
 
@@ -210,7 +210,7 @@ class Bench:
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
         # Each prompt has its own noise; otherwise a model without prompts would repeat its samples.
         index = torch.arange(self.options.generation_samples) + self.salt * SALT + (prompt << 30)
-        return subject.generate(torch.full((len(index),), prompt), FREE + index)
+        return _bytes(subject.generate(torch.full((len(index),), prompt), FREE + index))
 
     def _examine(self, case: Case) -> Side:
         held_out = [place in case.held_out for place in range(len(case.pictures))]
@@ -301,7 +301,8 @@ def judge_integrity(
     Samples that show a target of `cases` are left out: they are meant to change.
     """
     index = torch.arange(len(bench.unrelated)) + bench.salt * SALT
-    after = fixed.generate(bench.unrelated, UNRELATED + index)
+    # Rounded as the base model's stored samples are: an unchanged model must give the very same pictures.
+    after = to_tensor(_bytes(fixed.generate(bench.unrelated, UNRELATED + index)).numpy())
     features, sides = bench.space.features(bench.before), [bench.examine(case) for case in cases]
     kept = torch.ones(len(after), dtype=torch.bool)
     for views in (views for side in sides for views in side.views):
