@@ -292,7 +292,7 @@ def test_a_url_whose_password_cannot_be_told_is_refused_unshown(
         ("EXPUNGE_MODELS__X", '{"source": "a/b", "source": "c/d"}', "the setting 'source' is given twice"),
         ("EXPUNGE_GATE__MIN_SSIM", "7", "setting gate.min_ssim: Input should be less than or equal to 1"),
         ("EXPUNGE_EVALUATION__LEVELS", "[]", "setting evaluation.levels: "),
-        ("EXPUNGE_EVALUATION__ENCODER", "resnet", "setting evaluation.encoder: "),
+        ("EXPUNGE_EVALUATION__ENCODERS", '["resnet"]', "setting evaluation.encoders: "),
         ("EXPUNGE_TRAINING__SEED", "-1", "setting training.seed: "),
         ("EXPUNGE_TRAINING__SEED", "1e30", "setting training.seed: "),
         ("EXPUNGE_MODELS", '{"x y": {"source": "testbed:faces"}}', "setting models: 'x y' cannot be a model's name"),
