@@ -142,7 +142,7 @@ def after_rounding(lab: Lab) -> tuple[Robustness, ...]:
     found: list[Robustness] = []
     for precision in PRECISIONS:
         with rounded(lab.subject.model.network, precision):
-            found += _judged(lab, f"weights rounded to {precision}", decides=True)
+            found += _judged(lab, f"rounding the weights to {precision}", decides=True)
     return tuple(found)
 
 
@@ -151,7 +151,7 @@ def at_other_scales(lab: Lab, base: State) -> tuple[Robustness, ...]:
     found: list[Robustness] = []
     for scale in SCALES:
         with mixed(lab.subject.model.network, base, scale):
-            found += _judged(lab, f"the hotfix applied at scale {scale:g}")
+            found += _judged(lab, f"applying the hotfix at scale {scale:g}")
     return tuple(found)
 
 
@@ -198,8 +198,8 @@ def after_search(lab: Lab, memory: Memory) -> tuple[Robustness, ...]:
     A search finds something even for a picture that the base model never knew; only what is beyond that is memory.
     """
     with mixed(lab.subject.model.network, memory.base, 0):
-        unseen = torch.stack([_search(lab, memory, one) for one in memory.controls]).mean(0)
-        base = [_search(lab, memory, one) for one in memory.known]
+        unseen = torch.stack([search_latent(lab, memory, one) for one in memory.controls]).mean(0)
+        base = [search_latent(lab, memory, one) for one in memory.known]
     found: list[Robustness] = []
     attack = f"a search of {SEARCH_ITERATIONS} steps for the initial latent that gives the target"
     for one, reached in zip(memory.known, base, strict=True):
@@ -207,7 +207,7 @@ def after_search(lab: Lab, memory: Memory) -> tuple[Robustness, ...]:
         if excess.max() < LEAST_EXCESS:
             found.append(_unknown(one.request, attack, "excess ratio"))
             continue
-        value = _ratio(_search(lab, memory, one) - unseen, excess)
+        value = _ratio(search_latent(lab, memory, one) - unseen, excess)
         found.append(
             Robustness(
                 request=one.request,
@@ -274,7 +274,7 @@ def _judged(lab: Lab, attack: str, *, decides: bool = False) -> list[Robustness]
                 value=value,
                 before=lab.before.get(request),
                 base=1.0,
-                why=f"After {attack}, {left} of the base model's excess reproduction is there; "
+                why=f"After {attack}, {left} of the base model's excess reproduction is left; "
                 f"{lab.max_excess:.0%} is allowed.",
             )
         )
@@ -308,7 +308,7 @@ def _look(lab: Lab, memory: Memory, one: Known) -> Tensor:
     return memory.space.similarity(memory.space.features(torch.cat(found)), _views(memory.space, one)).mean(0)
 
 
-def _search(lab: Lab, memory: Memory, one: Known) -> Tensor:
+def search_latent(lab: Lab, memory: Memory, one: Known) -> Tensor:
     """Return the highest similarity that a search for the initial latent reaches, float64 [E]."""
     subject = lab.subject
     model, count = subject.model, SEARCH_STARTS
