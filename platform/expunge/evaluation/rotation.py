@@ -70,8 +70,8 @@ def detection_time(share: float) -> str:
     if nights == 1:
         return "Every earlier removal is verified every night."
     return (
-        f"A rotating {share:.0%} of the earlier removals are verified every night: one that resurfaces is noticed "
-        f"within {nights} promotions"
+        f"Every night verifies a rotating {share:.0%} of the earlier removals: one that resurfaces is noticed within "
+        f"{nights} promotions, so at most {nights - 1} champions can carry it unnoticed."
     )
 
 
