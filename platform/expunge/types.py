@@ -188,6 +188,23 @@ class ConditionEvidence(Value):
     informative: bool = Field(description="the base model shows excess here; other conditions decide nothing")
 
 
+class Robustness(Value):
+    """What is left of one request's removal after something that people do to a model."""
+
+    request: str
+    attack: str = Field(description="what was done to the model, and how much of it")
+    decides: bool = Field(description="the request fails if this does; otherwise it is a warning")
+    passed: bool
+    figure: Literal["excess ratio", "steps until the excess is back"]
+    value: float | None = Field(description="None if it could not be measured, or if the excess did not come back")
+    before: float | None = Field(default=None, description="the same figure of the hotfix as delivered")
+    base: float | None = Field(default=None, description="the same figure of the base model")
+    control: float | None = Field(
+        default=None, description="the same figure of pictures that the model never knew; None if it is never reached"
+    )
+    why: str = Field(description="a sentence for a person: what was done, and what it means")
+
+
 class RequestEvidence(Value):
     """The evidence of one request.
 
@@ -258,6 +275,7 @@ class Evidence(Value):
     protocol_version: int = Field(default=1, description="evidence of release 0.1.0 does not state it, and has 1")
     requests: tuple[RequestEvidence, ...]
     integrity: IntegrityEvidence | None = Field(description="None if nothing was trained")
+    robustness: tuple[Robustness, ...] = ()
     basis: Basis | None = None
     pictures: dict[str, BlobId] = Field(
         default_factory=dict, description="sealed PNG grids: by request id, and 'unrelated'"
