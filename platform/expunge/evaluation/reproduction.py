@@ -289,7 +289,7 @@ def compare_in_rounds(
     for look in range(LOOKS):
         if not len(left):
             break
-        asked = [conditions[c] for c in left]
+        asked = [conditions[c] for c in left.tolist()]
         more = range(draws.start + look * len(draws), draws.stop + look * len(draws))
         if look:
             before = torch.cat([before, base(asked, more)], dim=1)
