@@ -6,8 +6,8 @@ truly unseen ones, each with the deviation between pictures; and how far the mad
 truth, with the standard error of that. Below makes the verdict stricter, above makes it laxer.
 
 - `people`: truly unseen are people 37 to 40, and new pictures of known people.
-- `faces`: there are no unseen pictures of the same set. Instead: the faces of `people`, cut and lit as its own are. They
-  come from another camera in another room, so they may lie below what unseen pictures of the same set would give.
+- `faces`: there are no unseen pictures of the same set. Instead: the faces of `people`, cut and lit as its own are.
+  They come from another camera and room, so they may lie below what unseen pictures of the same set would give.
 - `flags`: it was trained on every flag, so there is nothing to compare with.
 """
 
