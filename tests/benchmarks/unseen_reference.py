@@ -1,7 +1,7 @@
 """How near the pictures that the platform makes come to pictures that a model truly never saw.
 
-`python -m tests.benchmarks.unseen_reference faces|people [--pictures N] [--draws N] [--levels L ...]`, about a minute
-of one core. Prints the similarity with which the base model reproduces pictures that it was trained on, made ones and
+`python -m tests.benchmarks.unseen_reference faces|people [--strengths S ...] [--levels L ...]`, about a
+minute of one core. Prints the similarity with which the base model reproduces pictures that it was trained on, made ones and
 truly unseen ones, each with the deviation between pictures; and how far the made ones lie above (+) or below (-) the
 truth, with the standard error of that. Below makes the verdict stricter, above makes it laxer.
 
@@ -16,7 +16,7 @@ import argparse
 import torch
 from torch import Tensor
 
-from expunge.evaluation.reference import unseen_pictures
+from expunge.evaluation.reference import STRENGTH, warped
 from expunge.evaluation.reproduction import Condition, draw
 from expunge.evaluation.space import Space
 from expunge.evaluation.subject import ModelSubject
@@ -35,27 +35,29 @@ def main() -> None:
     parser.add_argument("testbed", choices=["faces", "people"])
     parser.add_argument("--pictures", type=int, default=24, help="of each kind")
     parser.add_argument("--draws", type=int, default=2, help="per picture and level")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[STRENGTH], help="of the warp")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6])
     args = parser.parse_args()
     known, unseen = {"faces": _faces, "people": _people}[args.testbed]()
     size = (known.shape[-2], known.shape[-1])
-    options = EvaluationSettings(unseen_pictures=args.pictures)
+    options = EvaluationSettings()
     model = load_model(load_settings().model(args.testbed), size)
     none = model.condition([""])
     subject = ModelSubject(model, none, none, guidance=1.0, steps=options.sampling_steps)
     samples = subject.generate(torch.zeros(SAMPLES, dtype=torch.long), torch.arange(SAMPLES) + SAMPLE_SEED)
     space = Space.around(options.encoders, samples)
-    made, words = unseen_pictures(samples, options, size, WARP_SEED)
-    print(f"{args.testbed}; made: {words}")
+    sources = samples[: args.pictures]
+    made = {f"warped by {strength:g}": warped(sources, WARP_SEED, strength) for strength in args.strengths}
     for level in args.levels:
         found = {
             name: _similarity(subject, space, _spread_out(pictures, args.pictures), level, args.draws)
-            for name, pictures in {"seen": known, "made": made, **unseen}.items()
+            for name, pictures in {"seen": known, **unseen, **made}.items()
         }
         for e, encoder in enumerate(space.names):
-            columns = [f"{name} {values[:, e].mean():.2f} ± {values[:, e].std():.2f}" for name, values in found.items()]
-            differences = [_difference(found["made"][:, e], found[name][:, e]) for name in unseen]
-            print(f"level {level:.1f}  {encoder}:", *columns, "made - unseen:", *differences, sep="  ", flush=True)
+            print(f"level {level:g}, {encoder}")
+            for name, values in found.items():
+                differences = [_difference(values[:, e], found[one][:, e], one) for one in unseen if name in made]
+                print(f"  {name:14} {values[:, e].mean():.2f} ± {values[:, e].std():.2f}", *differences, flush=True)
 
 
 def _similarity(subject: ModelSubject, space: Space, pictures: Tensor, level: float, draws: int) -> Tensor:
@@ -65,9 +67,9 @@ def _similarity(subject: ModelSubject, space: Space, pictures: Tensor, level: fl
     return draw(subject, space, pictures, conditions, [level], range(draws)).mean(1)
 
 
-def _difference(made: Tensor, unseen: Tensor) -> str:
+def _difference(made: Tensor, unseen: Tensor, name: str) -> str:
     error = (unseen.var() / len(unseen) + made.var() / len(made)).sqrt()
-    return f"{made.mean() - unseen.mean():+.2f} ± {error:.2f}"
+    return f"  {made.mean() - unseen.mean():+.2f} ± {error:.2f} to {name}"
 
 
 def _faces() -> tuple[Tensor, dict[str, Tensor]]:
