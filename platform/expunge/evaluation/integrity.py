@@ -213,7 +213,7 @@ def _distribution(
         rule(
             "distribution",
             test.p,
-            # Below the smallest p-value there is, a test could never fail, and proves nothing; 0 switches it off openly.
+            # With a threshold below the smallest p-value it could never fail, and proves nothing; 0 switches it off.
             test.p if gate.min_kid_p > SMALLEST_P or gate.min_kid_p == 0 else math.nan,
             "at least",
             gate.min_kid_p,
@@ -221,7 +221,7 @@ def _distribution(
                 f"Were nothing changed, samples of hotfix and base model would differ this much with p = {test.p:.3f} "
                 f"(KID, permutation test, most in {space.names[test.worst]}). "
                 + (
-                    f"With {n} samples it finds {found:.0%} of rearranged pictures among them with a probability of 80%."
+                    f"With {n} samples it finds {found:.0%} of rearranged pictures with a probability of 80%."
                     if found is not None
                     else f"With {n} samples it would not find it if all of them were rearranged pictures."
                 )
