@@ -76,8 +76,8 @@ def test_a_third_of_noise_fails_though_most_outputs_are_fine() -> None:
 
 @pytest.mark.parametrize("name", pictures_of)
 def test_the_false_alarm_rate_is_what_is_stated(name: str) -> None:
-    """At the stated rate of 3 % there are at most 3 among 24 pictures, in 99 of 100 cases."""
-    assert domain(name).false_alarms == pytest.approx(0.03, abs=0.01)
+    """At a rate of 3 % there are at most 3 among 24 pictures in 99 of 100 cases."""
+    assert 0 < domain(name).false_alarms < 0.035
     assert int(domain(name).implausible(new(name)).sum()) <= 3
 
 
@@ -86,7 +86,7 @@ def test_few_outputs_prove_nothing() -> None:
 
 
 def test_a_domain_needs_samples() -> None:
-    with pytest.raises(ValueError, match="at least 16"):
+    with pytest.raises(ValueError, match="at least 32"):
         Domain.of(domain("faces").space, new("faces")[:8])
 
 
