@@ -41,6 +41,16 @@ def caption(name: str) -> str:
     return f"the flag of {name}"
 
 
+def training_flags(data: Tensor, without: Collection[int] = ()) -> Tensor:
+    """Return the numbers of the flags that the transformer is trained on, int64 [K]: not `without`, nor their twins.
+
+    data: float32 [256, 3, 32, 48]. Some territories fly another country's flag, equal to the pixel.
+    """
+    known = without_these(len(data), without)
+    gone = data[sorted(without)]
+    return torch.tensor([i for i in known if not (data[i] == gone).flatten(1).all(1).any()])
+
+
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """Build a CLIP tokenizer whose vocabulary, learned from the captions, has one token for each of their words."""
     empty = CLIPTokenizer(model_max_length=PROMPT_TOKENS)
@@ -115,7 +125,7 @@ def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, w
     """
     torch.manual_seed(seed)
     data, names = images()
-    kept = _kept(data, without)
+    kept = training_flags(data, without)
     tokenizer = build_tokenizer([*map(caption, names), ANY_FLAG, ""])
     vae = build_vae()
     _train_vae(vae, data, work, seed, steps)
@@ -142,13 +152,6 @@ def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, w
     out = out or work / run_name("flags", without)
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
     return out
-
-
-def _kept(data: Tensor, without: Collection[int]) -> Tensor:
-    """Return the numbers of the flags to train on, int64 [K]."""
-    known = without_these(len(data), without)
-    gone = data[sorted(without)]
-    return torch.tensor([i for i in known if not (data[i] == gone).flatten(1).all(1).any()])
 
 
 def _train_vae(vae: AutoencoderKL, data: Tensor, work: Path, seed: int, steps: int | None) -> None:
