@@ -17,7 +17,7 @@ from expunge.evaluation.subject import ModelSubject, Subject
 from expunge.families import load_model
 from expunge.settings import ModelSettings
 from expunge.testbed import people
-from expunge.testbed.identity import UNKNOWN, classifier
+from expunge.testbed.identity import UNKNOWN, Identifier, classifier, classifier_of_all
 
 SOURCE = "testbed:people"
 LEVEL = 0.6
@@ -60,7 +60,10 @@ class PersonFigures:
     others: Share
     """One picture of each other known person: it still shows whom it showed."""
     unseen: Share
-    """All pictures of the people whom no model knows: they now show this person, by mistake."""
+    """Held-out pictures of the people whom no model knows: they still show whom they showed. What is left of a picture
+    without memory of the person: a removal can bring the shares of a person's pictures down to here, and no further."""
+    mistaken: Share
+    """All pictures of the same people: they now show this person, by mistake."""
     samples: Share
     """Free samples that show the person: about 1 in 36 where the model knows the person."""
 
@@ -83,26 +86,33 @@ def person_figures(
     pictures = people.images().expand(-1, -1, 3, -1, -1)
     identifier = classifier()
 
-    def shown(chosen: Tensor, expected: Tensor, times: int) -> Share:
+    def shown(chosen: Tensor, expected: Tensor, times: int, by: Identifier = identifier) -> Share:
         """Count re-generations of [N, 3, h, w] on which `expected` int64 [N] are found, over `times` seeds."""
         if not len(chosen):
             return Share(0, 0)
         numbers = torch.arange(times * len(chosen))
         again = subject.regenerate(chosen.repeat(times, 1, 1, 1), torch.zeros_like(numbers), level, SEED + numbers)
-        return Share(int((identifier.identify(again) == expected.repeat(times)).sum()), len(again))
+        return Share(int((by.identify(again) == expected.repeat(times)).sum()), len(again))
 
     def mine(which: Collection[int]) -> Share:
         return shown(pictures[person, list(which)], torch.full((len(which),), person), seeds)
 
     others = torch.tensor([other for other in range(people.TRAINED_PEOPLE) if other != person])
-    strangers = pictures[people.TRAINED_PEOPLE :].flatten(0, 1)
+    strangers = torch.arange(people.TRAINED_PEOPLE, people.PEOPLE)
+    held_out = range(people.TRAINED_PICTURES, people.PICTURES)
     samples = free_samples(subject) if samples is None else samples
     return PersonFigures(
         submitted=mine(submitted),
         trained=mine([i for i in range(people.TRAINED_PICTURES) if i not in submitted]),
-        held_out=mine(range(people.TRAINED_PICTURES, people.PICTURES)),
+        held_out=mine(held_out),
         others=shown(pictures[others, 0], others, 1),
-        unseen=shown(strangers, torch.full((len(strangers),), person), 1),
+        unseen=shown(
+            pictures[strangers][:, held_out].flatten(0, 1),
+            strangers.repeat_interleave(len(held_out)),
+            seeds,
+            classifier_of_all(),
+        ),
+        mistaken=shown(pictures[strangers].flatten(0, 1), torch.full((len(strangers) * people.PICTURES,), person), 1),
         samples=Share(int((identifier.identify(samples) == person).sum()), len(samples)),
     )
 
