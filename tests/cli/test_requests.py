@@ -71,7 +71,7 @@ def test_surrogate_and_edit(command: Command, picture: Path) -> None:
         (
             ["submit", "none.png", "--model", "nobody"],
             2,
-            "error: model: 'nobody' is not configured: use one of faces, flags",
+            "error: model: 'nobody' is not configured: use one of faces, flags, people",
         ),
         (["submit", "a.png", "--model", "flags", "--due", "soon"], 2, "error: due: Input should be a valid date"),
         (["submit", "a.png", "--batch", "x.jsonl"], 2, "error: --batch cannot be combined with images"),
