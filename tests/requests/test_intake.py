@@ -224,7 +224,10 @@ def test_a_picture_stays_where_the_database_cannot_be_asked(
         ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image of a known kind"),
         ({"images": ["a.png"], "surrogates": ["words.png"]}, r"^surrogates\[0\]: .*words\.png is not an image"),
         ({"images": ["a.png"], "edit": "blend:mask=words.png"}, r"^edit\.mask: .*words\.png is not an image"),
-        ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags, people"),
+        (
+            {"images": ["a.png"], "model": "nobody"},
+            "^model: 'nobody' is not configured: use one of faces, flags, people",
+        ),
         ({"images": []}, "^images: give at least 1"),
         ({"images": ["a.png"] * 65}, "^images: give at most 64"),
         ({"images": "a.png"}, r"^images: give a list, even of one"),

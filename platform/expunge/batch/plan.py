@@ -21,9 +21,7 @@ def _all_due(model: str, ledger: Sequence[str]) -> tuple[str, ...]:
     return tuple(ledger)
 
 
-def plan_night(
-    batch: RemovalBatch, settings: Settings, ledger: LedgerOf, due: DueOf = _all_due
-) -> NightPlan:
+def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf, due: DueOf = _all_due) -> NightPlan:
     """Plan one job per model: it removes tonight's requests and all of the model's ledger.
 
     An error with one model refuses only that model's requests. Raises UnavailableError and StorageError, because then

@@ -11,22 +11,25 @@ from torch import Tensor
 
 from expunge.evaluation.cache import Cache
 from expunge.evaluation.calibration import find_calibration
-from expunge.evaluation.gate import loosened
+from expunge.evaluation.gate import loosened, verdict_of
 from expunge.evaluation.pictures import grid
+from expunge.evaluation.robustness import Known, Lab, Memory, not_tested, robustness_rule
+from expunge.evaluation.robustness import examine as attack
 from expunge.evaluation.rules import PROTOCOL_VERSION
 from expunge.evaluation.subject import ModelSubject
-from expunge.evaluation.verdict import Bench, Case, judge_all, judge_integrity
-from expunge.evaluation.views import VIEWS
+from expunge.evaluation.verdict import Bench, Case, judge_all, judge_integrity, worst_bounds
+from expunge.evaluation.views import VIEWS, all_views
+from expunge.evaluation.weights import State, state_of
 from expunge.families import load_model
-from expunge.families.base import DiffusionModel
+from expunge.families.family import Family
 from expunge.pixels import to_tensor
-from expunge.preparation.dataset import load_tensors
+from expunge.preparation.dataset import RetainSet, load_set, load_tensors
 from expunge.preparation.pictures import load_picture
 from expunge.preparation.prepare import Prompts
 from expunge.requests.blobs import BlobStore
 from expunge.requests.sealing import Seal
 from expunge.runs.job import JobFolder
-from expunge.settings import EvaluationSettings, Settings
+from expunge.settings import EvaluationSettings, GateSettings, Settings
 from expunge.types import (
     UNRELATED,
     Baseline,
@@ -36,9 +39,12 @@ from expunge.types import (
     PreparedJob,
     RemovalRequest,
     RequestEvidence,
+    Robustness,
     UnlearnJob,
 )
 
+CONTROLS = 3
+"""Pictures that the model never knew, to compare attacks with."""
 SHOWN = 12
 """Unrelated outputs in the picture of a report."""
 
@@ -73,12 +79,15 @@ def nothing_to_do(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Ev
 
 
 def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
-    """Return evidence for every request of the job, including those of earlier nights; seal the pictures in `blobs`.
+    """Return evidence for the job's requests; seal the pictures in `blobs`.
 
-    Raises StorageError if the output of an earlier stage is missing or damaged.
+    Earlier removals are verified in turn; if one of them has come back, all are. Raises StorageError if the output of
+    an earlier stage is missing or damaged.
     """
     work, hotfix = _Work.open(folder, settings, blobs), folder.hotfix.expect()
-    total = len(work.cases) + 1
+    due = [case for case in work.cases if work.job.is_due(case.id)]
+    others = [case for case in work.cases if case not in due]
+    total = len(due) + 1
     progress = partial(folder.progress, "evaluate")
     progress(0, total)
     before = {case.id: work.show(case) for case in work.cases}
@@ -86,22 +95,74 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
         work.bench.examine(case)
         for prompt in case.prompts:
             work.bench.free(work.bench.base, prompt)
+    full = settings.evaluation.robustness == "full"
+    base = state_of(work.model.network) if full else {}
     fixed = work.hotfixed(hotfix.kind, hotfix.path)
 
     integrity, was, now = judge_integrity(work.bench, fixed, work.cases)
     pictures = {UNRELATED: blobs.put(_pairs(was, now))}
     progress(1, total)
-    judged = judge_all(work.bench, work.cases, fixed, lambda count: progress(count + 1, total))
-    for case in work.cases:
+    judged = judge_all(work.bench, due, fixed, lambda count: progress(count + 1, total))
+    if any(evidence.verdict == "failed" and evidence.request in work.earlier for evidence in judged):
+        due, others = [*due, *others], []
+        judged = judge_all(work.bench, due, fixed)
+    robustness = _attacked(work, blobs, due, judged, fixed, base)
+    for case in due:
         pictures[case.id] = blobs.put(_grid(case, work.bench.levels, before[case.id], work.show(case)))
     return Evidence(
         job=work.job.id,
         protocol_version=PROTOCOL_VERSION,
-        requests=work.all(judged),
+        requests=work.all(_with_robustness(judged, robustness, work.bench.gate)),
         integrity=integrity,
+        robustness=robustness,
+        unverified=tuple(case.id for case in others),
         basis=work.basis(fixed.passes),
         pictures=pictures,
     )
+
+
+def _attacked(
+    work: "_Work",
+    blobs: BlobStore,
+    cases: Sequence[Case],
+    judged: Sequence[RequestEvidence],
+    fixed: ModelSubject,
+    base: State,
+) -> tuple[Robustness, ...]:
+    """Attack the hotfix, as far as the settings ask for it and a request has passed. base: its weights, if `full`."""
+    amount, bench = work.settings.evaluation.robustness, work.bench
+    judge = worst_bounds(bench, cases, judged)
+    passed = [case for case, evidence in zip(cases, judged, strict=True) if evidence.verdict == "passed"]
+    if amount == "off" or not passed:
+        return ()
+    lab = Lab(
+        subject=fixed,
+        judge=judge,
+        before=judge(fixed),
+        max_excess=bench.gate.max_excess,
+        unrelated=load_set(blobs, work.prepared.retain, RetainSet),
+        learning_rate=work.job.training.learning_rate,
+    )
+    if amount == "small":
+        return attack(lab, amount)
+    known = [Known(case.id, case.pictures[0], all_views(case.pictures[0])[1:], case.prompts[0]) for case in passed]
+    controls = [Known("", one, all_views(one)[1:], work.plain) for one in bench.strangers[:CONTROLS]]
+    return attack(lab, amount, Memory(base, bench.space, bench.levels, known, controls))
+
+
+def _with_robustness(
+    judged: Sequence[RequestEvidence], results: Sequence[Robustness], gate: GateSettings
+) -> tuple[RequestEvidence, ...]:
+    """Add the rule about the attacks that decide, and conclude anew."""
+    concluded = []
+    for evidence in judged:
+        added = robustness_rule(results, evidence.request, gate.max_excess)
+        if added is not None:
+            rules = (*evidence.rules, added)
+            verdict, why = verdict_of(rules)
+            evidence = evidence.model_copy(update={"rules": rules, "verdict": verdict, "why": why})
+        concluded.append(evidence)
+    return tuple(concluded)
 
 
 @dataclass(frozen=True)
@@ -111,10 +172,12 @@ class _Work:
     job: UnlearnJob
     prepared: PreparedJob
     settings: Settings
-    model: DiffusionModel
+    model: Family
     subject: ModelSubject
     bench: Bench
     cases: tuple[Case, ...]
+    plain: int
+    """The row of the most general prompt."""
 
     @classmethod
     def open(cls, folder: JobFolder, settings: Settings, blobs: BlobStore) -> "_Work":
@@ -132,10 +195,11 @@ class _Work:
         )
         first = prepared.unrelated_prompts
         held_out = range(first, first + prepared.held_out_prompts)
+        plain = prompts.row(prompts.shared[0]) if prompts.shared else 0
         bench = Bench.of(
             subject,
             tuple(held_out) or tuple(range(first)),
-            prompts.row(prompts.shared[0]) if prompts.shared else 0,
+            plain,
             settings.evaluation,
             settings.gate_for(job.model),
             calibration=find_calibration(settings, job.model, base=job.base),
@@ -148,7 +212,7 @@ class _Work:
                 "guidance": options.guidance,
             },
         )
-        return cls(job, prepared, settings, model, subject, bench, cases)
+        return cls(job, prepared, settings, model, subject, bench, cases, plain)
 
     @property
     def earlier(self) -> set[str]:
@@ -160,12 +224,12 @@ class _Work:
         base = self.subject
         return ModelSubject(self.model, base.conditioning, base.empty, guidance=base.guidance, steps=base.steps)
 
-    def all(self, judged: tuple[RequestEvidence, ...]) -> tuple[RequestEvidence, ...]:
-        """Return the evidence of every request in the job's order, those that could not be prepared included."""
+    def all(self, judged: Sequence[RequestEvidence]) -> tuple[RequestEvidence, ...]:
+        """Return the evidence in the job's order, with the requests that could not be prepared."""
         found = {evidence.request: evidence for evidence in judged}
         for request, why in self.prepared.skipped.items():
             found[request] = RequestEvidence(request=request, verdict="skipped", why=why)
-        return tuple(found[request.id] for request in self.job.everything)
+        return tuple(found[request.id] for request in self.job.everything if request.id in found)
 
     def basis(self, passes: int) -> Basis:
         """Return what the evidence rests on. passes: of the hotfix; those of the base model are counted here."""
@@ -226,6 +290,7 @@ def _label(row: int, own: int | None, prompts: Prompts, place: int) -> str:
 def _not_tested(options: EvaluationSettings, prepared: PreparedJob) -> tuple[str, ...]:
     """Say in words what the evidence is silent about."""
     silent = ["prompts other than those listed, and ways of sampling other than the one stated"]
+    silent += not_tested(options.robustness)
     if not prepared.held_out:
         silent.append("other pictures of the same subject: no request brought enough to keep some out of training")
     if not prepared.held_out_prompts:

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 from expunge.evaluation.encoders import USAGE, check_encoder
 from expunge.section import Fraction, Section
 
-
 REPLACED: Mapping[str, str] = {
     "evaluation.encoder": "evaluation.encoders",
     "gate.min_shift": "gate.max_excess",

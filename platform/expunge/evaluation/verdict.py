@@ -31,6 +31,7 @@ from expunge.evaluation.reproduction import (
     draw,
     draws_for,
     measure_unseen,
+    ratio_bounds,
     reproduces,
     reproduction_rule,
     why_not_reproduced,
@@ -105,7 +106,10 @@ class Bench:
     domain: Domain
     unseen: Unseen
     levels: tuple[float, ...]
+    strangers: Tensor
+    """float32 [M, 3, h, w]: pictures that stand for those that the base model never saw."""
     reference: str
+    """What they are, in words."""
     unrelated: Tensor
     """int64 [n]: the prompt of each unrelated sample."""
     before: Tensor
@@ -173,6 +177,7 @@ class Bench:
             domain=Domain.of(space, torch.cat([before, other])),
             unseen=Unseen(facts["values"], levels),
             levels=levels,
+            strangers=unseen,
             reference=reference,
             unrelated=rows,
             before=before,
@@ -291,6 +296,37 @@ def judge_all(
             found.append(_measured(bench, case, side, fixed, free))
         done(index + 1)
     return tuple(_concluded(bench, one, found) for one in found)
+
+
+def worst_bounds(
+    bench: Bench, cases: Sequence[Case], judged: Sequence[RequestEvidence]
+) -> Callable[[Subject], dict[str, float]]:
+    """Return a function that judges a changed hotfix: the upper bound of the excess ratio of each request that passed.
+
+    It looks at each request's worst condition alone, so that it costs little.
+    """
+    conditions: dict[str, tuple[Case, Condition]] = {}
+    for case, evidence in zip(cases, judged, strict=True):
+        shown = [
+            (c.bound, place) for place, c in enumerate(evidence.conditions) if c.informative and c.bound is not None
+        ]
+        if evidence.verdict == "passed" and shown:
+            worst = max(shown)[1] // len(bench.space.names)
+            conditions[case.id] = case, bench.examine(case).conditions[worst]
+
+    def judge(subject: Subject) -> dict[str, float]:
+        return {id: _bound(bench, case, condition, subject) for id, (case, condition) in conditions.items()}
+
+    return judge
+
+
+def _bound(bench: Bench, case: Case, condition: Condition, subject: Subject) -> float:
+    side = bench.examine(case)
+    row = side.conditions.index(condition)
+    after = draw(subject, bench.space, case.pictures, [condition], bench.levels, bench.draws)
+    base = side.base[row, None, : len(bench.draws)]
+    upper = ratio_bounds(base, after, bench.unseen, bench.options.confidence)[1][0][side.informative[row]]
+    return upper.max().item()
 
 
 def judge_integrity(
@@ -417,10 +453,12 @@ def _reproduction(bench: Bench, side: Side, conditions: tuple[ConditionEvidence,
 def _generation(bench: Bench, side: Side, prompt: int, label: str, after: Tensor) -> tuple[Rule, ...]:
     """Apply the rules of free generation to one prompt; a sample shows the request if it shows any of its pictures."""
     made, base = (bench.space.features(samples) for samples in (after, bench.free(bench.base, prompt)))
-    nearest = [torch.stack([bench.space.similarity(z, views) for views in side.views]).amax(0) for z in (made, base)]
+    ours, theirs = (
+        torch.stack([bench.space.similarity(z, views) for views in side.views]).amax(0) for z in (made, base)
+    )
     names, gate, confidence = bench.space.names, bench.gate, bench.options.confidence
     return (
-        *generation_rules(*nearest, names, bench.calibration, gate, confidence, label),
+        *generation_rules(ours, theirs, names, bench.calibration, gate, confidence, label),
         diversity_rule(made, base, bench.space, bench.calibration, gate, confidence, label),
     )
 
