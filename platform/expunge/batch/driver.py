@@ -4,6 +4,8 @@ It may be killed at any moment and started again: every stage leaves its output 
 not run again, and what a stage does elsewhere (checkpoints, the registry, the request store) is idempotent.
 """
 
+from collections.abc import Sequence
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
