@@ -1,5 +1,6 @@
 """Free generation: how often samples from pure noise still show a target."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -92,7 +93,7 @@ def _matching(similarity: Tensor, names: Sequence[str], calibration: Matcher) ->
 
 def _share(hits: int | None, count: int, confidence: float) -> tuple[float, float, float]:
     if hits is None or count == 0:
-        return (float("nan"),) * 3
+        return math.nan, math.nan, math.nan
     return hits / count, *share_bounds(hits, count, confidence)
 
 
