@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from skimage.filters import gaussian
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from expunge.evaluation.encoders import Encoder
@@ -22,7 +22,7 @@ def flag_pictures() -> Tensor:
 
 
 def blurred(pictures: Tensor, radius: float) -> Tensor:
-    return torch.from_numpy(gaussian(pictures.numpy(), sigma=(0, 0, radius, radius), mode="nearest")).float()
+    return torch.from_numpy(gaussian_filter(pictures.numpy(), (0, 0, radius, radius), mode="nearest")).float()
 
 
 def noise_like(pictures: Tensor, seed: int = 0) -> Tensor:

@@ -94,8 +94,7 @@ def _matching(similarity: Tensor, names: Sequence[str], calibration: Matcher) ->
 def _share(hits: int | None, count: int, confidence: float) -> tuple[float, float, float]:
     if hits is None or count == 0:
         return math.nan, math.nan, math.nan
-    lower, upper = share_bounds(hits, count, confidence)
-    return hits / count, lower, upper
+    return hits / count, *share_bounds(hits, count, confidence)
 
 
 def _most_by_chance(n: int, chance: float, confidence: float) -> int:

@@ -1,5 +1,6 @@
 """The metrics, as pure functions. Images are float [B, C, H, W] in [-1, 1], features are float [B, D]."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ def quantile_bound(values: Tensor, quantile: float, confidence: float) -> float:
 
     test = quantile_test(values.double().cpu().numpy(), p=quantile, alternative="greater")
     low = float(test.confidence_interval(confidence).low)
-    return low if low == low else float("-inf")
+    return -math.inf if math.isnan(low) else low
 
 
 def psnr(before: Tensor, after: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def kid_test(a: Sequence[Tensor], b: Sequence[Tensor], *, permutations: int = PE
         raise ValueError("kid_test needs two sets of at least two samples that pair up row by row")
     pools = [torch.cat(pair).double() for pair in zip(a, b, strict=True)]
     if not all(bool(pool.isfinite().all()) for pool in pools):
-        return KidTest((float("nan"),) * len(pools), 0, 0.0)
+        return KidTest((math.nan,) * len(pools), 0, 0.0)
     swap = torch.rand(permutations + 1, n, generator=torch.Generator().manual_seed(seed)) < 0.5
     swap[0] = False  # the data as it is
     ours = torch.cat([~swap, swap], dim=1).double()
