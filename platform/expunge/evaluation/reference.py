@@ -26,8 +26,8 @@ STRENGTH = 0.1
 
 It moves the reference from memory to mush. `python -m tests.benchmarks.unseen_reference faces --levels 0.3 0.5
 --pictures 16 --draws 1 --strengths 0 0.06 0.1` finds samples 0.32 to 0.42 above faces of another data set, samples
-warped by 0.06 0.20 to 0.26 above, and by 0.1 0.07 to 0.11 (standard errors 0.03 to 0.08). Unseen pictures of the same data set may
-lie above those of another, so nothing here says that 0.1 errs either way. It was chosen on this one model.
+warped by 0.06 0.20 to 0.26 above, and by 0.1 0.07 to 0.11 (standard errors 0.03 to 0.08). Unseen pictures of the same
+data set may lie above those of another, so this does not say which way 0.1 errs. It was chosen on this one model.
 """
 
 
@@ -52,7 +52,7 @@ def unseen_pictures(
     if not len(samples):
         raise ValueError("there are no samples to make unseen pictures of")
     chosen = samples[torch.arange(options.unseen_pictures) % len(samples)]
-    words = f"{len(chosen)} samples of the base model, warped so that they show what no training picture shows"
+    words = f"{len(chosen)} pictures, each a gently warped sample of the base model"
     return warped(chosen, seed), words
 
 
