@@ -1,9 +1,9 @@
 """How near the pictures that the platform makes come to pictures that a model truly never saw.
 
-`python -m tests.benchmarks.unseen_reference faces|people [--strengths S ...] [--levels L ...]`, about a
-minute of one core. Prints the similarity with which the base model reproduces pictures that it was trained on, made
-ones and truly unseen ones, each with the deviation between pictures; and how far the made ones lie above (+) or below (-) the
-truth, with the standard error of that. Below makes the verdict stricter, above makes it laxer.
+`python -m tests.benchmarks.unseen_reference faces|people [--strengths S ...] [--levels L ...]`, about a minute of one
+core. Prints the similarity with which the base model reproduces pictures that it was trained on, truly unseen ones and
+made ones, each with the deviation between pictures; and how far the made ones lie above (+) or below (-) the truth,
+with the standard error of that. Below makes the verdict stricter, above makes it laxer.
 
 - `people`: truly unseen are people 37 to 40, and new pictures of known people.
 - `faces`: there are no unseen pictures of the same set. Instead: the faces of `people`, cut and lit as its own are.

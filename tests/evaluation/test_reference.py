@@ -32,7 +32,7 @@ def test_without_a_folder_they_are_made_of_the_models_own_samples() -> None:
     made, words = unseen_pictures(samples(), options(), SIZE, seed=1)
     assert made.shape == (16, 3, *SIZE)
     assert made.abs().max() <= 1
-    assert words.startswith("16 samples of the base model")
+    assert words.startswith("16 pictures, each a gently warped sample")
     for i, picture in enumerate(made):
         own, others = samples()[i % 6], [other for j, other in enumerate(samples()) if j != i % 6]
         assert 0.02 < distance(picture, own) < min(distance(picture, other) for other in others), "bent, not replaced"
