@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,9 @@ def test_a_backbone_of_another_kind_is_refused(tmp_path: Path) -> None:
     _backbone(tmp_path, "vit")
     with pytest.raises(InputError, match="is a vit, not a dinov2"):
         load_encoder(f"dinov2:{tmp_path}")
+    _backbone(tmp_path / "both", "clip")
+    with pytest.raises(InputError, match="a clip sees more than pictures: use clip:"):
+        load_encoder(f"transformers:{tmp_path / 'both'}")
 
 
 def test_a_backbone_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
@@ -317,7 +321,7 @@ def _backbone(folder: Path, kind: str) -> str:
     import transformers
 
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {**small, "image_size": 32, "patch_size": 8}
     match kind:
         case "vit":

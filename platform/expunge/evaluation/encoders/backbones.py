@@ -94,6 +94,8 @@ class TransformersEncoder(Encoder):
         """Return the config to load with. Raises ValueError where it is of another kind."""
         if self.types and config.model_type not in self.types:
             raise ValueError(f"it is a {config.model_type}, not a {self.kind}")
+        if not self.types and hasattr(config, "vision_config"):
+            raise ValueError(f"a {config.model_type} sees more than pictures: use clip: for a CLIP")
         return config
 
     def _features(self, images: Tensor) -> Tensor:
