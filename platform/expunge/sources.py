@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -91,11 +91,19 @@ def check_variables(settings: type[BaseModel]) -> None:
             raise InputError(f"the environment variable {name} is not a setting", hint=hint)
 
 
-def refused(error: ValidationError, where: Sequence[str], known: Collection[str]) -> InputError:
-    """Describe the first wrong setting of `error`, found under `where`; `known` are the names that exist."""
+def refused(
+    error: ValidationError, where: Sequence[str], known: Collection[str], renamed: Mapping[str, str]
+) -> InputError:
+    """Describe the first wrong setting of `error`, found under `where`.
+
+    known: the names that exist. renamed: the new name of each that has had another, as "table.setting".
+    """
 
     def hint(problem: Problem) -> str:
         see = f"see {_variable(problem.path)} and {config_file()}"
+        old = ".".join(problem.path[-2:])
+        if problem.is_unknown and old in renamed:
+            return f"{old} is now {renamed[old]}; {see}"
         if problem.is_unknown:
             close = did_you_mean(problem.path[-1], {each.rpartition(".")[2] for each in known})
             return f"{close} {see}".strip()

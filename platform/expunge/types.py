@@ -122,8 +122,18 @@ class PreparedJob(Value):
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
     conditioning: BlobId = Field(description="one row per prompt, those of unrelated outputs first")
     unrelated_prompts: int = Field(ge=1, description="how many of the conditioning's rows are for unrelated outputs")
+    held_out_prompts: int = Field(default=0, ge=0, description="how many of the rows after those only test the hotfix")
+    held_out: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict, description="request id: places of the pictures that training does not see"
+    )
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
+
+
+class GradientMode(Value):
+    """What `training.objectives = "auto"` came to when the job's training first started."""
+
+    objectives: Literal["request", "batch"]
 
 
 class Hotfix(Value):

@@ -156,8 +156,8 @@ def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -
     passes, before = 0, 0
     frozen = (training.forget_target == "recognition", training.retain_target == "distill")
     for line in lines:
-        tasks = int(line.get("surgery/tasks", 0))
-        samples = (max(training.forget_batch, tasks * training.workers), training.retain_batch)
+        objectives = int(line.get("surgery/objectives", 0))
+        samples = (max(training.forget_batch, objectives * training.workers), training.retain_batch)
         each = sum(count * (3 + extra) for count, extra in zip(samples, frozen, strict=True))
         passes += each * (line["step"] - before) + len(LEVELS) * rows * ("budget/probe_s" in line)
         before = line["step"]

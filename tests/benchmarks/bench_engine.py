@@ -36,7 +36,7 @@ FIELDS: list[str] = [
     "adapter",
     "stage",
     "workers",
-    "tasks",
+    "objectives",
     "rows",
     "unit",
     "p20",
@@ -66,16 +66,23 @@ def main() -> None:
 
 
 def _jobs(only: list[str], steps: int) -> Iterator[dict[str, Any]]:
-    common = {"steps": steps, "workers": 2, "stage": 1, "adapter": "lora", "tasks": 1, "rows": 8}
+    common = {"steps": steps, "workers": 2, "stage": 1, "adapter": "lora", "objectives": 1, "rows": 8}
     if "overhead" in only:
         for rows in (8, 32):
             yield {**common, "bench": "overhead", "adapter": "full", "rows": rows}
-        for tasks in (1, 8, 32):
-            yield {**common, "bench": "overhead", "tasks": tasks}
+        for objectives in (1, 8, 32):
+            yield {**common, "bench": "overhead", "objectives": objectives}
     if "memory" in only:
-        for adapter, tasks in (("full", 1), ("lora", 8)):
+        for adapter, objectives in (("full", 1), ("lora", 8)):
             for stage in (0, 1, 2, 3):
-                yield {**common, "bench": "memory", "adapter": adapter, "tasks": tasks, "stage": stage, "steps": 3}
+                yield {
+                    **common,
+                    "bench": "memory",
+                    "adapter": adapter,
+                    "objectives": objectives,
+                    "stage": stage,
+                    "steps": 3,
+                }
     if "scaling" in only:
         for workers in (1, 2):
             yield {**common, "bench": "scaling", "workers": workers, "adapter": "full"}
@@ -110,7 +117,7 @@ def _worker(job: dict[str, Any]) -> None:
     dist.init_process_group("gloo")
     rows = {"overhead": _overhead, "memory": _memory, "scaling": _scaling}[job["bench"]](job)
     if dist.get_rank() == 0:
-        keys = ("bench", "adapter", "stage", "workers", "tasks", "rows")
+        keys = ("bench", "adapter", "stage", "workers", "objectives", "rows")
         (Path(job["out"]) / "rows.json").write_text(json.dumps([{**{k: job[k] for k in keys}, **row} for row in rows]))
     dist.destroy_process_group()
 
@@ -131,15 +138,15 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     from expunge.unlearning.steps import Steps
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    tasks = job["tasks"]
+    objectives = job["objectives"]
     training = TrainingSettings.model_validate(
         {
             "adapter": job["adapter"],
             "zero_stage": job["stage"],
             "workers": world,
-            "forget_batch": max(job["rows"], 2 * tasks) if job["bench"] != "scaling" else 8 * world,
+            "forget_batch": max(job["rows"], 2 * objectives) if job["bench"] != "scaling" else 8 * world,
             "retain_batch": job["rows"] if job["bench"] != "scaling" else 8 * world,
-            "tasks_per_step": tasks,
+            "objectives_per_step": objectives,
         }
     )
     options = Settings.model_fields["models"].get_default(call_default_factory=True)["flags"]
@@ -149,10 +156,10 @@ def _ways(job: dict[str, Any]) -> tuple[dict[str, Step], int]:
     generator = torch.Generator().manual_seed(1)
     x_f, x_s, x_0 = (torch.randn(REQUESTS, *model.latent_shape, generator=generator) for _ in range(3))
     prompt = torch.zeros(REQUESTS, dtype=torch.long)
-    request = torch.arange(REQUESTS) % max(tasks, 1)
+    request = torch.arange(REQUESTS) % max(objectives, 1)
     losses = Losses(model, frozen, training, model.condition(["a flag"]))
     sets = ForgetSet(x_f, x_s, prompt, request), RetainSet(x_0, prompt)
-    steps = Steps(losses, training, *sets, "request" if tasks > 1 else "batch", rank, world)
+    steps = Steps(losses, training, *sets, "request" if objectives > 1 else "batch", rank, world)
     trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
     engine = ShardedEngine(model.network, training)
 
@@ -210,7 +217,7 @@ def _memory(job: dict[str, Any]) -> list[dict[str, Any]]:
     stashed = [ways["surgery"](step).stashed for step in range(job["steps"])]
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) * 1024  # of this process alone, which ru_maxrss is not
-    usual = (2 * (job["tasks"] + 1) - 1) * trained * 4
+    usual = (2 * (job["objectives"] + 1) - 1) * trained * 4
     return [
         {"way": "stash", "unit": "bytes", **_quantiles(stashed)},
         {"way": "PCGrad loop, arithmetic", "unit": "bytes", **_quantiles([usual])},

@@ -62,18 +62,18 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
     model = load_model(settings.model(job.model), job.resolution)
     torch.manual_seed(training.seed)
     losses = Losses(model, attach(model, training, None), training, conditioning)
-    step_of = Steps(losses, training, forget, retain, "request" if training.tasks == "request" else "batch", 0, 1)
+    step_of = Steps(losses, training, forget, retain, "request" if training.objectives == "request" else "batch", 0, 1)
     weights = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
 
     steps = job.steps(warm=False)
     for step in range(steps):
-        tasks, objectives = step_of(step)
-        losses = [torch.stack([micro() for micro in micro_batches]).mean() for micro_batches in objectives]
+        objectives, micro_batches = step_of(step)
+        losses = [torch.stack([micro() for micro in each]).mean() for each in micro_batches]
         gradients = [list(torch.autograd.grad(loss, weights)) for loss in losses]
         matrix = gram(gradients)
-        each = training.forget_weight / len(tasks)
-        plain = torch.tensor([*[each] * len(tasks), 1.0], dtype=torch.float64)
+        weight_of_each = training.forget_weight / len(objectives)
+        plain = torch.tensor([*[weight_of_each] * len(objectives), 1.0], dtype=torch.float64)
         chosen = retain_normal(matrix, training.forget_weight) if training.surgery == "retain_normal" else plain
         combine_(gradients[-1], gradients, chosen * clip_coefficient(matrix, chosen, training.clip))
         for weight, gradient in zip(weights, gradients[-1], strict=True):

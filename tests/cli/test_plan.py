@@ -14,14 +14,14 @@ Command = Callable[..., Any]
 def test_the_choice_is_marked_and_said(command: Command) -> None:
     shown = command("plan", "--model", "flags", "--gpus", "2", "--gpu-memory", "1")
     assert shown.code == 0
-    assert "set training.zero_stage = 1 and training.tasks = request" in shown.out
+    assert "set training.zero_stage = 1 and training.objectives = request" in shown.out
     assert "MB per GPU" in shown.out
 
 
 def test_json_holds_bytes(command: Command) -> None:
     printed = command("plan", "--model", "flags", "--gpus", "2", "--requests", "4", "--json").json
     assert [row["stage"] for row in printed["estimates"] if row["chosen"]] == [1]
-    (row,) = (r for r in printed["estimates"] if (r["stage"], r["tasks"]) == (1, "request"))
+    (row,) = (r for r in printed["estimates"] if (r["stage"], r["objectives"]) == (1, "request"))
     assert row["stash"] == 4 * printed["trained"] // 2 * 2
     assert row["total"] == sum(row[p] for p in ("weights", "gradient", "stash", "optimizer", "activations"))
 
@@ -32,7 +32,9 @@ def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
     assert [row["stage"] for row in rows] == [1, 1, 3, 3]
     assert all(row["host"] > 0 == row["optimizer"] for row in rows)
     shown = command(*arguments)
-    assert "set training.offload_optimizer = true, training.zero_stage = 1 and training.tasks = request" in shown.out
+    assert (
+        "set training.offload_optimizer = true, training.zero_stage = 1 and training.objectives = request" in shown.out
+    )
     assert "host" in shown.out
 
 

@@ -125,6 +125,9 @@ def test_a_word_that_is_none_of_the_choices_is_not_shown(variable: str, monkeypa
         ("EXPUNGE_ZZZ", "unset it, or correct its name"),
         ("EXPUNGE_GATE__MIN_PSRN", "did you mean min_psnr?"),
         ("EXPUNGE_MODELS__OWN__TRAINING__STEP", "did you mean steps?"),
+        ("EXPUNGE_TRAINING__TASKS", ": training.tasks is now training.objectives; see "),
+        ("EXPUNGE_TRAINING__TASKS_PER_STEP", ": training.tasks_per_step is now training.objectives_per_step; see "),
+        ("EXPUNGE_MODELS__OWN__TRAINING__TASKS", ": training.tasks is now training.objectives; see "),
     ],
 )
 def test_a_variable_that_sets_nothing_is_refused(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from expunge.errors import StorageError, UnavailableError
 from expunge.families import load_model
 from expunge.runs.failures import Hopeless
-from expunge.runs.job import GradientMode, JobFolder
+from expunge.runs.job import JobFolder
 from expunge.settings import ModelSettings
+from expunge.types import GradientMode
 from expunge.unlearning.checkpoints import SNAPSHOT, open_storage
 from tests.faults.trainings import SIZE, Training, Trainings, make_training
 from tests.watching import is_alive, wait_until
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 def test_a_bad_step_is_skipped_and_counted(trainings: Trainings, tmp_path: Path) -> None:
     """One request of three, one request a step: every third step is not made."""
-    bad = {"tasks_per_step": 1, "max_bad_steps": 2}
+    bad = {"objectives_per_step": 1, "max_bad_steps": 2}
     training = make_training(tmp_path, bad=1, requests=3, steps=4, steps_cover=1, workers=2, **bad)
     training.run()
     assert training.error is None
@@ -99,9 +100,9 @@ def test_a_worker_that_hangs_counts_as_lost(trainings: Trainings, tmp_path: Path
 
 
 def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_path: Path) -> None:
-    """With the tasks that it began with, which are not what the memory plan would say now."""
-    training = make_training(tmp_path, workers=2, tasks="auto")
-    JobFolder(tmp_path).mode.write(GradientMode(tasks="batch"))
+    """With the objectives that it began with, which are not what the memory plan would say now."""
+    training = make_training(tmp_path, workers=2, objectives="auto")
+    JobFolder(tmp_path).mode.write(GradientMode(objectives="batch"))
     _lose_a_node(trainings, training, 10, known=[6, 9])
     trainings.cluster.add_node(num_cpus=1)
     training.release()
@@ -109,7 +110,7 @@ def test_a_lost_node_is_replaced_and_training_goes_on(trainings: Trainings, tmp_
     assert training.error is None
     assert training.hotfix is not None
     assert [line["step"] for line in training.figures] == [5, 10, 10, 12], "it went on from step 9"
-    assert {line["surgery/tasks"] for line in training.figures} == {1}
+    assert {line["surgery/objectives"] for line in training.figures} == {1}
 
 
 def test_a_job_goes_on_with_one_worker_and_grows_back(
@@ -119,11 +120,11 @@ def test_a_job_goes_on_with_one_worker_and_grows_back(
     record_property: Callable[[str, object], None],
 ) -> None:
     """Two workers to step 3, one to step 9, two to the end: and there they are where two undisturbed ones come to."""
-    undisturbed = make_training(tmp_path / "undisturbed", workers=2, tasks="auto")
+    undisturbed = make_training(tmp_path / "undisturbed", workers=2, objectives="auto")
     undisturbed.run()
-    assert {line["surgery/tasks"] for line in undisturbed.figures} == {2}, "a gradient a request fits here"
+    assert {line["surgery/objectives"] for line in undisturbed.figures} == {2}, "a gradient a request fits here"
     monkeypatch.setattr("expunge.unlearning.train.GROW_EVERY_S", 1.0)
-    training = make_training(tmp_path / "elastic", workers=2, min_workers=1, tasks="auto")
+    training = make_training(tmp_path / "elastic", workers=2, min_workers=1, objectives="auto")
     _lose_a_node(trainings, training, 5, known=[3])
     training.hold_at(10)
     training.wait_for(10)

@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
     "retain_batch": 4,
     "forget_target": "surrogate",
     "retain_target": "data",
-    "tasks": "request",
+    "objectives": "request",
     "zero_stage": 2,
     "device": "cpu",
 }

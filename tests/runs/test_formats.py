@@ -52,6 +52,8 @@ def test_a_finished_night_is_shown(settings: Settings, command: Command, tmp_pat
     said, _ = json.JSONDecoder().raw_decode(command("verdicts", FINISHED, "--json").out)  # the error follows
     [outcome] = said["outcomes"]
     assert outcome["job"].pop("id") in shown.out + outcome["evidence"]["job"]
+    training = written["outcomes"][0]["job"]["training"]
+    training |= {"objectives": training.pop("tasks"), "objectives_per_step": training.pop("tasks_per_step")}
     assert outcome == written["outcomes"][0]
     assert "req-flag" in shown.out
     assert "req-bird" in shown.out
@@ -97,6 +99,31 @@ def test_an_open_batch_goes_on_where_its_release_left_it(settings: Settings, los
     assert store.batch(OPEN).closed
     assert folder_of(settings, OPEN).outcome == ended
     assert json.loads((folder_of(settings, OPEN).path / "format.json").read_bytes()) == {"format": formats.FORMAT}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_open_batch_goes_on_with_the_settings_that_it_has_under_older_names(settings: Settings) -> None:
+    """Its job has an id, as an unreleased state of format 2 wrote it before these settings were renamed."""
+    folder = folder_of(settings, OPEN)
+    [left] = [JobFolder(path) for path in folder.path.glob("*/")]
+    content = json.loads((folder.path / "plan.json").read_bytes())
+    [job] = content["jobs"]
+    job["id"] = left.id
+    job["training"] |= {"tasks": "batch", "tasks_per_step": 3}
+    stored = {folder.path / "plan.json": content, left.job.path: job, left.mode.path: {"tasks": "batch"}}
+    for path, document in stored.items():
+        path.write_text(json.dumps(document))
+
+    mode = left.mode.read()
+    assert mode is not None
+    assert mode.objectives == "batch"
+    ended = driver.run_night(settings, OPEN)
+    assert ended is not None
+    [outcome] = ended.outcomes
+    assert outcome.promoted
+    assert (outcome.job.id, outcome.job) == (left.id, left.job.read())
+    assert (outcome.job.training.objectives, outcome.job.training.objectives_per_step) == ("batch", 3)
+    assert [json.loads(path.read_bytes()) for path in stored] == list(stored.values()), "nothing is written again"
 
 
 @pytest.mark.parametrize("text", [None, "", '{"batch": "op'])

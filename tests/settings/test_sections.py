@@ -1,5 +1,6 @@
 """The sections of the settings: joined, they are what users and stored jobs know; alone, a function can take them."""
 
+import json
 from typing import cast, get_args
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from expunge.evaluation.gate import judge_integrity
+from expunge.runs.formats import read_job
 from expunge.settings import (
     ClusterSettings,
     GateSettings,
@@ -35,7 +37,10 @@ RELEASED = (
 
 
 def test_the_settings_of_a_stored_job_are_read() -> None:
-    assert TrainingSettings.model_validate_json(RELEASED) == TrainingSettings()
+    request = {"id": "req-1", "model": "faces", "images": ["0" * 64], "external_id": "1"}
+    job = {"batch": "b", "model": "faces", "source": "testbed:faces", "resolution": [24, 24], "requests": [request]}
+    stored = json.dumps({**job, "training": json.loads(RELEASED)})
+    assert read_job(stored.encode(), "faces-1").training == TrainingSettings()
 
 
 @pytest.mark.parametrize("section", [MethodSettings, ShardingSettings, ClusterSettings, RetainSettings])

@@ -176,8 +176,8 @@ SHORT = {
 }
 # Never `auto`, which would start a Ray on every rank to ask it for the memory.
 OF_MODEL: dict[str, dict[str, Any]] = {
-    "faces": {"learning_rate": 5e-4, "retain_target": "data", "forgotten_at": 0.3, "tasks": "batch"},
-    "flags": {"learning_rate": 5e-3, "lora_rank": 4, "forgotten_at": 0.22, "tasks": "request"},
+    "faces": {"learning_rate": 5e-4, "retain_target": "data", "forgotten_at": 0.3, "objectives": "batch"},
+    "flags": {"learning_rate": 5e-3, "lora_rank": 4, "forgotten_at": 0.22, "objectives": "request"},
 }
 
 
@@ -280,7 +280,7 @@ def test_requests_leave_and_training_ends_when_none_is_left(runs: dict[str, Run]
 @pytest.mark.slow
 def test_a_request_that_has_left_has_no_gradient(runs: dict[str, Run]) -> None:
     for before, after in pairwise(runs["flags"].probes):
-        assert after["surgery/tasks"] == 3 - before["budget/forgotten"]
+        assert after["surgery/objectives"] == 3 - before["budget/forgotten"]
 
 
 @starts_groups

@@ -91,6 +91,6 @@ def test_only_an_offloaded_optimizer_is_on_the_host() -> None:
 
 def test_the_stash_is_one_shard_per_forget_gradient() -> None:
     f = Footprint(1000, 800, False, 2, 10, 0)
-    by_stage = {o.stage: o.stash for o in estimates(f, gpus=4, requests=5) if o.tasks == "request"}
+    by_stage = {o.stage: o.stash for o in estimates(f, gpus=4, requests=5) if o.objectives == "request"}
     assert by_stage == {0: 5 * 800 * 2, 1: 5 * 200 * 2, 2: 5 * 200 * 2, 3: 5 * 200 * 2}
     assert estimate(f, 1, "batch", gpus=4, requests=5).stash == 200 * 2

@@ -15,7 +15,7 @@ EVERYONE = {0, 1, 3, 4, 5}
 
 
 def settings(**changes: object) -> TrainingSettings:
-    return TrainingSettings.model_validate({"forget_batch": 8, "tasks": "request", **changes})
+    return TrainingSettings.model_validate({"forget_batch": 8, "objectives": "request", **changes})
 
 
 def test_a_batch_is_one_objective_of_all_its_requests() -> None:
@@ -28,7 +28,7 @@ def test_a_batch_is_one_objective_of_all_its_requests() -> None:
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 32])
 def test_an_objective_holds_the_samples_of_its_request_alone(most: int) -> None:
     for number in range(6):
-        step = forget_step(settings(tasks_per_step=most), "request", REQUEST, number)
+        step = forget_step(settings(objectives_per_step=most), "request", REQUEST, number)
         assert 1 <= len(step.objectives) <= most
         for objective in step.objectives:
             assert set(REQUEST[step.rows[objective.samples]].tolist()) == set(objective.requests)
@@ -41,7 +41,8 @@ def test_every_request_comes_once_per_round(most: int) -> None:
     parts = -(-len(EVERYONE) // most)
     for round_ in range(4):
         steps = [
-            forget_step(settings(tasks_per_step=most), "request", REQUEST, round_ * parts + p) for p in range(parts)
+            forget_step(settings(objectives_per_step=most), "request", REQUEST, round_ * parts + p)
+            for p in range(parts)
         ]
         met = [request for step in steps for objective in step.objectives for request in objective.requests]
         assert sorted(met) == sorted(EVERYONE)
@@ -49,7 +50,7 @@ def test_every_request_comes_once_per_round(most: int) -> None:
 
 def test_the_rounds_have_orders_of_their_own() -> None:
     orders = {
-        tuple(t.requests[0] for t in forget_step(settings(), "request", REQUEST, step).objectives) for step in range(8)
+        tuple(o.requests[0] for o in forget_step(settings(), "request", REQUEST, step).objectives) for step in range(8)
     }
     assert len(orders) > 1
 
@@ -111,7 +112,7 @@ MISSING = torch.tensor([0.1, 0.0, 0.0, 0.4, 0.0, 1.0], dtype=torch.float64)
 def test_only_forgotten_requests_are_left_out(mode: Mode, most: int) -> None:
     met: Counter[int] = Counter()
     for number in range(12):
-        step = forget_step(settings(tasks_per_step=most), mode, REQUEST, number, MISSING)
+        step = forget_step(settings(objectives_per_step=most), mode, REQUEST, number, MISSING)
         assert len(step.rows) == 8
         assert torch.cat([objective.samples for objective in step.objectives]).tolist() == list(range(8))
         for objective in step.objectives:

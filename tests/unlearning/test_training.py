@@ -100,7 +100,7 @@ def test_bf16_goes_much_the_same_way(runs: Runs, name: str, world: int, record_p
 
 @each_job
 def test_each_request_has_a_gradient_if_the_job_says_so(job: str) -> None:
-    count = REQUESTS if JOBS[job]["tasks"] == "request" else 1
+    count = REQUESTS if JOBS[job]["objectives"] == "request" else 1
     assert [len(record["losses"]) for record in reference(job)[1]] == [count + 1] * STEPS
 
 

@@ -25,8 +25,14 @@ PROMPTS = ("a flag", "the flag of Japan", "the flag of Kenya")
 
 # LoRA on the small SD3 with a gradient per request; all weights of the small UNet with one gradient for all.
 JOBS: dict[str, dict[str, Any]] = {
-    "flags": {"adapter": "lora", "lora_rank": 4, "learning_rate": 1e-3, "tasks": "request", "retain_target": "distill"},
-    "faces": {"adapter": "full", "learning_rate": 1e-4, "tasks": "batch", "retain_target": "data"},
+    "flags": {
+        "adapter": "lora",
+        "lora_rank": 4,
+        "learning_rate": 1e-3,
+        "objectives": "request",
+        "retain_target": "distill",
+    },
+    "faces": {"adapter": "full", "learning_rate": 1e-4, "objectives": "batch", "retain_target": "data"},
 }
 COMMON: dict[str, Any] = {
     "steps": STEPS,
@@ -99,8 +105,8 @@ def steps_of(model: DiffusionModel, training: TrainingSettings, rank: int, world
     forget = ForgetSet(x_f, 0.5 * x_f + 0.5 * x_s, torch.arange(7) % len(PROMPTS), request)
     retain = RetainSet(x_0, torch.arange(7) % len(PROMPTS))
     losses = Losses(model, frozen, training, conditioning)
-    assert training.tasks != "auto"
-    return Steps(losses, training, forget, retain, training.tasks, rank, world)
+    assert training.objectives != "auto"
+    return Steps(losses, training, forget, retain, training.objectives, rank, world)
 
 
 @cache

@@ -22,8 +22,9 @@ POLL_S = 1.0
 # Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
 SHARES = {
     "wait": (0, 0),
-    "prepare": (0, 10),
-    "train": (10, 55),
+    "prepare": (0, 5),
+    "examine": (5, 15),
+    "train": (20, 45),
     "evaluate": (65, 30),
     "register": (95, 5),
     "done": (100, 0),

@@ -87,8 +87,8 @@ def _advice(choice: "Estimate | None", offload: bool, samples: int) -> str:
     if choice is None:
         return "nothing fits: try --checkpointing, --offload, more --gpus, --adapter lora or fewer --requests"
     offloaded = "training.offload_optimizer = true, " if offload else ""
-    batch = f" ({samples} forget samples per step or more)" if choice.tasks == "request" else ""
-    return f"set {offloaded}training.zero_stage = {choice.stage} and training.tasks = {choice.tasks}{batch}"
+    batch = f" ({samples} forget samples per step or more)" if choice.objectives == "request" else ""
+    return f"set {offloaded}training.zero_stage = {choice.stage} and training.objectives = {choice.objectives}{batch}"
 
 
 def _print_estimates(options: "list[Estimate]", choice: "Estimate | None", gpu_bytes: int) -> None:
@@ -98,10 +98,10 @@ def _print_estimates(options: "list[Estimate]", choice: "Estimate | None", gpu_b
     parts = ("weights", "gradient", "stash", "optimizer", "activations", "total")
     if any(option.host for option in options):
         parts = (*parts, "host")
-    table = Table("stage", "tasks", *parts, f"{name} per GPU", box=None)
+    table = Table("stage", "objectives", *parts, f"{name} per GPU", box=None)
     for option in options:
         values = option.as_dict()
         verdict = "chosen" if option is choice else "fits" if option.fits(gpu_bytes) else "too large"
         figures = (f"{int(str(values[part])) / unit:,.2f}" for part in parts)
-        table.add_row(str(option.stage), option.tasks, *figures, verdict)
+        table.add_row(str(option.stage), option.objectives, *figures, verdict)
     print_table(table)

@@ -6,7 +6,8 @@ needs no new format: a file without it is read with the default. A field that is
 format, and a function here that reads the old file.
 
 Format 1 differs as follows: jobs have no id, `outcome.json` and `night.json` hold copies of everything that they are
-assembled from, and `prepared.json` calls `unrelated_prompts` `retain_rows`.
+assembled from, `prepared.json` calls `unrelated_prompts` `retain_rows`, and the jobs' training settings and `mode.json`
+have the names that `expunge.settings.RENAMED` translates.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from pydantic_core import from_json
 from expunge.errors import StorageError
 from expunge.files import write_atomically
 from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
-from expunge.types import CHAMPION, Hotfix, PreparedJob, UnlearnJob
+from expunge.settings import RENAMED
+from expunge.types import CHAMPION, GradientMode, Hotfix, PreparedJob, UnlearnJob
 
 FORMAT = 2
 FILE = "format.json"
@@ -70,8 +72,9 @@ def read_job(data: bytes, id: str) -> UnlearnJob:
 def read_plan(data: bytes) -> NightPlan:
     """Parse `plan.json`, whose jobs have no ids in format 1."""
     content = from_json(data)
-    if any("id" not in job for job in content["jobs"]):
-        content["jobs"] = [_job(job, id) for job, id in zip(content["jobs"], _ids_in(data), strict=True)]
+    jobs = content["jobs"]
+    ids = _ids_in(data) if any("id" not in job for job in jobs) else [job["id"] for job in jobs]
+    content["jobs"] = [_job(job, id) for job, id in zip(jobs, ids, strict=True)]
     return NightPlan.model_validate(content)
 
 
@@ -81,6 +84,11 @@ def read_prepared(data: bytes) -> PreparedJob:
     if "retain_rows" in content:
         content["unrelated_prompts"] = content.pop("retain_rows")
     return PreparedJob.model_validate(content)
+
+
+def read_mode(data: bytes) -> GradientMode:
+    """Parse `mode.json`, in which format 1 has another name for `objectives`."""
+    return GradientMode.model_validate(_renamed(from_json(data)))
 
 
 def read_hotfix(data: bytes, weights: Path) -> Hotfix:
@@ -114,7 +122,12 @@ def read_night(data: bytes) -> NightEnd | NightOutcome:
 
 
 def _job(content: dict[str, Any], id: str) -> UnlearnJob:
-    return UnlearnJob.model_validate({"id": id, **content})
+    return UnlearnJob.model_validate({"id": id, **content, "training": _renamed(content["training"])})
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give settings of `[training]` the names of this release."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def _ids_in(data: bytes) -> list[str]:

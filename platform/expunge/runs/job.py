@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from expunge.errors import ExpungeError, StorageError
 from expunge.runs import formats
@@ -11,13 +10,7 @@ from expunge.runs.document import Document, LostError
 from expunge.runs.failures import GivenUp
 from expunge.runs.outcomes import JobEnd, JobOutcome
 from expunge.runs.progress import Progress
-from expunge.types import Baseline, Evidence, Hotfix, ModelVersion, PreparedJob, UnlearnJob, Value
-
-
-class GradientMode(Value):
-    """What `training.tasks = "auto"` resolved to when the job first started."""
-
-    tasks: Literal["request", "batch"]
+from expunge.types import Baseline, Evidence, GradientMode, Hotfix, ModelVersion, PreparedJob, UnlearnJob
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class JobFolder:
 
     @property
     def mode(self) -> Document[GradientMode]:
-        return Document(self.path / "mode.json", GradientMode.model_validate_json)
+        return Document(self.path / "mode.json", formats.read_mode)
 
     @property
     def hotfix(self) -> Document[Hotfix]:
@@ -101,7 +94,10 @@ class JobFolder:
         end = self.end.expect()
         if end.error is not None:
             return JobOutcome(job=job, error=end.error, outdated=end.outdated)
-        evidence, version, hotfix = self.evidence.expect(), self.version.expect(), self.hotfix.read()
+        evidence = self.evidence.expect()
+        if evidence.integrity is None:  # the base model reproduces none of the requests, so there is no hotfix
+            return JobOutcome(job=job, evidence=evidence)
+        version, hotfix = self.version.expect(), self.hotfix.read()
         steps = None if hotfix is None else hotfix.steps
         outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=steps)
         return outcome.with_promotion(end.promoted)

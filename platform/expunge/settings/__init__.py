@@ -11,6 +11,7 @@ from expunge.settings.load import load_settings
 from expunge.settings.models import ModelSettings
 from expunge.unlearning.settings import (
     OFFLOAD_STAGES,
+    RENAMED,
     URL_OPTIONS,
     ClusterSettings,
     MethodSettings,
@@ -23,6 +24,7 @@ __all__ = [
     "IDENTIFIER",
     "IDENTIFIER_RULE",
     "OFFLOAD_STAGES",
+    "RENAMED",
     "URL_OPTIONS",
     "ClusterSettings",
     "EvaluationSettings",

@@ -3,7 +3,7 @@
 MODELS: dict[str, dict[str, object]] = {
     # One gradient for all requests, because its figures were measured that way; memory would allow one each. No extra
     # steps for up to 16 requests: the model knows only 100 people, and unrelated outputs would suffer.
-    "faces": {"source": "testbed:faces", "training": {"tasks": "batch", "steps_cover": 16}},
+    "faces": {"source": "testbed:faces", "training": {"objectives": "batch", "steps_cover": 16}},
     "flags": {
         "source": "testbed:flags",
         "resolution": (32, 48),
@@ -13,6 +13,10 @@ MODELS: dict[str, dict[str, object]] = {
             "the flag of Brazil",
             "the flag of Sweden",
             "the flag of Kenya",
+        ),
+        "evaluation_prompts": tuple(
+            f"the flag of {country}"
+            for country in ("France", "India", "Mexico", "Norway", "Ghana", "Chile", "Greece", "Nepal", "Cuba", "Qatar")
         ),
         "guidance": 2.0,
         "prompt_tokens": 1,

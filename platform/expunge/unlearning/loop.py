@@ -16,15 +16,15 @@ from expunge.families import load_model
 from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
 from expunge.runs.failures import FINAL
-from expunge.runs.job import GradientMode, JobFolder
+from expunge.runs.job import JobFolder
 from expunge.settings import ModelSettings, load_settings
-from expunge.types import UnlearnJob
+from expunge.types import GradientMode, UnlearnJob
 from expunge.unlearning.adapter import attach, export
 from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
 from expunge.unlearning.losses import Losses
-from expunge.unlearning.memory import footprint, tasks_that_fit
+from expunge.unlearning.memory import footprint, objectives_that_fit
 from expunge.unlearning.objectives import Mode
 from expunge.unlearning.steps import Steps
 from expunge.unlearning.train import Record
@@ -63,17 +63,18 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
 
     blobs = open_blobs(settings)
     forget, retain, conditioning = load_job(blobs, folder.prepared.expect())
+    forget = forget.without(_nothing_to_remove(folder, job))
     model = load_model(settings.model(job.model), job.resolution, job.base)
     model.network.to(device)
     frozen = attach(model, training, warm_start)
     losses = Losses(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)
     start = engine.weights()
-    mode = training.tasks
+    mode = training.objectives
     if mode == "auto":
         mode = _mode(folder, job, settings.models, len(forget.request.unique()), world, engine.same(_memory()))
         if rank == 0:
-            folder.mode.write(GradientMode(tasks=mode))
+            folder.mode.write(GradientMode(objectives=mode))
     loop = _Loop(
         job=job,
         steps=job.steps(warm=warm_start is not None),
@@ -90,6 +91,13 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     engine.consolidate()
     if rank == 0:
         folder.hotfix.write(export(model, training, folder.weights, job.id, steps=done))
+
+
+def _nothing_to_remove(folder: JobFolder, job: UnlearnJob) -> list[int]:
+    """Return the places, in the job, of the requests that the base model does not reproduce."""
+    baseline = folder.baseline.read()  # None where an earlier release planned the job
+    absent = baseline.not_reproduced if baseline else {}
+    return [place for place, request in enumerate(job.everything) if request.id in absent]
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class _Loop:
             "surgery/cosine": done.cosine,
             "surgery/conflict": done.conflict,
             "surgery/norm": done.norm,
-            "surgery/tasks": float(objectives),
+            "surgery/objectives": float(objectives),
             "steps/skipped": float(self.bad.total),
             "checkpoints/skipped": float(self.checkpoints.skipped),
             "checkpoints/damaged": float(self.checkpoints.fallbacks),
@@ -162,11 +170,11 @@ def _mode(
     """
     kept, training = folder.mode.read(), job.training
     if kept is not None:
-        return kept.tasks
+        return kept.objectives
     largest = math.ceil(max(training.forget_batch, training.retain_batch) / training.workers)
     counted = footprint(job.model, models, training, training.micro_batch or largest)
-    apart = min(requests, training.tasks_per_step)
-    return tasks_that_fit(counted, training, gpus=world, requests=apart, gpu_bytes=memory)
+    apart = min(requests, training.objectives_per_step)
+    return objectives_that_fit(counted, training, gpus=world, requests=apart, gpu_bytes=memory)
 
 
 def _memory() -> int:

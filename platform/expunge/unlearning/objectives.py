@@ -37,8 +37,8 @@ def forget_step(
 
     In mode "request" each of K requests has `forget_batch // K` samples, but at least one per worker, because every
     worker takes part in every gradient. So a step has `forget_batch` samples, or `K * workers` if that is more.
-    Requests come in shuffled rounds that are cut into equal parts of at most `tasks_per_step`; each round has every
-    request once. The rows of a request come in shuffled rounds, too, so all come equally often.
+    Requests come in shuffled rounds that are cut into equal parts of at most `objectives_per_step`; each round has
+    every request once. The rows of a request come in shuffled rounds, too, so all come equally often.
 
     missing: float64 [R], how far each request has to go, from the adaptive budget. Requests at 0 are left out; at least
     one must be above 0. In mode "batch" the others share the batch in proportion to it. In mode "request" they first
@@ -54,7 +54,7 @@ def forget_step(
     everyone = request.unique()
     if missing is not None:
         everyone = everyone[missing[everyone] > 0]
-    parts = math.ceil(len(everyone) / training.tasks_per_step)
+    parts = math.ceil(len(everyone) / training.objectives_per_step)
     round_, part = divmod(step, parts)
     order = shuffled(training.seed, "request", round_, len(everyone))
     chosen = everyone[order.tensor_split(parts)[part]]

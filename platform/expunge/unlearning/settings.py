@@ -4,6 +4,7 @@
 beside them are guesses.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -22,6 +23,9 @@ OFFLOAD_STAGES = (1, 3)
 DeepSpeed has no such stage 0, and on stage 2 it would give that optimizer a gradient during the backward pass, before
 surgery has changed it.
 """
+
+RENAMED: Mapping[str, str] = {"tasks": "objectives", "tasks_per_step": "objectives_per_step"}
+"""The name in release 0.1.0 of each setting of this table that has another one now."""
 
 
 class MethodSettings(Section):
@@ -46,12 +50,12 @@ class MethodSettings(Section):
     forget_target: Literal["surrogate", "recognition"] = "recognition"
     retain_target: Literal["distill", "data"] = "distill"
     surgery: Literal["none", "retain_normal", "pcgrad", "upgrad", "dualproj", "mgda", "cagrad"] = "retain_normal"
-    tasks: Literal["auto", "request", "batch"] = Field(
+    objectives: Literal["auto", "request", "batch"] = Field(
         default="auto",
-        description="`request`: one forget gradient per request; `batch`: one for all of them; `auto`: one per request "
-        "if `forget_batch` gives every worker a sample of each request, and memory allows it",
+        description="`request`: each request has a gradient of its own; `batch`: all of them share one; `auto`: each "
+        "has its own if `forget_batch` gives every worker a sample of each request, and memory allows it",
     )
-    tasks_per_step: int = Field(
+    objectives_per_step: int = Field(
         default=32, ge=1, description="the largest number of requests that get a gradient of their own in one step"
     )
     surgery_granularity: Literal["global", "layer", "tensor"] = Field(

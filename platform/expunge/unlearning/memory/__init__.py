@@ -4,8 +4,8 @@
 `choice` picks among the estimates.
 """
 
-from expunge.unlearning.memory.choice import choose, tasks_that_fit
+from expunge.unlearning.memory.choice import choose, objectives_that_fit
 from expunge.unlearning.memory.estimate import Estimate, estimate, estimates
 from expunge.unlearning.memory.footprint import Footprint, footprint
 
-__all__ = ["Estimate", "Footprint", "choose", "estimate", "estimates", "footprint", "tasks_that_fit"]
+__all__ = ["Estimate", "Footprint", "choose", "estimate", "estimates", "footprint", "objectives_that_fit"]

@@ -12,13 +12,13 @@ def choose(options: list[Estimate], gpu_bytes: int) -> Estimate | None:
     Stage 0 is left out: it replicates the optimizer and saves no communication against stage 1.
     """
     fitting = [option for option in options if option.stage >= 1 and option.fits(gpu_bytes)]
-    return min(fitting, key=lambda option: (option.tasks != "request", option.stage), default=None)
+    return min(fitting, key=lambda option: (option.objectives != "request", option.stage), default=None)
 
 
-def tasks_that_fit(
+def objectives_that_fit(
     footprint: Footprint, training: TrainingSettings, *, gpus: int, requests: int, gpu_bytes: int
 ) -> Mode:
-    """Decide what `tasks = "auto"` means: a gradient per request if that costs no more samples and they all fit.
+    """Decide what `objectives = "auto"` means: a gradient per request if that costs no more samples and they all fit.
 
     Every worker takes part in each gradient: more of them than a worker has forget samples would add samples.
     """

@@ -40,7 +40,7 @@ class Estimate:
     """Bytes on each GPU, and of host memory for each."""
 
     stage: int
-    tasks: Mode
+    objectives: Mode
     weights: int
     gradient: int
     stash: int
@@ -62,11 +62,11 @@ class Estimate:
 
 
 def estimate(
-    footprint: Footprint, stage: int, tasks: Mode, *, gpus: int, requests: int, offload: bool = False
+    footprint: Footprint, stage: int, objectives: Mode, *, gpus: int, requests: int, offload: bool = False
 ) -> Estimate:
     """Return the bytes per GPU at a ZeRO stage.
 
-    tasks: one forget gradient per request, or one for the whole batch.
+    objectives: one forget gradient per request, or one for the whole batch.
     offload: the optimizer is on the host. The stage is then one of OFFLOAD_STAGES.
     """
     f = footprint
@@ -79,18 +79,18 @@ def estimate(
         # It stands outside of DeepSpeed: every GPU has all of it, in float32.
         weights += f.parameters * torch.float32.itemsize
     gradient = ((f.trained if stage < 2 else 0) + (shard if stage >= 1 else 0)) * f.weight_bytes
-    stash = (requests if tasks == "request" else 1) * shard * f.weight_bytes
+    stash = (requests if objectives == "request" else 1) * shard * f.weight_bytes
     optimizer = shard * (8 if f.weight_bytes == 4 and stage in (0, 3) else 12)
     host = 0
     if offload:
         host, optimizer = shard * (OFFLOADED_BYTES + f.weight_bytes), 0
         if stage == 3:
             host, gradient, stash = host + stash, 0, 0
-    return Estimate(stage, tasks, weights, gradient, stash, optimizer, f.activations, host)
+    return Estimate(stage, objectives, weights, gradient, stash, optimizer, f.activations, host)
 
 
 def estimates(footprint: Footprint, *, gpus: int, requests: int, offload: bool = False) -> list[Estimate]:
-    """Estimate every possible stage with either kind of tasks, in the order of stages."""
+    """Estimate every possible stage with either kind of objectives, in the order of stages."""
     kinds: tuple[Mode, ...] = ("request", "batch")
     return [
         estimate(footprint, stage, kind, gpus=gpus, requests=requests, offload=offload)
