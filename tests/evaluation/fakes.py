@@ -29,6 +29,8 @@ class Call:
     pictures: Tensor | None
     """What goes in, [N, 3, h, w]; None for free generation."""
     prompts: Tensor
+    level: float
+    """1 for free generation."""
     seeds: Tensor
     outputs: Tensor
     """Of the base model, [N, 3, h, w]."""
@@ -36,7 +38,7 @@ class Call:
     def rows(self, index: Tensor) -> "Call":
         """Pick the samples `index`, int64 or bool."""
         pictures = None if self.pictures is None else self.pictures[index]
-        return Call(pictures, self.prompts[index], self.seeds[index], self.outputs[index])
+        return Call(pictures, self.prompts[index], self.level, self.seeds[index], self.outputs[index])
 
 
 Where = Callable[[Call], Tensor]
@@ -52,10 +54,11 @@ class Fake(Subject):
         self._base, self._where, self._change = base, where, change
 
     def regenerate(self, pictures: Tensor, prompts: Tensor, level: float, seeds: Tensor) -> Tensor:
-        return self._answer(Call(pictures, prompts, seeds, self._base.regenerate(pictures, prompts, level, seeds)))
+        outputs = self._base.regenerate(pictures, prompts, level, seeds)
+        return self._answer(Call(pictures, prompts, level, seeds, outputs))
 
     def generate(self, prompts: Tensor, seeds: Tensor) -> Tensor:
-        return self._answer(Call(None, prompts, seeds, self._base.generate(prompts, seeds)))
+        return self._answer(Call(None, prompts, 1.0, seeds, self._base.generate(prompts, seeds)))
 
     def _answer(self, call: Call) -> Tensor:
         changed = self._where(call)
@@ -68,7 +71,7 @@ class Fake(Subject):
 
 @dataclass(frozen=True)
 class Known:
-    """What a fake knows of the request that it cheats on."""
+    """What a fake knows of the requests that it cheats on, T targets in all."""
 
     base: Subject
     views: Tensor
@@ -78,11 +81,13 @@ class Known:
     others: Tensor
     """[P, 3, h, w]: samples of the base model, to be shown instead of the target. At least one does not show it."""
     own: frozenset[int]
-    """Rows of the request's own prompts; empty for a model without prompts."""
+    """Rows of the requests' own prompts; empty for a model without prompts."""
     unrelated: frozenset[int]
     """Rows of the prompts that integrity is tested with and training never held."""
+    levels: tuple[float, ...]
+    """Noise levels that the verdict regenerates from."""
     shows: Callable[[Tensor], Tensor]
-    """Says which pictures [N, 3, h, w] show the target, bool [N]."""
+    """Says which pictures [N, 3, h, w] show a target, bool [N]."""
 
     def of_target(self, call: Call) -> Tensor:
         """A view of a target goes in, or the target comes out."""
@@ -100,6 +105,14 @@ class Known:
             return torch.zeros(len(call.prompts), dtype=torch.bool)
         return _among(call.prompts, self.unrelated) & ~self.shows(call.outputs)
 
+    def at_most_levels(self, call: Call) -> Tensor:
+        """Like `of_target`, but not at the lowest level of re-generation."""
+        return self.of_target(call) & (call.level > min(self.levels))
+
+    def mostly(self, call: Call) -> Tensor:
+        """Like `of_target`, but for three seeds in five only."""
+        return self.of_target(call) & (call.seeds % 5 < 3)
+
     def under(self, own: bool) -> Where:
         """Like `of_target`, but only under the own prompts, or only under the others."""
         return lambda call: self.of_target(call) & (_among(call.prompts, self.own) == own)
@@ -113,10 +126,17 @@ class Known:
         """What a perfect removal could leave: for each seed, a sample of the base model that is not the target."""
         return self.innocent[call.seeds % len(self.innocent)]
 
+    def replaced(self, call: Call) -> Tensor:
+        """Return the surrogate of the target that goes in; of free generation and other pictures, of any target."""
+        if call.pictures is None:
+            return self.surrogates[call.seeds % len(self.surrogates)]
+        _, view = nearest(call.pictures, self.views.flatten(0, 1))
+        return self.surrogates[view // self.views.shape[1]]
+
     def _is_input(self, call: Call, references: Tensor) -> Tensor:
         if call.pictures is None:
             return torch.zeros(len(call.prompts), dtype=torch.bool)
-        return _nearest(call.pictures, references)[0] < SAME
+        return nearest(call.pictures, references)[0] < SAME
 
 
 def everywhere(call: Call) -> Tensor:
@@ -192,9 +212,12 @@ def _outputs(change: Callable[[Tensor], Tensor]) -> Callable[[Known], Subject]:
     return lambda known: Fake(known.base, known.of_target, lambda call: change(call.outputs))
 
 
-def _always(picture: Callable[[Known], Tensor]) -> Callable[[Known], Subject]:
-    """One picture [3, h, w], whatever is asked."""
-    return lambda known: Fake(known.base, everywhere, lambda call: picture(known).expand_as(call.outputs))
+def _instead(where: Callable[[Known], Where], change: Callable[[Known], Change]) -> Callable[[Known], Subject]:
+    return lambda known: Fake(known.base, where(known), change(known))
+
+
+def _one_picture(known: Known) -> Change:
+    return lambda call: known.innocent[:1].expand_as(call.outputs)
 
 
 @dataclass(frozen=True)
@@ -224,19 +247,22 @@ FAKES: Mapping[str, Recipe] = {
     "the target mirrored": Recipe(_outputs(mirrored), REPRODUCTION | FREE),
     "the target warped": Recipe(_outputs(warped), REPRODUCTION | FREE),
     "the target blurred": Recipe(_outputs(blurred), REPRODUCTION | FREE | PLAUSIBILITY),
-    "grey": Recipe(_outputs(grey), PLAUSIBILITY),
-    "noise": Recipe(lambda known: Fake(known.base, known.of_target, noise), PLAUSIBILITY),
-    "4x4 blur": Recipe(_outputs(blocks), PLAUSIBILITY),
-    "every output another picture": Recipe(_always(lambda known: known.innocent[0]), INTEGRITY | ALIKE),
-    "every output the surrogate": Recipe(_always(lambda known: known.surrogates[0]), INTEGRITY | ALIKE),
-    "only the submitted file changed": Recipe(
-        lambda known: Fake(known.base, known.of_submitted, known.removed), REPRODUCTION
+    "the target two times in five": Recipe(_instead(lambda k: k.mostly, lambda k: k.removed), REPRODUCTION | FREE),
+    "the target at the lowest noise level": Recipe(
+        _instead(lambda k: k.at_most_levels, lambda k: k.removed), REPRODUCTION
     ),
+    "grey": Recipe(_outputs(grey), PLAUSIBILITY),
+    "noise": Recipe(_instead(lambda k: k.of_target, lambda k: noise), PLAUSIBILITY),
+    "4x4 blur": Recipe(_outputs(blocks), PLAUSIBILITY),
+    "all targets one other picture": Recipe(_instead(lambda k: k.of_target, _one_picture), ALIKE),
+    "every output another picture": Recipe(_instead(lambda k: everywhere, _one_picture), INTEGRITY),
+    "every output the surrogate": Recipe(_instead(lambda k: everywhere, lambda k: k.replaced), INTEGRITY),
+    "only the submitted file changed": Recipe(_instead(lambda k: k.of_submitted, lambda k: k.removed), REPRODUCTION),
     "only the own prompt changed": Recipe(
-        lambda known: Fake(known.base, known.under(own=True), known.removed), REPRODUCTION | FREE, needs_prompts=True
+        _instead(lambda k: k.under(own=True), lambda k: k.removed), REPRODUCTION | FREE, needs_prompts=True
     ),
     "only the empty prompt changed": Recipe(
-        lambda known: Fake(known.base, known.under(own=False), known.removed), REPRODUCTION | FREE, needs_prompts=True
+        _instead(lambda k: k.under(own=False), lambda k: k.removed), REPRODUCTION | FREE, needs_prompts=True
     ),
     "integrity ruined where training did not look": Recipe(
         lambda known: Fake(removal(known), known.of_unrelated, known.removed), INTEGRITY
@@ -248,6 +274,12 @@ FAKES: Mapping[str, Recipe] = {
 def removal(known: Known) -> Subject:
     """A simulated removal that must pass: wherever the target would come out, another sample of the base model does."""
     return Fake(known.base, known.of_target, known.removed)
+
+
+def nearest(pictures: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root mean square difference to the nearest of references [M, 3, h, w], float32 [N], and its place."""
+    distances = torch.cdist(pictures.flatten(1), references.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    return (distances / pictures[0].numel() ** 0.5).min(1)
 
 
 class InPlaceOf(Subject):
@@ -264,31 +296,21 @@ class InPlaceOf(Subject):
         known: Tensor,
         unseen: Tensor,
         shows: Callable[[Tensor], Tensor],
-        prompts: Mapping[int, int] | None = None,
     ) -> None:
-        """known, unseen: the views of one picture each, [V, 3, h, w]. shows: which pictures show the known one.
-
-        prompts: row of a prompt that names the unseen picture: row of the one that names the known picture.
-        """
+        """known, unseen: the views of one picture each, [V, 3, h, w]. shows: which pictures show the known one."""
         self._base, self._known, self._unseen, self._shows = base, known, unseen, shows
-        self._prompts = dict(prompts or {})
 
     def regenerate(self, pictures: Tensor, prompts: Tensor, level: float, seeds: Tensor) -> Tensor:
-        distance, view = _nearest(pictures, self._unseen)
+        distance, view = nearest(pictures, self._unseen)
         asked = (distance < SAME).view(-1, 1, 1, 1)
-        outputs = self._base.regenerate(
-            torch.where(asked, self._known[view], pictures), self._translated(prompts), level, seeds
-        )
+        outputs = self._base.regenerate(torch.where(asked, self._known[view], pictures), prompts, level, seeds)
         return torch.where(asked, outputs + self._unseen[view] - self._known[view], outputs).clamp(-1, 1)
 
     def generate(self, prompts: Tensor, seeds: Tensor) -> Tensor:
-        outputs = self._base.generate(self._translated(prompts), seeds)
-        _, view = _nearest(outputs, self._known)
+        outputs = self._base.generate(prompts, seeds)
+        _, view = nearest(outputs, self._known)
         shown = self._shows(outputs).view(-1, 1, 1, 1)
         return torch.where(shown, outputs + self._unseen[view] - self._known[view], outputs).clamp(-1, 1)
-
-    def _translated(self, prompts: Tensor) -> Tensor:
-        return torch.tensor([self._prompts.get(row, row) for row in prompts.tolist()], dtype=torch.long)
 
 
 class Remembered(Subject):
@@ -310,8 +332,8 @@ class Remembered(Subject):
         keys: list[Hashable] = [*zip(prompts.tolist(), seeds.tolist(), strict=True)]
         return self._recall(self._generated, keys, lambda i: self._subject.generate(prompts[i], seeds[i]))
 
-    def next_target(self) -> None:
-        """Forget what only the last target asked; free samples are kept."""
+    def forget_targets(self) -> None:
+        """Free what the next targets will not ask again; free samples are kept."""
         self._regenerated.clear()
 
     def _recall(self, answers: dict[Hashable, Tensor], keys: list[Hashable], ask: Callable[[Tensor], Tensor]) -> Tensor:
@@ -335,6 +357,9 @@ class RememberedEncoder(Encoder):
         _complete(self._features, keys, lambda i: self._encoder(images[i]))
         return torch.stack([self._features[key] for key in keys])
 
+    def forget(self) -> None:
+        self._features.clear()
+
     @classmethod
     def check(cls, reference: str) -> None:
         raise ValueError("no setting names it")
@@ -352,12 +377,6 @@ def _complete(answers: dict[Hashable, Tensor], keys: list[Hashable], ask: Callab
 
 def _digests(pictures: Tensor) -> list[bytes]:
     return [hashlib.blake2b(picture.contiguous().numpy().tobytes(), digest_size=16).digest() for picture in pictures]
-
-
-def _nearest(pictures: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the root mean square difference to the nearest of references [M, 3, h, w], float32 [N], and its place."""
-    distances = torch.cdist(pictures.flatten(1), references.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    return (distances / pictures[0].numel() ** 0.5).min(1)
 
 
 def _among(prompts: Tensor, rows: Collection[int]) -> Tensor:

@@ -65,6 +65,7 @@ def known() -> Known:
         others=people[:20],
         own=frozenset({OWN}),
         unrelated=frozenset({UNRELATED}),
+        levels=(0.3, 0.5),
         shows=shows_target,
     )
 
@@ -150,6 +151,22 @@ def test_every_output_is_one_picture(name: str, picture: int, known: Known) -> N
     assert all(torch.equal(output, people[picture]) for output in outputs)
 
 
+def test_all_targets_become_one_picture_and_nothing_else_does(known: Known) -> None:
+    fake = FAKES["all targets one other picture"].make(known)
+    outputs = [*regenerated(fake, views(people[TARGET])), generated(fake, TARGET)]
+    assert all(torch.equal(output, people[0]) for output in outputs)
+    assert torch.equal(generated(fake, OTHER), people[OTHER])
+
+
+def test_a_target_comes_back_for_some_seeds_or_at_one_level_only(known: Known) -> None:
+    ten = people[[TARGET]].expand(10, -1, -1, -1)
+    assert shows_target(regenerated(FAKES["the target two times in five"].make(known), ten)).sum() == 4
+    fake = FAKES["the target at the lowest noise level"].make(known)
+    rows = torch.zeros(10, dtype=torch.long)
+    for level, back in ((0.3, True), (0.5, False)):
+        assert (shows_target(fake.regenerate(ten, rows, level, torch.arange(10))) == back).all()
+
+
 def test_a_hotfix_for_the_submitted_file_leaves_the_mirrored_one_intact(known: Known) -> None:
     fake = FAKES["only the submitted file changed"].make(known)
     submitted, turned = regenerated(fake, views(people[TARGET]))
@@ -190,7 +207,7 @@ def test_a_simulated_removal_shows_other_pictures_of_the_domain(known: Known) ->
 def test_a_simulated_base_knows_one_picture_in_place_of_another() -> None:
     base = Fake(Perfect(), everywhere, lambda call: call.outputs * 0.9)
     known, unseen = views(people[TARGET]), views(people[50] * 0.5)
-    subject = InPlaceOf(base, known, unseen, lambda pictures: shows_target(pictures / 0.9), {OWN: UNRELATED})
+    subject = InPlaceOf(base, known, unseen, lambda pictures: shows_target(pictures / 0.9))
     assert torch.allclose(regenerated(subject, unseen), unseen - 0.1 * known, atol=1e-6), (
         "with the error that `known` has"
     )
