@@ -63,7 +63,7 @@ EMPTY = 0
 
 
 @dataclass(frozen=True)
-class Testbed:
+class Removable:
     """What may be removed from a model."""
 
     name: str
@@ -105,27 +105,27 @@ class Trial:
     """Names of the rules that failed."""
 
 
-def testbed_faces() -> Testbed:
+def faces_testbed() -> Removable:
     """The unseen pictures are faces of the ORL database, cut and lit like those that the model knows."""
     known = faces.images()
     unseen = interpolate(people.images()[:, 0], size=(32, 28), mode="bicubic", antialias=True)[..., 5:29, 2:26]
     each = unseen.std((1, 2, 3), keepdim=True), unseen.mean((1, 2, 3), keepdim=True)
     unseen = ((unseen - each[1]) / each[0] * known.std((1, 2, 3)).mean() + known.mean()).clamp(-1, 1)
-    return Testbed("faces", _in_colour(known).split(1), unseen=_in_colour(unseen))
+    return Removable("faces", _in_colour(known).split(1), unseen=_in_colour(unseen))
 
 
-def testbed_people() -> Testbed:
+def people_testbed() -> Removable:
     """A request is a person, with the pictures that the model was trained on."""
     known = people.images()[: people.TRAINED_PEOPLE, : people.TRAINED_PICTURES]
     unseen = people.images()[people.TRAINED_PEOPLE :].flatten(0, 1)
-    return Testbed("people", tuple(_in_colour(person) for person in known), unseen=_in_colour(unseen))
+    return Removable("people", tuple(_in_colour(person) for person in known), unseen=_in_colour(unseen))
 
 
-def testbed_flags() -> Testbed:
+def flags_testbed() -> Removable:
     """Every fourth country lends its prompt to the test of integrity; the others may be removed."""
     pictures, names = flags.images()
     targets = [i for i in range(len(names)) if i % 4]
-    return Testbed(
+    return Removable(
         "flags",
         pictures[targets].split(1),
         captions=tuple(flags.caption(names[i]) for i in targets),
@@ -133,17 +133,17 @@ def testbed_flags() -> Testbed:
     )
 
 
-TESTBEDS: Mapping[str, Callable[[], Testbed]] = {
-    "faces": testbed_faces,
-    "flags": testbed_flags,
-    "people": testbed_people,
+TESTBEDS: Mapping[str, Callable[[], Removable]] = {
+    "faces": faces_testbed,
+    "flags": flags_testbed,
+    "people": people_testbed,
 }
 
 
 class Court:
     """Judges subjects on a testbed. The base model is asked each question once, whoever is judged."""
 
-    def __init__(self, testbed: Testbed, options: EvaluationSettings, settings: Settings) -> None:
+    def __init__(self, testbed: Removable, options: EvaluationSettings, settings: Settings) -> None:
         self.testbed, self.options, self.settings = testbed, options, settings
         self.model = self.load()
         self.base = Remembered(self.model)
@@ -318,7 +318,7 @@ def tasks(court: Court, count: int, oracle: Path | None = None, without: Sequenc
             yield Task(ORACLE, targets, salt, partial(court.judge_oracle, retrained, targets, salt))
 
 
-def subjects(testbed: Testbed) -> list[str]:
+def subjects(testbed: Removable) -> list[str]:
     """Return the names of the fakes that make sense on a testbed, and of those made with its own model."""
     colour = any((pictures.std(1) > 0).any() for pictures in testbed.targets)
     fakes = [

@@ -111,7 +111,7 @@ class Known:
 
     def mostly(self, call: Call) -> Tensor:
         """Like `of_target`, but for three seeds in five only."""
-        return self.of_target(call) & (call.seeds % 5 < 3)
+        return self.of_target(call) & (_drawn(call.seeds, 5) < 3)
 
     def under(self, own: bool) -> Where:
         """Like `of_target`, but only under the own prompts, or only under the others."""
@@ -124,12 +124,12 @@ class Known:
 
     def removed(self, call: Call) -> Tensor:
         """What a perfect removal could leave: for each seed, a sample of the base model that is not the target."""
-        return self.innocent[call.seeds % len(self.innocent)]
+        return self.innocent[_drawn(call.seeds, len(self.innocent))]
 
     def replaced(self, call: Call) -> Tensor:
         """Return the surrogate of the target that goes in; of free generation and other pictures, of any target."""
         if call.pictures is None:
-            return self.surrogates[call.seeds % len(self.surrogates)]
+            return self.surrogates[_drawn(call.seeds, len(self.surrogates))]
         _, view = nearest(call.pictures, self.views.flatten(0, 1))
         return self.surrogates[view // self.views.shape[1]]
 
@@ -377,6 +377,11 @@ def _complete(answers: dict[Hashable, Tensor], keys: list[Hashable], ask: Callab
 
 def _digests(pictures: Tensor) -> list[bytes]:
     return [hashlib.blake2b(picture.contiguous().numpy().tobytes(), digest_size=16).digest() for picture in pictures]
+
+
+def _drawn(seeds: Tensor, count: int) -> Tensor:
+    """Return a number in [0, count) for each seed, which looks drawn however regular the seeds are (Knuth's hash)."""
+    return ((seeds * -0x61C8864680B583EB) >> 33) % count
 
 
 def _among(prompts: Tensor, rows: Collection[int]) -> Tensor:
