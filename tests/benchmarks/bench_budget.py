@@ -108,13 +108,7 @@ def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Pa
             folder = home / f"{name}-{night}-{index}"
             hotfix = _train(job.model_copy(update={"training": training}), prepared, folder, champion)
             first = first or hotfix.path
-            evidence = measure(
-                JobFolder(folder),
-                blobs,
-                model=settings.model(name),
-                options=settings.evaluation,
-                gate=settings.gate_for(name),
-            )
+            evidence = measure(JobFolder(folder), settings, blobs)
             rows = len(load_job(blobs, prepared)[0].request)
             common = {"model": name, "night": night, "arm": arm, **_cost(folder, training, rows, hotfix)}
             yield from ({**common, **row} for row in _evidence(evidence))

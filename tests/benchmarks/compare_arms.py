@@ -46,13 +46,7 @@ def main() -> None:
             folder.job.write(changed)
             folder.prepared.write(prepared)
             folder.hotfix.write(_train(changed, prepared, settings, open_blobs(settings), folder.weights))
-            evidence = measure(
-                folder,
-                open_blobs(settings),
-                model=settings.model(job.model),
-                options=settings.evaluation,
-                gate=settings.gate_for(job.model),
-            )
+            evidence = measure(folder, settings, open_blobs(settings))
         print(_row(arm, evidence), flush=True)
 
 

@@ -88,6 +88,7 @@ PATHS = {
     RequestState.ACCEPTED: [],
     RequestState.BATCHED: [RequestState.BATCHED],
     RequestState.FAILED: [RequestState.BATCHED, RequestState.FAILED],
+    RequestState.NOT_REPRODUCED: [RequestState.BATCHED, RequestState.NOT_REPRODUCED],
     RequestState.REMOVED: [RequestState.BATCHED, RequestState.REMOVED],
 }
 

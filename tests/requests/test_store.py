@@ -36,6 +36,7 @@ WAY: dict[RequestState, tuple[RequestState, ...]] = {
     S.BATCHED: (S.BATCHED,),
     S.REMOVED: (S.BATCHED, S.REMOVED),
     S.FAILED: (S.BATCHED, S.FAILED),
+    S.NOT_REPRODUCED: (S.BATCHED, S.NOT_REPRODUCED),
     S.WITHDRAWN: (S.WITHDRAWN,),
 }
 

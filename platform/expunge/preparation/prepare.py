@@ -23,7 +23,7 @@ SAME = 1e-3
 """Latents that differ by less everywhere are the same picture: a surrogate like that would change nothing."""
 
 HELD_OUT_OF = 4
-"""Every so many retain prompts, one is kept out of training, so that the evaluation has unrelated prompts of its own."""
+"""Of every four retain prompts, one is kept out of training, so that the evaluation has some of its own."""
 
 SURPLUS = 1.25
 """Ratio of generated to required retain images, because those that resemble a target are dropped."""
@@ -180,7 +180,8 @@ def _generate_retain(
     """Generate or load the retain images, cycling through `prompts`, which are the conditioning's first rows."""
     training = job.training
     if training.retain_folder:
-        pictures = load_folder(training.retain_folder, job.resolution, settings)
+        limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
+        pictures = load_folder(training.retain_folder, job.resolution, field="training.retain_folder", **limits)
         return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), len(prompts)))
     prompt = prompt_rows(round(SURPLUS * training.retain_size), len(prompts))
     latents = generate_latents(
