@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from expunge import __version__
 from expunge.evaluation.cache import Cache
 from expunge.evaluation.calibration import find_calibration
 from expunge.evaluation.gate import loosened
@@ -138,7 +138,7 @@ class _Work:
             prompts.row(prompts.shared[0]) if prompts.shared else 0,
             settings.evaluation,
             settings.gate_for(job.model),
-            calibration=find_calibration(settings, job.model, job.base),
+            calibration=find_calibration(settings, job.model, base=job.base),
             remember=Cache(settings.home / "cache" / "evaluation", Seal(blobs.derive("cache"))).tensors,
             key={
                 "base": job.base,
@@ -171,14 +171,14 @@ class _Work:
         """Return what the evidence rests on. passes: of the hotfix; those of the base model are counted here."""
         bench, options = self.bench, self.settings.evaluation
         return Basis(
-            code=__version__,
+            code=version("expunge"),
             base=self.job.base,
             encoders=bench.space.names,
             calibration=bench.calibration.source,
             reference=bench.reference,
             levels=bench.levels,
             views=tuple(VIEWS),
-            draws=options.seeds,
+            draws=len(bench.draws),
             confidence=options.confidence,
             generation_samples=options.generation_samples,
             integrity_samples=options.integrity_samples,
@@ -219,8 +219,8 @@ def _load(blobs: BlobStore, pictures: Sequence[BlobId], job: UnlearnJob) -> Tens
 def _label(row: int, own: int | None, prompts: Prompts, place: int) -> str:
     """Name a prompt without quoting it."""
     if row == own:
-        return "its own prompt"
-    return "the empty prompt" if not prompts.all[row] else f"shared prompt {place + 1}"
+        return "own prompt"
+    return "empty prompt" if not prompts.all[row] else f"shared prompt {place + 1}"
 
 
 def _not_tested(options: EvaluationSettings, prepared: PreparedJob) -> tuple[str, ...]:

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from expunge.evaluation.encoders import USAGE, check_encoder
 from expunge.section import Fraction, Section
 
 
 class EvaluationSettings(Section):
-    """How much the evaluation generates, and which encoders compare it. Fewer samples than the minimum prove nothing."""
+    """How much the evaluation generates, and which encoders compare it; fewer than the minimum prove nothing."""
 
     encoders: tuple[str, ...] = Field(
         default=("efficientnet-lite0", "edges"),
@@ -53,9 +53,16 @@ class EvaluationSettings(Section):
 
     _known = field_validator("encoders")(lambda names: tuple(check_encoder(name) for name in names))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _several_since_protocol_2(cls, given: object) -> object:
+        if isinstance(given, dict) and "encoder" in given:
+            raise ValueError("`encoder` is now `encoders`, a list: the worst of several decides; rename it")
+        return given
+
 
 class GateSettings(Section):
-    """The thresholds that a request and a hotfix must meet. Weaker ones are named in evidence, verdicts and registry."""
+    """The thresholds that a request and a hotfix must meet. Evidence, verdicts and registry name weaker ones."""
 
     max_excess: float = Field(
         default=0.6,
@@ -66,7 +73,7 @@ class GateSettings(Section):
         default=None,
         ge=0,
         le=1,
-        description="largest share of free samples that may match a target; default: what unseen pictures give by chance",
+        description="largest share of free samples that may match a target; default: what unseen pictures give",
     )
     max_implausible: float = Field(
         default=0.2, ge=0, le=1, description="largest share of outputs that are no picture of the model's domain"
@@ -83,7 +90,7 @@ class GateSettings(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="smallest p-value of the permutation test that the distribution is the same",
+        description="smallest p-value of the permutation test on the samples' distribution",
     )
     max_attempts: int = Field(
         default=3, ge=1, description="after this many nights without passing its gate, a request waits for a person"

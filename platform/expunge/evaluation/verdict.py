@@ -8,28 +8,32 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from expunge.evaluation.calibration import Calibration, calibrate
-from expunge.evaluation.gate import verdict_of
+from expunge.evaluation.gate import REPRODUCTION, verdict_of
 from expunge.evaluation.generation import generation_rules
-from expunge.evaluation.integrity import measure_integrity
+from expunge.evaluation.integrity import measure_integrity, nearest_neighbours
 from expunge.evaluation.levels import choose_levels
-from expunge.evaluation.plausibility import Domain, alike_rule, plausibility_rule
+from expunge.evaluation.plausibility import Domain, alike_pairs, alike_rule, diversity_rule, plausibility_rule
 from expunge.evaluation.reference import unseen_pictures
 from expunge.evaluation.reproduction import (
+    LOOKS,
     Condition,
     Unseen,
     compare,
+    compare_in_rounds,
     conditions_of,
     draw,
+    draws_for,
     measure_unseen,
-    not_reproduced,
     reproduces,
     reproduction_rule,
+    why_not_reproduced,
 )
 from expunge.evaluation.rules import rule
 from expunge.evaluation.space import Features, Space
@@ -80,15 +84,15 @@ class Side:
 
     conditions: tuple[Condition, ...]
     base: Tensor
-    """float64 [C, n, E]: similarity to the nearest view of the condition's picture."""
-    floor: Tensor
-    """float64 [C, E]: the similarity that a perfect removal leaves."""
+    """float64 [C, n, E]: similarity to the nearest view of the condition's picture, for all rounds of draws."""
     informative: Tensor
-    """bool [C, E]: the base model shows excess, and the encoder can tell the surrogate from the target."""
+    """bool [C, E]: the base model shows memory, and the encoder can tell the surrogate from the target."""
     absent: str | None
     """Why there is nothing to remove; None where there is."""
     views: tuple[Features, ...]
     """For each picture, the features of all its views."""
+    surrogates: Features
+    """Of each picture's surrogate."""
 
 
 @dataclass
@@ -151,22 +155,23 @@ class Bench:
         space = Space.around(options.encoders, torch.cat([before, other]))
         size = (before.shape[-2], before.shape[-1])
         unseen, reference = unseen_pictures(torch.cat([before, other]), options, size, seed=REFERENCE)
-        levels = options.levels
 
         def measure() -> dict[str, Tensor]:
-            chosen = levels or choose_levels(base, space, before, unseen, plain, options.level_grid)
-            prompts = torch.full((len(unseen),), plain)
-            found = measure_unseen(base, space, unseen, prompts, chosen, range(len(chosen)))
-            return {"levels": torch.tensor(chosen, dtype=torch.float64), **vars(found)}
+            chosen = options.levels or choose_levels(base, space, before, unseen, plain, options.level_grid)
+            # Where no level stands out, the model's own samples are no memory of it, and nor will a request's be.
+            chosen = chosen or options.level_grid[len(options.level_grid) // 2 :][:1]
+            first = range(draws_for(options.seeds, chosen))
+            found = measure_unseen(base, space, unseen, [plain], chosen, first)
+            return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
         facts = remember({**key, "what": "unseen", "plain": plain, "unrelated": list(unrelated)}, measure)
-        levels = tuple(round(level, 6) for level in facts.pop("levels").tolist())
+        levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         return cls(
             base=base,
             space=space,
-            calibration=calibration or calibrate(space, before, unseen, other),
+            calibration=calibration or calibrate(space, None, unseen, other, source="the base model's own samples"),
             domain=Domain.of(space, torch.cat([before, other])),
-            unseen=Unseen(**facts),
+            unseen=Unseen(facts["values"], levels),
             levels=levels,
             reference=reference,
             unrelated=rows,
@@ -188,63 +193,68 @@ class Bench:
     def free(self, subject: Subject, prompt: int) -> Tensor:
         """Sample a prompt freely: float32 [n, 3, h, w]. The base model's samples are kept."""
         if subject is not self.base:
-            return self._sample(subject, prompt)
+            return to_tensor(self._sample(subject, prompt).numpy())
         if prompt not in self._free:
             key = {**self.key, "what": "free", "prompt": prompt}
-            made = self.remember(key, lambda: {"samples": _bytes(self._sample(subject, prompt))})
+            made = self.remember(key, lambda: {"samples": self._sample(subject, prompt)})
             self._free[prompt] = to_tensor(made["samples"].numpy())
         return self._free[prompt]
 
     @property
     def draws(self) -> range:
-        """The draws of every condition; each has a seed of its own."""
-        first = self.salt * SALT
-        return range(first, first + self.options.seeds)
+        """The first round of draws of every condition; each draw has a seed of its own."""
+        count = draws_for(self.options.seeds, self.levels)
+        first = self.salt * LOOKS * count
+        return range(first, first + count)
 
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
         # Each prompt has its own noise; otherwise a model without prompts would repeat its samples.
         index = torch.arange(self.options.generation_samples) + self.salt * SALT + (prompt << 30)
-        return subject.generate(torch.full((len(index),), prompt), FREE + index)
+        return _bytes(subject.generate(torch.full((len(index),), prompt), FREE + index))
 
     def _examine(self, case: Case) -> Side:
+        held_out = [place in case.held_out for place in range(len(case.pictures))]
         conditions = conditions_of(
-            len(case.pictures),
-            case.held_out,
-            case.prompts,
-            case.labels,
-            most=self.options.pictures,
-            attempt=case.attempt,
+            held_out, case.prompts, case.labels, most=self.options.pictures, attempt=case.attempt
         )
         views = tuple(self.space.features(all_views(picture)) for picture in case.pictures)
+        surrogates = self.space.features(case.surrogates)
+        first = self._draw(case, conditions, self.draws)
+        shown = reproduces(first, self.unseen, self.options.confidence)
+        if not shown.any():
+            names, confidence = self.space.names, self.options.confidence
+            absent = why_not_reproduced(conditions, names, first, self.unseen, confidence)
+            return Side(conditions, first, shown, absent, views, surrogates)
+        later = range(self.draws.stop, self.draws.start + LOOKS * len(self.draws))
+        base = torch.cat([first, self._draw(case, conditions, later)], dim=1)
+        informative = shown & self._tells(conditions, base, views, surrogates)
+        return Side(conditions, base, informative, None, views, surrogates)
+
+    def _draw(self, case: Case, conditions: Sequence[Condition], draws: range) -> Tensor:
         key = {
             **self.key,
             "what": "case",
             "pictures": _digest(case.pictures),
-            "prompts": case.prompts,
+            "conditions": [str(condition) for condition in conditions],
             "levels": self.levels,
+            "draws": [draws.start, draws.stop],
         }
-        key["conditions"] = [str(condition) for condition in conditions]
+        compute = partial(draw, self.base, self.space, case.pictures, conditions, self.levels, draws)
+        return self.remember(key, lambda: {"base": compute()})["base"]
 
-        def measure() -> dict[str, Tensor]:
-            return {"base": draw(self.base, self.space, case.pictures, conditions, self.levels, self.draws)}
+    def _tells(
+        self, conditions: Sequence[Condition], base: Tensor, views: Sequence[Features], surrogates: Features
+    ) -> Tensor:
+        """Return bool [C, E]: a hotfix that returned the surrogate itself, as was asked, could pass.
 
-        base = self.remember(key, measure)["base"]
-        # A hotfix that returns the surrogate itself has done what was asked, so it is no nearer than that.
-        replaced = [
-            self.space.similarity(self.space.features(s[None]), v)[0]
-            for s, v in zip(case.surrogates, views, strict=True)
+        Otherwise this encoder sees too little difference between the two, and can prove nothing.
+        """
+        each = [
+            self.space.similarity(tuple(z[place, None] for z in surrogates), features)[0]
+            for place, features in enumerate(views)
         ]
-        surrogate = torch.stack([replaced[condition.picture] for condition in conditions])
-        tells = torch.stack([self._tells(row) for row in surrogate])
-        floor = torch.maximum(surrogate, self.unseen.mean.expand_as(surrogate))
-        shown = reproduces(base, self.unseen, self.options.confidence)
-        absent = None if shown.any() else not_reproduced(conditions, self.space.names, base, self.unseen)
-        return Side(conditions, base, floor, shown & tells, absent, views)
-
-    def _tells(self, similarity: Tensor) -> Tensor:
-        """Return for each encoder whether a picture this similar, float64 [E], is another picture."""
-        bars = [self.calibration.thresholds[name].threshold for name in self.space.names]
-        return similarity < torch.tensor(bars, dtype=torch.float64)
+        surrogate = torch.stack([each[condition.picture] for condition in conditions])
+        return surrogate - self.unseen.mean <= self.gate.max_excess * (base.mean(1) - self.unseen.mean)
 
 
 def judge(bench: Bench, case: Case, fixed: Subject) -> RequestEvidence:
@@ -260,44 +270,27 @@ def judge_all(
     The base model was asked before if `bench.examine` and `bench.free` have been called for every case.
     """
     free: dict[int, Tensor] = {}
-    shown: dict[str, Tensor] = {}
-    found: list[tuple[Case, Side, list[Rule], tuple[ConditionEvidence, ...]]] = []
+    found: list[_Found] = []
     for index, case in enumerate(cases):
         side = bench.examine(case)
         if side.absent:
-            found.append((case, side, [], _conditions(bench, side, None)))
+            conditions = compare(
+                side.conditions,
+                bench.space.names,
+                side.base,
+                None,
+                bench.unseen,
+                side.informative,
+                bench.options.confidence,
+            )
+            found.append(_Found(case, side, conditions))
         else:
-            watched = _Watched(fixed)
-            after = draw(watched, bench.space, case.pictures, side.conditions, bench.levels, bench.draws)
-            conditions = _conditions(bench, side, after)
-            rules = [_reproduction(bench, side, conditions)]
-            for prompt, label in zip(case.prompts, case.labels, strict=True):
+            for prompt in case.prompts:
                 if prompt not in free:
                     free[prompt] = bench.free(fixed, prompt)
-                rules += _generation(bench, case, side, prompt, label, free[prompt])
-            shown[case.id] = torch.cat(watched.outputs)
-            rules.append(plausibility_rule(shown[case.id], bench.domain, bench.gate, bench.options.confidence))
-            found.append((case, side, rules, conditions))
+            found.append(_measured(bench, case, side, fixed, free))
         done(index + 1)
-    return tuple(_evidence(bench, case, side, rules, conditions, shown) for case, side, rules, conditions in found)
-
-
-def _evidence(
-    bench: Bench,
-    case: Case,
-    side: Side,
-    rules: list[Rule],
-    conditions: tuple[ConditionEvidence, ...],
-    shown: Mapping[str, Tensor],
-) -> RequestEvidence:
-    """Add the rule that needs the other requests' outputs, and conclude."""
-    if side.absent:
-        return RequestEvidence(request=case.id, verdict="not_reproduced", why=side.absent, conditions=conditions)
-    others = [outputs for id, outputs in shown.items() if id != case.id]
-    if others:
-        rules.append(_alike(bench, case, shown[case.id], torch.cat(others)))
-    verdict, why = verdict_of(rules)
-    return RequestEvidence(request=case.id, verdict=verdict, why=why, rules=tuple(rules), conditions=conditions)
+    return tuple(_concluded(bench, one, found) for one in found)
 
 
 def judge_integrity(
@@ -308,23 +301,90 @@ def judge_integrity(
     Samples that show a target of `cases` are left out: they are meant to change.
     """
     index = torch.arange(len(bench.unrelated)) + bench.salt * SALT
-    after = fixed.generate(bench.unrelated, UNRELATED + index)
-    features = bench.space.features(bench.before)
-    targets = [views for case in cases for views in bench.examine(case).views]
-    similar = [bench.space.similarity(features, views) for views in targets]
-    shows = [bench.calibration.matches(one, bench.space.names) for one in similar]
-    kept = ~torch.stack(shows).any(0) if shows else torch.ones(len(after), dtype=torch.bool)
+    # Rounded as the base model's stored samples are: an unchanged model must give the very same pictures.
+    after = to_tensor(_bytes(fixed.generate(bench.unrelated, UNRELATED + index)).numpy())
+    features, sides = bench.space.features(bench.before), [bench.examine(case) for case in cases]
+    kept = torch.ones(len(after), dtype=torch.bool)
+    for views in (views for side in sides for views in side.views):
+        kept &= ~bench.calibration.matches(bench.space.similarity(features, views), bench.space.names)
+    kept = kept if kept.sum() >= 2 else torch.ones_like(kept)  # a model that shows nothing else must not change at all
+    before, after, other = bench.before[kept], after[kept], bench.other[kept]
+    samples = tuple(z[kept] for z in features)
+    targets = [tuple(z[:1] for z in views) for side in sides for views in side.views]
+    nearest = [nearest_neighbours(bench.space, samples, target) for target in targets]
     evidence = measure_integrity(
-        bench.before[kept],
-        after[kept],
-        bench.other,
-        space=bench.space,
-        calibration=bench.calibration,
-        gate=bench.gate,
-        confidence=bench.options.confidence,
-        nearest=torch.stack([one[kept].amax(1) for one in similar]) if similar else None,
+        before,
+        after,
+        other,
+        bench.space,
+        bench.calibration,
+        bench.gate,
+        bench.options.confidence,
+        nearest=torch.cat(nearest) if nearest else None,
     )
-    return evidence, bench.before[kept], after[kept]
+    return evidence, before, after
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was measured of one case, before it is compared with the others."""
+
+    case: Case
+    side: Side
+    conditions: tuple[ConditionEvidence, ...]
+    rules: tuple[Rule, ...] = ()
+    outputs: Features = ()
+    """Of the hotfix's re-generations."""
+
+
+def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mapping[int, Tensor]) -> _Found:
+    watched = _Watched(fixed)
+
+    def base(conditions: Sequence[Condition], draws: range) -> Tensor:
+        rows = [side.conditions.index(condition) for condition in conditions]
+        return side.base[rows, draws.start - bench.draws.start : draws.stop - bench.draws.start]
+
+    conditions = compare_in_rounds(
+        side.conditions,
+        bench.space.names,
+        base,
+        lambda asked, draws: draw(watched, bench.space, case.pictures, asked, bench.levels, draws),
+        bench.unseen,
+        side.informative,
+        draws=bench.draws,
+        max_excess=bench.gate.max_excess,
+        confidence=bench.options.confidence,
+    )
+    rules = [_reproduction(bench, side, conditions)]
+    for prompt, label in zip(case.prompts, case.labels, strict=True):
+        rules += _generation(bench, side, prompt, label, free[prompt])
+    if not watched.outputs:  # no encoder could tell anything, so nothing was drawn
+        return _Found(case, side, conditions, tuple(rules))
+    outputs = torch.cat(watched.outputs)
+    features = bench.space.features(outputs)
+    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, bench.options.confidence, features=features))
+    return _Found(case, side, conditions, tuple(rules), features)
+
+
+def _concluded(bench: Bench, mine: _Found, found: Sequence[_Found]) -> RequestEvidence:
+    """Add the rule that needs the other requests' outputs, and conclude."""
+    id = mine.case.id
+    if mine.side.absent:
+        why = mine.side.absent
+        return RequestEvidence(request=id, verdict="not_reproduced", why=why, conditions=mine.conditions)
+    rules, others = mine.rules, [other for other in found if other is not mine and other.outputs]
+    if mine.outputs and others:
+        same = [_same(bench, mine.side.surrogates, other.side.surrogates) for other in others]
+        outputs = [other.outputs for other in others]
+        confidence = bench.options.confidence
+        alike = alike_rule(mine.outputs, outputs, bench.space, bench.calibration, bench.gate, confidence, same)
+        rules = (*rules, alike)
+    verdict, why = verdict_of(rules)
+    return RequestEvidence(request=id, verdict=verdict, why=why, rules=rules, conditions=mine.conditions)
+
+
+def _same(bench: Bench, one: Features, other: Features) -> bool:
+    return bool(alike_pairs(bench.space, bench.calibration, one, other).any())
 
 
 class _Watched(Subject):
@@ -343,19 +403,6 @@ class _Watched(Subject):
         return self._subject.generate(prompts, seeds)
 
 
-def _conditions(bench: Bench, side: Side, after: Tensor | None) -> tuple[ConditionEvidence, ...]:
-    return compare(
-        side.conditions,
-        bench.space.names,
-        side.base,
-        after,
-        unseen=bench.unseen,
-        floor=side.floor,
-        informative=side.informative,
-        confidence=bench.options.confidence,
-    )
-
-
 def _reproduction(bench: Bench, side: Side, conditions: tuple[ConditionEvidence, ...]) -> Rule:
     """Apply the rule of re-generation; where no encoder tells the surrogate from the target, nothing can be proved."""
     if side.informative.any():
@@ -364,14 +411,18 @@ def _reproduction(bench: Bench, side: Side, conditions: tuple[ConditionEvidence,
         "No encoder tells the surrogate from the target, so nothing could show that the target is gone: "
         "give a surrogate that differs more, or another encoder."
     )
-    return rule("excess reproduction", math.nan, math.nan, "at most", bench.gate.max_excess, why=why)
+    return rule(REPRODUCTION, math.nan, math.nan, "at most", bench.gate.max_excess, why=why)
 
 
-def _generation(bench: Bench, case: Case, side: Side, prompt: int, label: str, after: Tensor) -> tuple[Rule, ...]:
+def _generation(bench: Bench, side: Side, prompt: int, label: str, after: Tensor) -> tuple[Rule, ...]:
     """Apply the rules of free generation to one prompt; a sample shows the request if it shows any of its pictures."""
     made, base = (bench.space.features(samples) for samples in (after, bench.free(bench.base, prompt)))
     nearest = [torch.stack([bench.space.similarity(z, views) for views in side.views]).amax(0) for z in (made, base)]
-    return generation_rules(*nearest, bench.space.names, bench.calibration, bench.gate, bench.options.confidence, label)
+    names, gate, confidence = bench.space.names, bench.gate, bench.options.confidence
+    return (
+        *generation_rules(*nearest, names, bench.calibration, gate, confidence, label),
+        diversity_rule(made, base, bench.space, bench.calibration, gate, confidence, label),
+    )
 
 
 def _digest(tensor: Tensor) -> str:
