@@ -1,6 +1,7 @@
 """The platform's domain types, each frozen: what its packages pass to one another."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -95,6 +96,9 @@ class UnlearnJob(Value):
     ledger: tuple[RemovalRequest, ...] = Field(
         default=(), description="removed on earlier nights, removed again and re-verified"
     )
+    verify: tuple[str, ...] | None = Field(
+        default=None, description="ids of the ledger whose turn it is to be verified; None: all of them"
+    )
     warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
     id: str = Field(
@@ -104,6 +108,10 @@ class UnlearnJob(Value):
     @property
     def everything(self) -> tuple[RemovalRequest, ...]:
         return (*self.ledger, *self.requests)
+
+    def is_due(self, request: str) -> bool:
+        """Return whether a request is to be verified: a new one always is."""
+        return self.verify is None or request in self.verify or any(new.id == request for new in self.requests)
 
     def steps(self, *, warm: bool) -> int:
         """Return the number of training steps, which grows in proportion beyond `training.steps_cover` requests.
@@ -188,6 +196,23 @@ class ConditionEvidence(Value):
     informative: bool = Field(description="the base model shows excess here; other conditions decide nothing")
 
 
+class Robustness(Value):
+    """What is left of one request's removal after something that people do to a model."""
+
+    request: str
+    attack: str = Field(description="what was done to the model, and how much of it")
+    decides: bool = Field(description="the request fails if this does; otherwise it is a warning")
+    passed: bool
+    figure: Literal["excess ratio", "steps until the excess is back"]
+    value: float | None = Field(description="None if it could not be measured, or if the excess did not come back")
+    before: float | None = Field(default=None, description="the same figure of the hotfix as delivered")
+    base: float | None = Field(default=None, description="the same figure of the base model")
+    control: float | None = Field(
+        default=None, description="the same figure of pictures that the model never knew; None if it is never reached"
+    )
+    why: str = Field(description="a sentence for a person: what was done, and what it means")
+
+
 class RequestEvidence(Value):
     """The evidence of one request.
 
@@ -258,6 +283,10 @@ class Evidence(Value):
     protocol_version: int = Field(default=1, description="evidence of release 0.1.0 does not state it, and has 1")
     requests: tuple[RequestEvidence, ...]
     integrity: IntegrityEvidence | None = Field(description="None if nothing was trained")
+    robustness: tuple[Robustness, ...] = ()
+    unverified: tuple[str, ...] = Field(
+        default=(), description="earlier removals whose turn it was not: trained for, but not verified on this hotfix"
+    )
     basis: Basis | None = None
     pictures: dict[str, BlobId] = Field(
         default_factory=dict, description="sealed PNG grids: by request id, and 'unrelated'"
@@ -269,6 +298,12 @@ class Evidence(Value):
         if self.integrity is None or not self.integrity.passed:
             return frozenset()
         return frozenset(r.request for r in self.requests if r.verdict == "passed")
+
+    def kept(self, ledger: Iterable[RemovalRequest]) -> frozenset[str]:
+        """The ids of the earlier removals that stand: verified, not due, or of pictures that the model never knew."""
+        earlier = {request.id for request in ledger}
+        absent = {r.request for r in self.requests if r.verdict == "not_reproduced"}
+        return frozenset(earlier & {*self.passed, *absent, *(self.unverified if self.integrity else ())})
 
 
 class Baseline(Value):
@@ -300,3 +335,7 @@ class Ledger(Value):
     model: Identifier
     version: str | None
     requests: tuple[str, ...]
+    night: int = Field(default=0, description="how many versions of the model had been promoted, this one included")
+    verified: dict[str, int] = Field(
+        default_factory=dict, description="request id: the `night` of the version that it was last verified on"
+    )

@@ -100,7 +100,7 @@ def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
 
 
 def test_every_model_can_be_used_or_is_named(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rows()["models"].found == "faces, flags can be used"
+    assert rows()["models"].found == "faces, flags, people can be used"
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "model_index.json").write_text('{"_class_name": ["a", "list"]}')

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from expunge.evaluation.gate import loosened, verdict_of
+from expunge.evaluation.gate import decisive, loosened, verdict_of
 from expunge.evaluation.rules import rule
 from expunge.settings import EvaluationSettings, GateSettings
 from expunge.types import Rule
@@ -55,6 +55,17 @@ def test_what_was_not_measured_never_passes_and_comes_first(bound: float) -> Non
     assert why.startswith("Alike was not measured; at most 0.5 is allowed.")
 
 
+def test_of_rules_of_one_name_the_sentence_has_the_nearest_miss() -> None:
+    _, why = verdict_of([reproduction(0.1), psnr(), reproduction(0.5), reproduction(0.3)])
+    assert why == "Every rule holds: reproduction 0.5 (at most 0.6), median PSNR 28 (at least 20)."
+
+
+def test_what_decided_is_the_worst_failure_or_else_what_is_left_of_the_target() -> None:
+    assert decisive([reproduction(0.1), psnr(19), psnr(12)]).bound == 12
+    assert decisive([psnr(20), reproduction(0.1), reproduction(0.2)]).bound == 0.2
+    assert decisive([psnr(28), psnr(20)]).bound == 20
+
+
 def test_no_rules_prove_nothing() -> None:
     assert verdict_of([])[0] == "failed"
 
@@ -94,10 +105,11 @@ WEAKER_AND_STRICTER: dict[str, tuple[Any, Any]] = {
 
 
 def with_setting(name: str, value: object) -> tuple[str, ...]:
-    gate = {name: value} if name in GateSettings.model_fields else {}
-    evaluation = {} if gate else {name: value}
-    # Without validation: an encoder need not be installed to be compared.
-    return loosened(GateSettings.model_construct(**gate), EvaluationSettings.model_construct(**evaluation))
+    gate, evaluation = GateSettings(), EvaluationSettings()
+    # Without validation: an encoder need not exist to be compared.
+    if name in GateSettings.model_fields:
+        return loosened(gate.model_copy(update={name: value}), evaluation)
+    return loosened(gate, evaluation.model_copy(update={name: value}))
 
 
 @pytest.mark.parametrize("name", [*GateSettings.model_fields, *EvaluationSettings.model_fields])

@@ -274,6 +274,11 @@ def test_a_request_goes_through_several_batches(store: RequestStore, ask: Ask) -
     assert store.batch("night-1").requests == store.batch("night-2").requests == ("req-a",)
 
 
+def test_every_state_fits_its_column_where_the_database_enforces_it() -> None:
+    assert str(requests.c.state.type.compile()) == "VARCHAR(16)"
+    assert max(map(len, S)) <= 16
+
+
 @pytest.mark.parametrize(("here", "to"), list(product(S, S)))
 def test_lifecycle(store: RequestStore, ask: Ask, here: RequestState, to: RequestState) -> None:
     bring(store, ask("a"), here)

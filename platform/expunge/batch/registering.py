@@ -6,8 +6,9 @@ from collections.abc import Collection
 from expunge.batch.training import CURVES
 from expunge.errors import NotFoundError
 from expunge.evaluation.gate import REPRODUCTION
+from expunge.evaluation.rotation import record_verified
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, promote, register
+from expunge.registry.versions import champion, ledger, promote, register
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore
@@ -29,7 +30,10 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
     unrelated = evidence.pictures.get(UNRELATED)
     if unrelated is not None and all_open(blobs, unrelated):  # a lost picture must not cost a training
         tracker.log_artifact_bytes(run_id, "unrelated.png", blobs.get(unrelated))
-    removed = [request.id for request in job.everything if request.id in evidence.passed]
+    stands = evidence.passed | evidence.kept(job.ledger)
+    removed = [request.id for request in job.everything if request.id in stands]
+    before = ledger(tracker, job.model)
+    night = before.night + 1
     return register(
         tracker,
         job=job,
@@ -37,7 +41,13 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
         evidence=evidence,
         run_id=run_id,
         batch_id=job.batch,
-        ledger=Ledger(model=job.model, version=None, requests=tuple(removed)),
+        ledger=Ledger(
+            model=job.model,
+            version=None,
+            requests=tuple(removed),
+            night=night,
+            verified=record_verified(removed, before.verified, night=night, proven=evidence.passed),
+        ),
     )
 
 
@@ -75,7 +85,7 @@ def _promotable(job: UnlearnJob, evidence: Evidence, removed: Collection[str]) -
     """
     earlier = {*removed, *(request.id for request in job.ledger)}
     tonight = {request.id for request in job.requests}
-    return earlier <= evidence.passed and bool(tonight & evidence.passed)
+    return earlier <= evidence.passed | evidence.kept(job.ledger) and bool(tonight & evidence.passed)
 
 
 def _figures(evidence: Evidence) -> dict[str, float]:

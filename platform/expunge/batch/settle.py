@@ -71,7 +71,8 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
         return _again(store, settings, request, why, evidence)
     if outcome.promoted:
         return Fate(RequestState.REMOVED, mine.why, evidence)
-    lost = sorted({request.id for request in outcome.job.ledger} - outcome.passed)
+    ledger = outcome.job.ledger
+    lost = sorted({request.id for request in ledger} - outcome.evidence.kept(ledger))
     if lost:
         why = f"not promoted: earlier removals were not proven again: {', '.join(lost)}"
         return _again(store, settings, request, why, evidence)

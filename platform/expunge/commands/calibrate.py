@@ -1,5 +1,6 @@
 """`expunge calibrate`: the match thresholds of a model of one's own."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,7 +92,11 @@ def _calibrate(
     unseen: "Tensor | None",
     settings: "Settings",
 ) -> "Calibration":
+    # transformers says on import that it does without torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import diffusers
     import torch
+    import transformers
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -101,6 +106,8 @@ def _calibrate(
     from expunge.evaluation.subject import ModelSubject
     from expunge.families import load_model, source_digest
 
+    for library in (diffusers, transformers):  # whose bars would tear this one
+        library.utils.logging.disable_progress_bar()
     names = settings.evaluation.encoders
     for name in names:
         find_encoder(name)  # before the samples, which may take long

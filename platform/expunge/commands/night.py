@@ -275,10 +275,10 @@ def _verdict(request: "RequestEvidence", outcome: "JobOutcome") -> str:
 
 def _decisive(request: "RequestEvidence") -> str:
     """Return the rule that decided with its figures, or those of protocol 1, or else why there are none."""
-    from expunge.evaluation.gate import by_severity, compared
+    from expunge.evaluation.gate import compared, decisive
 
     if request.rules:
-        return compared(by_severity(request.rules)[0])
+        return compared(decisive(request.rules))
     named = (("shift", request.shift), ("similarity to target", request.target))
     figures = [f"{name} {m.base:.2f} -> {m.after:.2f} (noise {m.floor:.2f})" for name, m in named if m]
     return ", ".join(figures) or request.why

@@ -102,8 +102,8 @@ def calibrate(
 
     pictures [N, 3, h, w]: pictures of the model's domain, such as those it was trained on, each of something else.
     unseen [M, 3, h, w]: pictures of that kind that it never saw. samples [n, 3, h, w]: its own free samples, which also
-    stand for `pictures` where there are none. All are float32 in [-1, 1]. step: called after each of the N. Raises ValueError for fewer than
-    FEWEST pictures of a kind.
+    stand for `pictures` where there are none. All are float32 in [-1, 1]. step: called after each of the N. Raises
+    ValueError for fewer than FEWEST pictures of a kind.
     """
     known = samples if pictures is None else pictures
     for given in (known, samples, *(() if unseen is None else (unseen,))):
@@ -245,7 +245,8 @@ def _threshold(similarity: np.ndarray, sure: bool) -> tuple[float, float, How]:
     """
     z = np.arctanh(similarity.clip(-_LARGEST_Z, _LARGEST_Z))
     if not sure:
-        centre, spread = np.median(z), stats.median_abs_deviation(z, scale="normal")
+        centre = np.median(z)
+        spread = np.median(np.abs(z - centre)) / stats.norm.ppf(0.75)  # the deviation of a normal distribution
         return float(np.tanh(stats.norm.isf(FALSE_MATCH, centre, spread))), FALSE_MATCH, "robust normal tail"
     allowed = int(FALSE_MATCH * len(similarity))
     above = float(np.nextafter(np.sort(similarity)[-1 - allowed], np.inf))

@@ -18,22 +18,23 @@ REPRODUCTION = "reproduction"
 def verdict_of(rules: Sequence[Rule]) -> tuple[Verdict, str]:
     """Return the verdict and why: all rules must pass, and no rules at all prove nothing.
 
-    If some failed, the text names each of them, the worst first; if none did, it gives the figures that decided.
+    If some failed, the text names each of them, the worst first. If none did, it gives the figures that decided: of
+    rules of one name, the one that is nearest to its threshold.
     """
-    failed = [rule for rule in by_severity(rules) if not rule.passed]
+    failed = [rule for rule in _by_severity(rules) if not rule.passed]
     if failed:
         return "failed", " ".join(f"{sentence(compared(rule))} {sentence(rule.why)}" for rule in failed)
     if not rules:
         return "failed", "Nothing was measured, and what was not measured does not pass."
-    figures = ", ".join(
-        f"{rule.name} {digits(rule.bound)} ({rule.relation} {digits(rule.threshold)})" for rule in rules
-    )
+    by_name = {rule.name: rule for rule in reversed(_by_severity(rules))}
+    nearest = [by_name[name] for name in dict.fromkeys(rule.name for rule in rules)]
+    figures = ", ".join(f"{r.name} {digits(r.bound)} ({r.relation} {digits(r.threshold)})" for r in nearest)
     return "passed", f"Every rule holds: {figures}."
 
 
-def by_severity(rules: Iterable[Rule]) -> list[Rule]:
-    """Return the rules, those that failed first, and among equals the one that is furthest over its threshold."""
-    return sorted(rules, key=lambda rule: (rule.passed, -_excess(rule)))
+def decisive(rules: Sequence[Rule]) -> Rule:
+    """Return the rule that failed worst; if all pass, what is left of the target or, without that, the nearest miss."""
+    return min(_by_severity(rules), key=lambda rule: (rule.passed, rule.passed and rule.name != REPRODUCTION))
 
 
 def compared(rule: Rule) -> str:
@@ -118,6 +119,11 @@ def sentence(text: str) -> str:
     """Return `text` as a sentence: with a capital, and a full stop where it has no end of its own."""
     text = text.strip()
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def _by_severity(rules: Iterable[Rule]) -> list[Rule]:
+    """Return the rules that failed first, and among equals the one that is furthest over its threshold."""
+    return sorted(rules, key=lambda rule: (rule.passed, -_excess(rule)))
 
 
 def _excess(rule: Rule) -> float:

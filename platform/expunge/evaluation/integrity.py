@@ -8,6 +8,7 @@ from torch import Tensor
 from expunge.evaluation.generation import Matcher
 from expunge.evaluation.metrics import (
     FRECHET_SAMPLES,
+    SMALLEST_P,
     centred_cosine,
     foreign_share_found,
     frechet,
@@ -194,7 +195,7 @@ def _distribution(
 ) -> tuple[Rule, dict[str, float]]:
     """Test the hotfix's samples against the base model's at other seeds: those of the same seeds depend on them."""
     test = kid_test(z_after, z_other, seed=seed)
-    # Foreign: samples with their quarters exchanged, of the same colours and sharpness, but no pictures of the domain.
+    # Rearranged: with their quarters exchanged, of the same colours and sharpness, but no pictures of the domain.
     foreign = space.features(before.roll((before.shape[-2] // 2, before.shape[-1] // 2), (-2, -1)))
     found = foreign_share_found(z_before, z_other, foreign, level=gate.min_kid_p, seed=seed)
     figures = {
@@ -212,17 +213,17 @@ def _distribution(
         rule(
             "distribution",
             test.p,
-            # A test that would not find a model whose samples are all foreign proves nothing.
-            test.p if found is not None or gate.min_kid_p == 0 else math.nan,
+            # With a threshold below the smallest p-value it could never fail, and proves nothing; 0 switches it off.
+            test.p if gate.min_kid_p > SMALLEST_P or gate.min_kid_p == 0 else math.nan,
             "at least",
             gate.min_kid_p,
             why=(
                 f"Were nothing changed, samples of hotfix and base model would differ this much with p = {test.p:.3f} "
                 f"(KID, permutation test, most in {space.names[test.worst]}). "
                 + (
-                    f"With {n} samples it finds a share of {found:.0%} foreign ones with a probability of 80%."
+                    f"With {n} samples it finds {found:.0%} of rearranged pictures with a probability of 80%."
                     if found is not None
-                    else f"With {n} samples it would not even find a model whose samples are all foreign."
+                    else f"With {n} samples it would not find it if all of them were rearranged pictures."
                 )
                 + ("" if n >= FRECHET_SAMPLES else f" A Frechet distance would need {FRECHET_SAMPLES} samples.")
             ),

@@ -15,6 +15,8 @@ from expunge.evaluation.views import VIEWS
 
 DRAWS = 2
 """Per picture and level."""
+LEAST = 0.25
+"""A level must show this share of what the best one shows: less is likely to be luck, and would dilute the others."""
 FIRST_DRAW = 100_000
 """Far from the draws that a verdict rests on: levels that were chosen for their luck in them would flatter it."""
 
@@ -35,7 +37,8 @@ def choose_levels(
 
     What counts at a level is how far each known picture lies above 95 % of unseen ones, in standard deviations of
     those, averaged over pictures and encoders: the pictures that the model does not know cannot hide those that it
-    does. Levels where none lies above are left out, so there may be fewer, or none at all.
+    does. Levels that show much less than the best are left out, so there may be fewer than `count`; where no picture
+    lies above at any level, there are none. Whether a request is reproduced is for `reproduces` to say.
     """
 
     def values(pictures: Tensor) -> Tensor:
@@ -50,4 +53,4 @@ def choose_levels(
         above = (of_known - reference.high).clamp(min=0) / reference.spread.clamp(min=1e-6)
         merits.append(above.mean().nan_to_num(0.0).item())
     best = sorted(range(len(grid)), key=lambda i: -merits[i])[:count]
-    return tuple(sorted(grid[i] for i in best if merits[i] > 0))
+    return tuple(sorted(grid[i] for i in best if merits[i] > 0 and merits[i] >= LEAST * merits[best[0]]))

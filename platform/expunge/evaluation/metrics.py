@@ -10,6 +10,7 @@ PEAK = 2.0  # the width of [-1, 1]
 PSNR_CAP = 100.0
 SSIM_WINDOW = 7
 PERMUTATIONS = 999
+SMALLEST_P = 1 / (PERMUTATIONS + 1)
 SAMPLES_PER_DIMENSION = 10
 FRECHET_DIMENSIONS = 8
 FRECHET_SAMPLES = SAMPLES_PER_DIMENSION * FRECHET_DIMENSIONS
@@ -146,7 +147,7 @@ def foreign_share_found(
     """
     n, generator = len(a[0]), torch.Generator().manual_seed(seed)
     # The smallest p-value of a test is 1 / (permutations + 1), which must be well below the level.
-    permutations = min(PERMUTATIONS, max(199, round(4 / max(level, 1e-9))))
+    permutations = PERMUTATIONS if level < 0.01 else 399
     divisions = [
         (torch.rand(n, 1, generator=generator) < 0.5, torch.randperm(n, generator=generator)) for _ in range(trials)
     ]

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from expunge.evaluation.account import account, extent
-from expunge.evaluation.gate import REPRODUCTION, by_severity, compared, digits, sentence
+from expunge.evaluation.gate import REPRODUCTION, compared, decisive, digits, sentence
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
 from expunge.types import (
@@ -67,8 +67,8 @@ class Row:
 
     @property
     def decisive(self) -> Rule | None:
-        """The rule that failed worst or, if all hold, the one that is nearest to its threshold."""
-        return next(iter(by_severity(self.evidence.rules)), None)
+        """The rule that decided; None where there are none."""
+        return decisive(self.evidence.rules) if self.evidence.rules else None
 
     @property
     def extent(self) -> str:
@@ -93,7 +93,7 @@ def render_report(report: ReportBatch) -> bytes:
         _template()
         .render(
             batch=report.batch,
-            loosened=[(job.job.model, job.evidence.basis.loosened) for job in report.jobs if _is_loosened(job)],
+            loosened=[(job.job.model, named) for job in report.jobs if (named := _loosened(job.evidence))],
             protocols={job.evidence.protocol_version for job in report.jobs},
             jobs=[(job, [row for row in rows if row.job is job], _charts(job)) for job in report.jobs],
             rows=rows,
@@ -133,8 +133,8 @@ def _rows(job: ReportJob) -> list[Row]:
     return sorted(rows, key=lambda row: row.earlier)
 
 
-def _is_loosened(job: ReportJob) -> bool:
-    return job.evidence.basis is not None and bool(job.evidence.basis.loosened)
+def _loosened(evidence: Evidence) -> tuple[str, ...]:
+    return evidence.basis.loosened if evidence.basis else ()
 
 
 def _charts(job: ReportJob) -> list[tuple[str, str]]:

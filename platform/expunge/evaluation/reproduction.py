@@ -11,12 +11,16 @@ A condition is one picture in one view under one prompt, and each encoder judges
 n draws, E encoders, L noise levels; draw i is a seed and the level i % L, the same ones for base model and hotfix.
 
 - A request is reproduced if any of its C x E figures lies above what a picture that the base model never saw may give
-  (`reproduces`). A step-up test over all of them keeps the chance of that at 1 - confidence for unseen pictures,
+  (`reproduces`). A step-up test over all of them holds the chance of that at 1 - confidence for unseen pictures,
   however many conditions there are, and costs little power where most conditions agree.
 - A removal passes if the upper bound of the ratio is low enough in every condition that shows memory. As all of them
   must pass, a false pass is no likelier with more of them, and no correction is needed.
 - Draws are added in up to LOOKS rounds. Each round's bounds are at confidence 1 - (1 - confidence) / LOOKS, so that
-  the chance of a false pass in any of them is 1 - confidence.
+  the chance of a false pass in any of them is at most 1 - confidence.
+
+What this cannot know is the ability for one picture: u is that of the average one. A perfect removal leaves a picture
+its own, so where the base model's excess is less than about five times `Unseen.spread`, a threshold of 0.6 fails some
+perfect removals by chance, however many draws there are.
 """
 
 import math
@@ -289,7 +293,7 @@ def compare_in_rounds(
     for look in range(LOOKS):
         if not len(left):
             break
-        asked = [conditions[c] for c in left]
+        asked = [conditions[c] for c in left.tolist()]
         more = range(draws.start + look * len(draws), draws.stop + look * len(draws))
         if look:
             before = torch.cat([before, base(asked, more)], dim=1)

@@ -1,12 +1,21 @@
 """The settings of the evaluation, and of the gate that its evidence must pass."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from expunge.evaluation.encoders import USAGE, check_encoder
 from expunge.section import Fraction, Section
+
+
+REPLACED: Mapping[str, str] = {
+    "evaluation.encoder": "evaluation.encoders",
+    "gate.min_shift": "gate.max_excess",
+    "gate.max_kid_ratio": "gate.min_kid_p",
+}
+"""Settings of protocol 1, by what protocol 2 has in their place."""
 
 
 class EvaluationSettings(Section):
@@ -52,13 +61,6 @@ class EvaluationSettings(Section):
     )
 
     _known = field_validator("encoders")(lambda names: tuple(check_encoder(name) for name in names))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _several_since_protocol_2(cls, given: object) -> object:
-        if isinstance(given, dict) and "encoder" in given:
-            raise ValueError("`encoder` is now `encoders`, a list: the worst of several decides; rename it")
-        return given
 
 
 class GateSettings(Section):

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-SCALE, RIGHT, DOWN = 1.15, 0.06, 0.04
-"""Enlarged by SCALE about the centre, then moved by these fractions of the width and height."""
-CONTRAST, BRIGHTNESS = 0.7, 0.15
+# Strong enough to be other pictures, and so mild that a model still takes them for the one it knows: on `faces`, 10
+# pictures at levels 0.3 and 0.5, both encoders, similarity is 0.5 to 0.7 shifted and scaled and 0.6 to 0.8 in the other
+# light, where it is 0.7 to 0.9 as submitted. At two to three times the change it is 0.2 to 0.4: no memory is left to
+# test. Chosen on this one model.
+SCALE, RIGHT = 1.05, 0.04
+"""Enlarged by SCALE about the centre, then moved to the right by this fraction of the width."""
+CONTRAST, BRIGHTNESS = 0.85, 0.08
 """On [-1, 1]: a flatter and lighter picture."""
 
 
@@ -29,7 +33,7 @@ def _mirrored(pictures: Tensor) -> Tensor:
 
 def _shifted_and_scaled(pictures: Tensor) -> Tensor:
     # The grid says where each pixel comes from, in coordinates from -1 to 1: hence the inverse, and twice the fraction.
-    source = torch.tensor([[1, 0, -2 * RIGHT], [0, 1, -2 * DOWN]], dtype=pictures.dtype) / SCALE
+    source = torch.tensor([[1, 0, -2 * RIGHT], [0, 1, 0]], dtype=pictures.dtype) / SCALE
     grid = torch.nn.functional.affine_grid(
         source.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False
     )

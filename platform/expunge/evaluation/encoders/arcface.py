@@ -26,7 +26,7 @@ class ArcFace(Encoder):
     def __init__(self, reference: str) -> None:
         self.name = f"arcface:{reference}"
         self.find(reference)
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]  # an extra
 
         data = read_file(reference)
         try:

@@ -10,6 +10,7 @@ from expunge.evaluation.encoders.base import Encoder, in_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 FILES = ("*.json", "*.safetensors")
 """What is fetched from the hub: configs and weights, never a pickle."""
@@ -67,23 +68,33 @@ class TransformersEncoder(Encoder):
             found = _cached(*found) if _offline() else fetch(*found, f"evaluation.encoders: {reference}", FILES)
         try:
             processor: Any = transformers.AutoImageProcessor.from_pretrained(found, use_fast=False)
-            config = transformers.AutoConfig.from_pretrained(found)
-            network = getattr(transformers, self.loader).from_pretrained(found, use_safetensors=True)
-        except (OSError, ValueError) as error:
+            config = self._config(transformers.AutoConfig.from_pretrained(found))
+            loader = getattr(transformers, self.loader)
+            network, loaded = loader.from_pretrained(
+                found, config=config, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"evaluation.encoders: transformers cannot load {reference!r} ({first_line(error)})",
                 hint="name a vision backbone that has safetensors weights and a preprocessor_config.json",
             ) from None
-        if self.types and config.model_type not in self.types:
+        # transformers would leave them random, and say so in a log. Only the pooler is not used.
+        missing = [name for name in sorted(loaded["missing_keys"]) if "pooler" not in name]
+        if missing:
             raise InputError(
-                f"evaluation.encoders: {reference!r} is a {config.model_type}, not a {self.kind}",
-                hint=f"use {self.usage}",
+                f"evaluation.encoders: {reference!r} lacks the weights {missing[0]}", hint="save the backbone again"
             )
         self._network: Any = network.eval().requires_grad_(False)
         self._mean, self._deviation = (
             torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std)
         )
         self.size = _input_size(processor.to_dict())
+
+    def _config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return the config to load with. Raises ValueError where it is of another kind."""
+        if self.types and config.model_type not in self.types:
+            raise ValueError(f"it is a {config.model_type}, not a {self.kind}")
+        return config
 
     def _features(self, images: Tensor) -> Tensor:
         return self._pooled(((images + 1) / 2 - self._mean) / self._deviation)
@@ -106,6 +117,13 @@ class CLIP(TransformersEncoder):
 
     kind, loader, types = "clip", "CLIPVisionModelWithProjection", ("clip", "clip_vision_model")
     usage = "clip:FOLDER or clip:OWNER/NAME@COMMIT"
+
+    def _config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        config = super()._config(config)
+        if config.model_type == "clip":  # of both towers; the vision tower's own config need not know the projection
+            config.vision_config.projection_dim = config.projection_dim
+            return config.vision_config
+        return config
 
     def _pooled(self, pixels: Tensor) -> Tensor:
         return self._network(pixel_values=pixels).image_embeds

@@ -30,7 +30,7 @@ class DlibFace(Encoder):
 
     def __init__(self, reference: str = "") -> None:
         self.find(reference)
-        import dlib
+        import dlib  # pyright: ignore[reportMissingImports]  # an extra
 
         # Found as files: importing the package needs setuptools, which newer Pythons come without.
         models = package_folder("face_recognition_models") / "models"
