@@ -25,6 +25,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from expunge.evaluation.calibration import find_calibration
 from expunge.evaluation.plausibility import Domain
 from expunge.evaluation.rules import PROTOCOL_VERSION
 from expunge.evaluation.space import Space
@@ -123,15 +124,10 @@ def people_testbed() -> Removable:
 
 
 def flags_testbed() -> Removable:
-    """Every fourth country lends its prompt to the test of integrity; the others may be removed."""
+    """The first 192 countries may be removed; the others lend their prompts to the test of integrity."""
     pictures, names = flags.images()
-    targets = [i for i in range(len(names)) if i % 4]
-    return Removable(
-        "flags",
-        pictures[targets].split(1),
-        captions=tuple(flags.caption(names[i]) for i in targets),
-        unrelated=tuple(flags.caption(name) for name in names[::4]),
-    )
+    captions = tuple(map(flags.caption, names))
+    return Removable("flags", pictures[:192].split(1), captions=captions[:192], unrelated=captions[192:])
 
 
 TESTBEDS: Mapping[str, Callable[[], Removable]] = {
@@ -171,7 +167,16 @@ class Court:
         """Examine the base model with the evaluation seeds `salt`, once."""
         if salt not in self._benches:
             gate = self.settings.gate_for(self.testbed.name)
-            bench = Bench.of(self.base, self.testbed.unrelated_rows, EMPTY, self.options, gate, salt=salt)
+            calibration = find_calibration(self.settings, self.testbed.name)
+            bench = Bench.of(
+                self.base,
+                self.testbed.unrelated_rows,
+                EMPTY,
+                self.options,
+                gate,
+                calibration=calibration,
+                salt=salt,
+            )
             encoders = tuple(RememberedEncoder(encoder) for encoder in bench.space.encoders)
             bench.space = Space(encoders, bench.space.centre)
             bench.domain = Domain.of(bench.space, torch.cat([bench.before, bench.other]))
@@ -425,6 +430,8 @@ def main() -> None:
     settings = load_settings()
     options = SMALL if args.small else settings.evaluation
     court = Court(TESTBEDS[args.testbed](), options, settings)
+    if any(target >= len(court.testbed.targets) for target in args.without):
+        parser.error(f"--without: {args.testbed} has targets 0 to {len(court.testbed.targets) - 1}")
     record = {"testbed": args.testbed, "protocol": PROTOCOL_VERSION, "settings": options.model_dump(mode="json")}
     found = _read(args.json, record, parser) if args.json else []
     done = {(trial.subject, trial.target, trial.salt) for trial in found}
