@@ -6,6 +6,7 @@ a model is.
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,8 +66,10 @@ class ModelSubject(Subject):
         return torch.cat(parts)
 
     def _noise(self, seeds: Tensor) -> Tensor:
-        generators = (torch.Generator().manual_seed(int(seed)) for seed in seeds)
-        return torch.stack([torch.randn(self.model.latent_shape, generator=generator) for generator in generators])
+        # Not torch's generator, which on a CPU looks at the lowest 32 bits of a seed only.
+        generators = (np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds)
+        drawn = [generator.standard_normal(self.model.latent_shape, dtype=np.float32) for generator in generators]
+        return torch.from_numpy(np.stack(drawn))
 
     @torch.no_grad()
     def _denoise(self, x_t: Tensor, prompts: Tensor, level: float, steps: int) -> Tensor:
