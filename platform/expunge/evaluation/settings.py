@@ -49,7 +49,7 @@ class EvaluationSettings(Section):
     )
     generation_samples: int = Field(default=32, ge=16, description="free samples per prompt")
     integrity_samples: int = Field(
-        default=32, ge=16, description="unrelated samples that are compared before and after"
+        default=64, ge=16, description="unrelated samples that are compared before and after"
     )
     sampling_steps: int = Field(default=20, ge=2, description="denoising steps per sample")
     robustness: Literal["off", "small", "full"] = Field(
