@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -336,11 +337,14 @@ def subjects(testbed: Removable) -> list[str]:
 
 
 def _nights(targets: Sequence[int], count: int, together: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Spread `count` trials over targets and salts, at least two of these."""
-    used = targets[: math.ceil(count / 2)]
-    for salt in range(math.ceil(count / len(used)) if used else 0):
-        for first in range(0, len(used), together):
-            yield tuple(used[first : first + together]), salt
+    """Spread `count` trials over targets and salts, at least two of each, in nights of about equal size.
+
+    A night of one request could not show that different requests come out alike.
+    """
+    used = targets[: max(2, math.ceil(count / 2))]
+    nights = np.array_split(np.array(used), math.ceil(len(used) / together)) if used else []
+    for salt in range(max(2, math.ceil(count / len(used))) if used else 0):
+        yield from ((tuple(night.tolist()), salt) for night in nights)
 
 
 @dataclass(frozen=True)
