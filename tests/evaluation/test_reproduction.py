@@ -45,8 +45,9 @@ def normal(*shape: int, generator: torch.Generator) -> Tensor:
 def unseen_like(generator: torch.Generator, pictures: int = 24) -> Unseen:
     """M pictures by two encoders that mostly agree."""
     shared, own = normal(pictures, 1, generator=generator), normal(pictures, 2, generator=generator)
-    noise = normal(pictures, 2, generator=generator) * NOISE / math.sqrt(DRAWS)
-    return Unseen(ABILITY + SPREAD * (0.8 * shared + 0.6 * own) + noise, LEVELS)
+    noise = normal(pictures, len(LEVELS), 2, generator=generator) * NOISE / math.sqrt(DRAWS / len(LEVELS))
+    means = ABILITY + SPREAD * (0.8 * shared + 0.6 * own)
+    return Unseen(means[:, None] + BY_LEVEL[:, None] + noise, LEVELS)
 
 
 def draws_around(means: Tensor, n: int, generator: torch.Generator, noise: float = NOISE) -> Tensor:

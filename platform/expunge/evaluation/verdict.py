@@ -308,7 +308,9 @@ def worst_bounds(
     conditions: dict[str, tuple[Case, Condition]] = {}
     for case, evidence in zip(cases, judged, strict=True):
         shown = [
-            (c.bound, place) for place, c in enumerate(evidence.conditions) if c.informative and c.bound is not None
+            (c.bound, place)
+            for place, c in enumerate(evidence.conditions)
+            if c.informative and c.bound is not None and c.level is None
         ]
         if evidence.verdict == "passed" and shown:
             worst = max(shown)[1] // len(bench.space.names)
