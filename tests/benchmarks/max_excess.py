@@ -33,7 +33,7 @@ ABILITY, SPREAD, NOISE = 0.33, 0.13, 0.12
 BETWEEN_LEVELS, BETWEEN_VIEWS, BETWEEN_ENCODERS = 0.85, 0.7, 0.64
 """Correlations of one picture's abilities."""
 DRAWS, PICTURES, CONFIDENCE = 9, 24, 0.95
-EXCESSES, THRESHOLDS = (0.4, 0.5, 0.6), (0.6, 0.7, 0.75, 0.8, 0.85)
+EXCESSES, THRESHOLDS = (0.4, 0.5, 0.6), (0.7, 0.75, 0.8, 0.85)
 
 first_prompt = [c.picture == 0 and c.label == "own prompt" for c in CONDITIONS]
 everything = [True] * len(LEVELS)

@@ -388,7 +388,7 @@ def reproduction_rule(evidence: Sequence[ConditionEvidence], gate: GateSettings)
         gate.max_excess,
         base=worst.base - worst.unseen,
         condition=condition_in_words(worst),
-        why=_why(worst, gate.max_excess, len(informative)),
+        why=_why(worst, gate.max_excess, sum(one.level is None for one in informative)),
     )
 
 
@@ -417,9 +417,10 @@ def why_not_reproduced(
 
 def _why(one: ConditionEvidence, allowed: float, count: int) -> str:
     origin = "that training did not use" if one.held_out else "that training used"
+    levels = "" if one.level is None else ", and of the noise levels"
     start = (
-        f"Worst of {count} conditions in which the base model shows memory: {condition_in_words(one)}, a picture "
-        f"{origin}. Noised and denoised again, it comes back with similarity {one.base:.2f} from the base model. "
+        f"Worst of {count} conditions in which the base model shows memory{levels}: {condition_in_words(one)}, "
+        f"a picture {origin}. Noised and denoised again, it comes back with similarity {one.base:.2f} from the base model. "
         f"Pictures that the base model never saw come back with {one.unseen:.2f}; the difference is memory. "
     )
     if one.after is None or one.ratio is None:

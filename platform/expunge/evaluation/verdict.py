@@ -168,7 +168,7 @@ class Bench:
             found = measure_unseen(base, space, unseen, [plain], chosen, first)
             return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
-        facts = remember({**key, "what": "unseen", "plain": plain, "unrelated": list(unrelated)}, measure)
+        facts = remember({**key, "what": "unseen by level", "plain": plain, "unrelated": list(unrelated)}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         return cls(
             base=base,
@@ -400,7 +400,7 @@ def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mappin
         return _Found(case, side, conditions, tuple(rules))
     outputs = torch.cat(watched.outputs)
     features = bench.space.features(outputs)
-    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, bench.options.confidence, features=features))
+    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, features=features))
     return _Found(case, side, conditions, tuple(rules), features)
 
 
