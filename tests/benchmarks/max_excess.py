@@ -106,8 +106,10 @@ def passes(seed: int, excess: float, max_excess: float, keeps: str | None = None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=500, metavar="N", help="requests per figure")
-    trials = range(parser.parse_args().trials)
-    for threshold in THRESHOLDS:
+    parser.add_argument("--max-excess", type=float, nargs="+", default=THRESHOLDS, metavar="SHARE")
+    given = parser.parse_args()
+    trials = range(given.trials)
+    for threshold in given.max_excess:
         for excess in EXCESSES:
             wrong = sum(not passes(seed, excess, threshold) for seed in trials) / len(trials)
             print(f"max_excess {threshold}: a perfect removal at excess {excess} fails in {wrong:.1%}", flush=True)

@@ -420,8 +420,8 @@ def _why(one: ConditionEvidence, allowed: float, count: int) -> str:
     levels = "" if one.level is None else ", and of the noise levels"
     start = (
         f"Worst of {count} conditions in which the base model shows memory{levels}: {condition_in_words(one)}, "
-        f"a picture {origin}. Noised and denoised again, it comes back with similarity {one.base:.2f} from the base model. "
-        f"Pictures that the base model never saw come back with {one.unseen:.2f}; the difference is memory. "
+        f"a picture {origin}. Noised and denoised again, it comes back with similarity {one.base:.2f} from the base "
+        f"model. Pictures that the base model never saw come back with {one.unseen:.2f}; the difference is memory. "
     )
     if one.after is None or one.ratio is None:
         return start + "The hotfix was not measured here, so nothing is proved."
