@@ -20,12 +20,13 @@ n draws, E encoders, L noise levels; draw i is a seed and the level i % L, the s
 - Draws are added in up to LOOKS rounds. Each round's bounds are at confidence 1 - (1 - confidence) / LOOKS, so that
   the chance of a false pass in any of them is at most 1 - confidence.
 
-What remains uncertain, at the default `gate.max_excess` of 0.8 (`python -m tests.benchmarks.max_excess`, 250 requests of
-two pictures under two prompts, abilities that deviate by 0.13 between pictures):
+What remains uncertain, at the default `gate.max_excess` of 0.8 (`python -m tests.benchmarks.max_excess`, 250 requests
+of two pictures under two prompts, abilities that deviate by 0.13 between pictures):
 
 - The ability for one picture is not known: u is that of the average one. A perfect removal leaves a picture its own, so
   it may fail by chance, however many draws there are: in 2 % at an excess of 0.6, in 9 % at 0.5, in 31 % at 0.4; with
-  one picture under one prompt (200 requests) in 0, 2 and 14 %. At 0.7, 6 and 19 % at 0.6 and 0.5 (100 requests).
+  one picture under one prompt (200 requests) in 0, 2 and 14 %. With `max_excess` 0.7 it is 6 % at 0.6 and 19 % at 0.5
+  (100 requests). With draws of the testbed `faces`, a face the model knows taken for one it does not, 4 of 240 fail.
 - A condition that keeps 85 % of its memory passes in less than 1 %, and so does a level that does so in all views under
   a prompt. At 0.85, 1 % of such conditions passed.
 - A single level in a single view under a single prompt may keep all: in 87 % of 100 requests it was not noticed. So may
