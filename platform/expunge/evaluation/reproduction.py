@@ -26,9 +26,9 @@ of two pictures under two prompts, abilities that deviate by 0.13 between pictur
 - The ability for one picture is not known: u is that of the average one. A perfect removal leaves a picture its own, so
   it may fail by chance, however many draws there are: in 2 % at an excess of 0.6, in 9 % at 0.5, in 31 % at 0.4; with
   one picture under one prompt (200 requests) in 0, 2 and 14 %. With `max_excess` 0.7 it is 6 % at 0.6 and 19 % at 0.5
-  (100 requests). With draws of the testbed `faces`, a face the model knows taken for one it does not, 4 of 240 fail.
-- A condition that keeps 85 % of its memory passed in none of the 250, nor did a level that keeps it in all views under a
-  prompt; where only one encoder sees the memory, 1 to 2 % of such conditions pass. With 0.85, 1 and 5 to 7 % do.
+  (100 requests). With similarities measured on `faces`, of known faces before and unseen ones after, 4 of 240 fail.
+- A condition that keeps 85 % of its memory passed in none of the 250, nor did a level that keeps it in all views under
+  a prompt; where only one encoder sees the memory, 1 to 2 % of such conditions pass. With 0.85, 1 and 5 to 7 % do.
 - A single level in a single view under a single prompt may keep all: in 87 % of 100 requests it was not noticed. So may
   a level at which the base model shows less than LEAST_EXCESS. Their figures are too close to a picture's own ability.
 """
