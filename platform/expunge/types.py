@@ -315,6 +315,7 @@ class Baseline(Value):
     not_reproduced: dict[str, str] = Field(
         default_factory=dict, description="request id: why there is nothing to remove; it is not trained for"
     )
+    passes: int = Field(default=0, description="network passes that this took")
 
 
 class ModelVersion(Value):

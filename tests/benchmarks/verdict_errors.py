@@ -141,9 +141,13 @@ TESTBEDS: Mapping[str, Callable[[], Removable]] = {
 class Court:
     """Judges subjects on a testbed. The base model is asked each question once, whoever is judged."""
 
-    def __init__(self, testbed: Removable, options: EvaluationSettings, settings: Settings) -> None:
+    def __init__(
+        self, testbed: Removable, options: EvaluationSettings, settings: Settings, source: Path | None = None
+    ) -> None:
+        """Take the model of a testbed as the base model, or one of the same kind from the folder `source`."""
         self.testbed, self.options, self.settings = testbed, options, settings
-        self.model = self.load()
+        self.shipped = source is None
+        self.model = self.load(source)
         self.base = Remembered(self.model)
         self.relearned = Remembered(relearned(self.model))
         self._benches: dict[int, Bench] = {}
@@ -168,7 +172,7 @@ class Court:
         """Examine the base model with the evaluation seeds `salt`, once."""
         if salt not in self._benches:
             gate = self.settings.gate_for(self.testbed.name)
-            calibration = find_calibration(self.settings, self.testbed.name)
+            calibration = find_calibration(self.settings, self.testbed.name) if self.shipped else None
             bench = Bench.of(
                 self.base,
                 self.testbed.unrelated_rows,
@@ -319,7 +323,7 @@ def tasks(court: Court, count: int, oracle: Path | None = None, without: Sequenc
             yield Task(name, targets, salt, partial(court.judge_fake, name, targets, salt))
     for places, salt in _nights(range(len(testbed.unseen)), count, 1):
         yield Task(UNSEEN, places, salt, partial(court.judge_unseen, places[0], salt))
-    if oracle is not None:
+    if without:
         retrained = court.load(oracle)
         for targets, salt in _nights(without, count, NIGHT):
             yield Task(ORACLE, targets, salt, partial(court.judge_oracle, retrained, targets, salt))
@@ -426,6 +430,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200, help="of each subject")
     parser.add_argument("--oracle", type=Path, help="a pipeline that was trained without the targets --without")
     parser.add_argument("--without", type=_numbers, default=(), help="such as 0-19 or 3,41,76")
+    parser.add_argument("--taught", type=Path, help="a model by tests.benchmarks.teach: the shipped one is its oracle")
     parser.add_argument("--small", action="store_true", help="few samples and sampling steps")
     parser.add_argument("--json", type=Path, help="keeps the trials, one JSON object per line")
     args = parser.parse_args()
@@ -433,13 +438,21 @@ def main() -> None:
         parser.error("--oracle and --without belong together")
     settings = load_settings()
     options = SMALL if args.small else settings.evaluation
-    court = Court(TESTBEDS[args.testbed](), options, settings)
+    testbed, without = TESTBEDS[args.testbed](), args.without
+    if args.taught:
+        testbed = Removable(testbed.name, testbed.unseen.split(1))
+        without = tuple(range(len(testbed.targets)))
+    court = Court(testbed, options, settings, args.taught)
     if any(target >= len(court.testbed.targets) for target in args.without):
         parser.error(f"--without: {args.testbed} has targets 0 to {len(court.testbed.targets) - 1}")
-    record = {"testbed": args.testbed, "protocol": PROTOCOL_VERSION, "settings": options.model_dump(mode="json")}
+    record = {
+        "testbed": f"{args.testbed}, taught" if args.taught else args.testbed,
+        "protocol": PROTOCOL_VERSION,
+        "settings": options.model_dump(mode="json"),
+    }
     found = _read(args.json, record, parser) if args.json else []
     done = {(trial.subject, trial.target, trial.salt) for trial in found}
-    left = [task for task in tasks(court, args.trials, args.oracle, args.without) if not task.keys <= done]
+    left = [task for task in tasks(court, args.trials, args.oracle, without) if not task.keys <= done]
     for task in track(left, "judging", console=Console(stderr=True)):
         judged = [trial for trial in task.judge() if (trial.subject, trial.target, trial.salt) not in done]
         found += judged

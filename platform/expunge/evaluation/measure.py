@@ -1,5 +1,6 @@
 """The two stages that measure a job: the base model before anything is trained, and the hotfix afterwards."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from expunge.evaluation.gate import loosened, verdict_of
 from expunge.evaluation.pictures import grid
 from expunge.evaluation.robustness import Known, Lab, Memory, not_tested, robustness_rule
 from expunge.evaluation.robustness import examine as attack
+from expunge.evaluation.rotation import detection_time
 from expunge.evaluation.rules import PROTOCOL_VERSION
 from expunge.evaluation.subject import ModelSubject
 from expunge.evaluation.verdict import Bench, Case, judge_all, judge_integrity, worst_bounds
@@ -57,24 +59,26 @@ def examine(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Baseline
     work = _Work.open(folder, settings, blobs)
     progress = partial(folder.progress, "examine")
     progress(0, len(work.cases))
-    absent = {}
+    absent: dict[str, str] = {}
     for index, case in enumerate(work.cases):
         why = work.bench.examine(case).absent
         if why and case.id not in work.earlier:
             absent[case.id] = why
         progress(index + 1, len(work.cases))
-    return Baseline(job=work.job.id, levels=work.bench.levels, not_reproduced=absent)
+    return Baseline(job=work.job.id, levels=work.bench.levels, not_reproduced=absent, passes=work.subject.passes)
 
 
 def nothing_to_do(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
     """Return the evidence of a job of which the base model reproduces nothing, so that nothing was trained."""
     work = _Work.open(folder, settings, blobs)
+    new = [case for case in work.cases if case.id not in work.earlier]
     return Evidence(
         job=work.job.id,
         protocol_version=PROTOCOL_VERSION,
-        requests=work.all(judge_all(work.bench, work.cases, work.subject)),
+        requests=work.all(judge_all(work.bench, new, work.subject)),
         integrity=None,
-        basis=work.basis(0),
+        unverified=tuple(request.id for request in work.job.ledger),
+        basis=work.basis(0, len(work.job.ledger)),
     )
 
 
@@ -90,7 +94,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
     total = len(due) + 1
     progress = partial(folder.progress, "evaluate")
     progress(0, total)
-    before = {case.id: work.show(case) for case in work.cases}
+    before = {case.id: work.show(case) for case in due}
     for case in work.cases:  # while the network is still the base model
         work.bench.examine(case)
         for prompt in case.prompts:
@@ -107,7 +111,7 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
         due, others = [*due, *others], []
         judged = judge_all(work.bench, due, fixed)
     robustness = _attacked(work, blobs, due, judged, fixed, base)
-    for case in due:
+    for case in (case for case in due if case.id in before):
         pictures[case.id] = blobs.put(_grid(case, work.bench.levels, before[case.id], work.show(case)))
     return Evidence(
         job=work.job.id,
@@ -116,9 +120,15 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
         integrity=integrity,
         robustness=robustness,
         unverified=tuple(case.id for case in others),
-        basis=work.basis(fixed.passes),
+        basis=work.basis(fixed.passes + _passes_before(folder), len(others)),
         pictures=pictures,
     )
+
+
+def _passes_before(folder: JobFolder) -> int:
+    """Return what `examine` took; nothing where an earlier release trained the job without it."""
+    baseline = folder.baseline.read()
+    return baseline.passes if baseline else 0
 
 
 def _attacked(
@@ -145,9 +155,15 @@ def _attacked(
     )
     if amount == "small":
         return attack(lab, amount)
-    known = [Known(case.id, case.pictures[0], all_views(case.pictures[0])[1:], case.prompts[0]) for case in passed]
+    known = [Known(case.id, case.pictures[0], _similar(case), case.prompts[0]) for case in passed]
     controls = [Known("", one, all_views(one)[1:], work.plain) for one in bench.strangers[:CONTROLS]]
     return attack(lab, amount, Memory(base, bench.space, bench.levels, known, controls))
+
+
+def _similar(case: Case) -> Tensor:
+    """Return what somebody who wants the target back may have: views of pictures that training did not see, if any."""
+    pictures = case.pictures[list(case.held_out)] if case.held_out else case.pictures[:1]
+    return torch.cat([all_views(picture)[1:] for picture in pictures])
 
 
 def _with_robustness(
@@ -208,9 +224,9 @@ class _Work:
                 "base": job.base,
                 "source": job.source,
                 "size": job.resolution,
-                "prompts": prompts.all,
                 "guidance": options.guidance,
             },
+            prompts=prompts.all,
         )
         return cls(job, prepared, settings, model, subject, bench, cases, plain)
 
@@ -231,8 +247,12 @@ class _Work:
             found[request] = RequestEvidence(request=request, verdict="skipped", why=why)
         return tuple(found[request.id] for request in self.job.everything if request.id in found)
 
-    def basis(self, passes: int) -> Basis:
-        """Return what the evidence rests on. passes: of the hotfix; those of the base model are counted here."""
+    def basis(self, passes: int, unverified: int) -> Basis:
+        """Return what the evidence rests on.
+
+        passes: of the hotfix, and of earlier stages; those of the base model now are counted here. unverified: how many
+        earlier removals were not verified.
+        """
         bench, options = self.bench, self.settings.evaluation
         return Basis(
             code=version("expunge"),
@@ -251,7 +271,7 @@ class _Work:
             passes=passes + self.subject.passes,
             gate={name: value for name, value in bench.gate.model_dump().items() if name != "max_attempts"},
             loosened=loosened(bench.gate, options),
-            not_tested=_not_tested(options, self.prepared),
+            not_tested=_not_tested(options, self.prepared, unverified),
         )
 
     def show(self, case: Case) -> Tensor:
@@ -273,6 +293,7 @@ def _case(request: RemovalRequest, job: UnlearnJob, prepared: PreparedJob, promp
         prompts=tuple(rows),
         labels=tuple(_label(row, own, prompts, place) for place, row in enumerate(rows)),
         held_out=prepared.held_out.get(request.id, ()),
+        attempt=int.from_bytes(hashlib.sha256(job.batch.encode()).digest()[:4]),
     )
 
 
@@ -287,10 +308,12 @@ def _label(row: int, own: int | None, prompts: Prompts, place: int) -> str:
     return "empty prompt" if not prompts.all[row] else f"shared prompt {place + 1}"
 
 
-def _not_tested(options: EvaluationSettings, prepared: PreparedJob) -> tuple[str, ...]:
+def _not_tested(options: EvaluationSettings, prepared: PreparedJob, unverified: int) -> tuple[str, ...]:
     """Say in words what the evidence is silent about."""
     silent = ["prompts other than those listed, and ways of sampling other than the one stated"]
     silent += not_tested(options.robustness)
+    if unverified:
+        silent.append(f"{unverified} earlier removals on this hotfix. {detection_time(options.ledger_share)}")
     if not prepared.held_out:
         silent.append("other pictures of the same subject: no request brought enough to keep some out of training")
     if not prepared.held_out_prompts:

@@ -6,9 +6,11 @@ the base model shows, and afterwards the same network may become the hotfix.
 
 import hashlib
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -121,6 +123,8 @@ class Bench:
     salt: int = 0
     remember: Remember = forget
     key: Mapping[str, object] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    """The text of each prompt's row, where it is known."""
     _sides: dict[str, Side] = field(default_factory=dict)
     _free: dict[int, Tensor] = field(default_factory=dict)
 
@@ -137,14 +141,17 @@ class Bench:
         salt: int = 0,
         remember: Remember = forget,
         key: Mapping[str, object] | None = None,
+        prompts: Sequence[str] = (),
     ) -> "Bench":
         """Examine the base model.
 
         unrelated: rows of prompts that no request concerns and training does not hold. plain: the row of the most
         general prompt, under which unseen pictures are regenerated. key: JSON values that name the base model and how
-        it is sampled, for `remember`.
+        it is sampled, for `remember`. prompts: the text of each row, which tells it from those of other nights.
         """
-        key = {**(key or {}), "salt": salt, "evaluation": options.model_dump(mode="json")}
+        rest = {"robustness", "ledger_share", "pictures", "held_out", "confidence"}
+        key = {**(key or {}), "salt": salt, "evaluation": options.model_dump(mode="json", exclude=rest)}
+        named = {"plain": _named(prompts, plain), "unrelated": [_named(prompts, row) for row in unrelated]}
         rows = torch.tensor(unrelated)[torch.arange(options.integrity_samples) % len(unrelated)]
 
         def sample() -> dict[str, Tensor]:
@@ -154,7 +161,7 @@ class Bench:
                 "other": _bytes(base.generate(rows, OTHER + index)),
             }
 
-        samples = remember({**key, "what": "samples", "unrelated": list(unrelated)}, sample)
+        samples = remember({**key, **named, "what": "samples"}, sample)
         before, other = (to_tensor(samples[name].numpy()) for name in ("before", "other"))
         space = Space.around(options.encoders, torch.cat([before, other]))
         size = (before.shape[-2], before.shape[-1])
@@ -168,7 +175,7 @@ class Bench:
             found = measure_unseen(base, space, unseen, [plain], chosen, first)
             return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
-        facts = remember({**key, "what": "unseen by level", "plain": plain, "unrelated": list(unrelated)}, measure)
+        facts = remember({**key, **named, "what": "unseen by level"}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         return cls(
             base=base,
@@ -187,6 +194,7 @@ class Bench:
             salt=salt,
             remember=remember,
             key=key,
+            prompts=tuple(prompts),
         )
 
     def examine(self, case: Case) -> Side:
@@ -200,7 +208,7 @@ class Bench:
         if subject is not self.base:
             return to_tensor(self._sample(subject, prompt).numpy())
         if prompt not in self._free:
-            key = {**self.key, "what": "free", "prompt": prompt}
+            key = {**self.key, "what": "free", "prompt": _named(self.prompts, prompt)}
             made = self.remember(key, lambda: {"samples": self._sample(subject, prompt)})
             self._free[prompt] = to_tensor(made["samples"].numpy())
         return self._free[prompt]
@@ -213,8 +221,10 @@ class Bench:
         return range(first, first + count)
 
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
-        # Each prompt has its own noise; otherwise a model without prompts would repeat its samples.
-        index = torch.arange(self.options.generation_samples) + self.salt * SALT + (prompt << 30)
+        # Each prompt has its own noise, whatever its row is this night; without it, a model without prompts would repeat
+        # its samples.
+        stream = zlib.crc32(_named(self.prompts, prompt).encode()) << 30
+        index = torch.arange(self.options.generation_samples) + self.salt * SALT + stream
         return _bytes(subject.generate(torch.full((len(index),), prompt), FREE + index))
 
     def _examine(self, case: Case) -> Side:
@@ -236,16 +246,21 @@ class Bench:
         return Side(conditions, base, informative, None, views, surrogates)
 
     def _draw(self, case: Case, conditions: Sequence[Condition], draws: range) -> Tensor:
-        key = {
-            **self.key,
-            "what": "case",
-            "pictures": _digest(case.pictures),
-            "conditions": [str(condition) for condition in conditions],
-            "levels": self.levels,
-            "draws": [draws.start, draws.stop],
-        }
-        compute = partial(draw, self.base, self.space, case.pictures, conditions, self.levels, draws)
-        return self.remember(key, lambda: {"base": compute()})["base"]
+        """Draw the base model, float64 [C, n, E], one picture at a time: another night may need other pictures."""
+        parts = []
+        for place, mine in groupby(conditions, lambda condition: condition.picture):
+            asked = list(mine)
+            key = {
+                **self.key,
+                "what": "case",
+                "picture": [place, _digest(case.pictures[place])],
+                "conditions": [(condition.view, _named(self.prompts, condition.prompt)) for condition in asked],
+                "levels": self.levels,
+                "draws": [draws.start, draws.stop],
+            }
+            compute = partial(draw, self.base, self.space, case.pictures, asked, self.levels, draws)
+            parts.append(self.remember(key, lambda compute=compute: {"base": compute()})["base"])
+        return torch.cat(parts)
 
     def _tells(
         self, conditions: Sequence[Condition], base: Tensor, views: Sequence[Features], surrogates: Features
@@ -463,6 +478,10 @@ def _generation(bench: Bench, side: Side, prompt: int, label: str, after: Tensor
         *generation_rules(ours, theirs, names, bench.calibration, gate, confidence, label),
         diversity_rule(made, base, bench.space, bench.calibration, gate, confidence, label),
     )
+
+
+def _named(prompts: Sequence[str], row: int) -> str:
+    return prompts[row] if row < len(prompts) else str(row)
 
 
 def _digest(tensor: Tensor) -> str:
