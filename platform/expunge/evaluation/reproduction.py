@@ -28,7 +28,8 @@ of two pictures under two prompts, abilities that deviate by 0.13 between pictur
   one picture under one prompt (200 requests) in 0, 2 and 14 %. With `max_excess` 0.7 it is 6 % at 0.6 and 19 % at 0.5
   (100 requests). With similarities measured on `faces`, of known faces before and unseen ones after, 4 of 240 fail.
 - A condition that keeps 85 % of its memory passed in none of the 250, nor did a level that keeps it in all views under
-  a prompt; where only one encoder sees the memory, 1 to 2 % of such conditions pass. With 0.85, 1 and 5 to 7 % do.
+  a prompt. Where only one encoder sees the memory, about 1.5 % of such conditions pass, and with 0.85 5 to 7 % (300
+  requests of a simpler simulation, which is not kept; nor are those of one picture and of `faces` above).
 - A single level in a single view under a single prompt may keep all: in 87 % of 100 requests it was not noticed. So may
   a level at which the base model shows less than LEAST_EXCESS. Their figures are too close to a picture's own ability.
 """
