@@ -175,7 +175,7 @@ class Bench:
             found = measure_unseen(base, space, unseen, [plain], chosen, first)
             return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
-        facts = remember({**key, **named, "what": "unseen"}, measure)
+        facts = remember({**key, **named, "what": "unseen by level"}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         return cls(
             base=base,
@@ -323,7 +323,9 @@ def worst_bounds(
     conditions: dict[str, tuple[Case, Condition]] = {}
     for case, evidence in zip(cases, judged, strict=True):
         shown = [
-            (c.bound, place) for place, c in enumerate(evidence.conditions) if c.informative and c.bound is not None
+            (c.bound, place)
+            for place, c in enumerate(evidence.conditions)
+            if c.informative and c.bound is not None and c.level is None
         ]
         if evidence.verdict == "passed" and shown:
             worst = max(shown)[1] // len(bench.space.names)
@@ -413,7 +415,7 @@ def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mappin
         return _Found(case, side, conditions, tuple(rules))
     outputs = torch.cat(watched.outputs)
     features = bench.space.features(outputs)
-    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, bench.options.confidence, features=features))
+    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, features=features))
     return _Found(case, side, conditions, tuple(rules), features)
 
 
