@@ -221,8 +221,8 @@ class Bench:
         return range(first, first + count)
 
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
-        # Each prompt has its own noise, whatever its row is this night; without it, a model without prompts would repeat
-        # its samples.
+        # Each prompt has noise of its own, or a model without prompts would repeat its samples; and the same noise every
+        # night, whatever its row.
         stream = zlib.crc32(_named(self.prompts, prompt).encode()) << 30
         index = torch.arange(self.options.generation_samples) + self.salt * SALT + stream
         return _bytes(subject.generate(torch.full((len(index),), prompt), FREE + index))
