@@ -187,6 +187,7 @@ class ConditionEvidence(Value):
     view: str
     prompt: str
     encoder: str
+    level: float | None = Field(default=None, description="the only noise level of these figures; None: mean over all")
     draws: int
     unseen: float = Field(description="mean similarity of pictures that the base model never saw")
     base: float

@@ -124,7 +124,7 @@ def test_models_are_looked_at_deeply(rows: Rows, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("EXPUNGE_MODELS__BARE__SOURCE", str(bare))
     row = rows()["models"]
     assert row.found == f"model bare ({bare}): unet has no weights"
-    assert len(list(load_settings().model_cache.iterdir())) == 2
+    assert len(list(load_settings().model_cache.iterdir())) == 3
 
 
 def test_home_is_a_file(rows: Rows) -> None:

@@ -128,6 +128,9 @@ def test_a_word_that_is_none_of_the_choices_is_not_shown(variable: str, monkeypa
         ("EXPUNGE_TRAINING__TASKS", ": training.tasks is now training.objectives; see "),
         ("EXPUNGE_TRAINING__TASKS_PER_STEP", ": training.tasks_per_step is now training.objectives_per_step; see "),
         ("EXPUNGE_MODELS__OWN__TRAINING__TASKS", ": training.tasks is now training.objectives; see "),
+        ("EXPUNGE_EVALUATION__ENCODER", ": evaluation.encoder is now evaluation.encoders; see "),
+        ("EXPUNGE_GATE__MIN_SHIFT", ": gate.min_shift is now gate.max_excess; see "),
+        ("EXPUNGE_MODELS__OWN__GATE__MAX_KID_RATIO", ": gate.max_kid_ratio is now gate.min_kid_p; see "),
     ],
 )
 def test_a_variable_that_sets_nothing_is_refused(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,11 +145,6 @@ def test_the_settings_look_an_encoder_up_without_loading_libraries() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_setting_of_one_encoder_says_what_it_is_now() -> None:
-    with pytest.raises(ValidationError, match="`encoder` is now `encoders`, a list"):
-        EvaluationSettings.model_validate({"encoder": "efficientnet-lite0"})
-
-
 def test_a_missing_backbone_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="transformers cannot load"):
         load_encoder(f"transformers:{tmp_path}")

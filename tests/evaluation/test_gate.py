@@ -125,7 +125,7 @@ def test_every_setting_is_named_where_it_is_weaker_and_only_there(name: str) -> 
 def test_a_loosened_setting_is_named_with_both_values() -> None:
     named = loosened(GateSettings(max_excess=1000, min_psnr=0), EvaluationSettings(levels=(0.9,), seeds=8))
     assert named == (
-        "max_excess 1000 instead of 0.6",
+        "max_excess 1000 instead of 0.8",
         "min_psnr 0 instead of 20",
         "levels 0.9 instead of a measured value",
         "seeds 8 instead of 9",

@@ -34,6 +34,8 @@ CONDITIONS = conditions_of([True, False], [0, 1], ["own prompt", "empty prompt"]
 ABILITY, SPREAD, NOISE = 0.33, 0.12, 0.1
 """Of pictures that were never seen, as on the testbeds: mean, deviation between pictures, and between draws."""
 DRAWS = 9
+GATE = GateSettings()
+MAX_EXCESS = GATE.max_excess
 BY_LEVEL = torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64)
 """How far a level's similarities lie from the mean of all three."""
 
@@ -45,14 +47,16 @@ def normal(*shape: int, generator: torch.Generator) -> Tensor:
 def unseen_like(generator: torch.Generator, pictures: int = 24) -> Unseen:
     """M pictures by two encoders that mostly agree."""
     shared, own = normal(pictures, 1, generator=generator), normal(pictures, 2, generator=generator)
-    noise = normal(pictures, 2, generator=generator) * NOISE / math.sqrt(DRAWS)
-    return Unseen(ABILITY + SPREAD * (0.8 * shared + 0.6 * own) + noise, LEVELS)
+    noise = normal(pictures, len(LEVELS), 2, generator=generator) * NOISE / math.sqrt(DRAWS / len(LEVELS))
+    means = ABILITY + SPREAD * (0.8 * shared + 0.6 * own)
+    return Unseen(means[:, None] + BY_LEVEL[:, None] + noise, LEVELS)
 
 
 def draws_around(means: Tensor, n: int, generator: torch.Generator, noise: float = NOISE) -> Tensor:
-    """[C, n, E] around `means` [C, E], at levels that differ."""
-    levels = BY_LEVEL[torch.arange(n) % 3][:, None]
-    return means[:, None] + levels + noise * normal(len(means), n, means.shape[1], generator=generator)
+    """[C, n, E] around `means` [C, E], at levels that differ, or those of each level, [C, L, E]."""
+    places = torch.arange(n) % 3
+    levels = means[:, places] if means.ndim == 3 else means[:, None] + BY_LEVEL[places][:, None]
+    return levels + noise * normal(len(means), n, means.shape[-1], generator=generator)
 
 
 def never_seen(pictures: int, generator: torch.Generator, agreement: float) -> Tensor:
@@ -174,7 +178,7 @@ def judged(base: Tensor, after: Tensor, seed: int, noise: float = NOISE) -> tupl
     draws = range(DRAWS)
     informative = reproduces(known(CONDITIONS, draws), unseen, 0.95)
     evidence = compare_in_rounds(
-        CONDITIONS, NAMES, known, fixed, unseen, informative, draws=draws, max_excess=0.6, confidence=0.95
+        CONDITIONS, NAMES, known, fixed, unseen, informative, draws=draws, max_excess=MAX_EXCESS, confidence=0.95
     )
     return evidence, fixed
 
@@ -184,13 +188,13 @@ def everywhere(value: float) -> Tensor:
 
 
 def passed(evidence: Sequence[ConditionEvidence]) -> bool:
-    return reproduction_rule(evidence, GateSettings()).passed
+    return reproduction_rule(evidence, GATE).passed
 
 
 def test_one_condition_that_keeps_its_memory_fails_a_removal_in_all_but_one_of_a_hundred_trials() -> None:
-    """Looking up to three times included. The condition keeps 75 % of its memory, where 60 % is allowed."""
+    """Looking up to three times included. The condition keeps 85 % of its memory, where 80 % is allowed."""
     after = everywhere(ABILITY)
-    after[6] = ABILITY + 0.75 * 0.5
+    after[6] = ABILITY + 0.85 * 0.5
     assert sum(passed(judged(everywhere(ABILITY + 0.5), after, seed)[0]) for seed in range(200)) <= 2
 
 
@@ -198,6 +202,26 @@ def test_memory_that_is_gone_passes_in_all_but_one_of_twenty_trials() -> None:
     """With 16 conditions by two encoders, the worst of which decides."""
     trials = [judged(everywhere(ABILITY + 0.5), everywhere(ABILITY), seed)[0] for seed in range(200)]
     assert sum(map(passed, trials)) >= 190
+
+
+def test_one_level_that_keeps_its_memory_fails_a_removal_in_all_but_one_of_a_hundred_trials() -> None:
+    """The lowest level, of one picture under one prompt. That the others do better must not help."""
+    after = torch.full((len(CONDITIONS), len(LEVELS), 2), ABILITY, dtype=torch.float64) + BY_LEVEL[:, None]
+    rows = [(c.picture, c.label) == (0, "own prompt") for c in CONDITIONS]
+    after[rows, 0] += 0.85 * 0.5
+    after[rows, 1:] -= 0.1
+    trials = [judged(everywhere(ABILITY + 0.5), after, seed)[0] for seed in range(200)]
+    assert sum(map(passed, trials)) <= 2
+    assert "picture 1, all views at noise level 0.3, under the own prompt" in reproduction_rule(trials[0], GATE).why
+
+
+def test_a_perfect_removal_that_leaves_pictures_their_own_ability_passes_in_nineteen_of_twenty_trials() -> None:
+    """Where the base model's excess is five times as much as abilities deviate."""
+    passing = 0
+    for seed in range(200):
+        own = never_seen(2, torch.Generator().manual_seed(seed), agreement=0.7)
+        passing += passed(judged(everywhere(ABILITY + 5 * SPREAD), own, seed)[0])
+    assert passing >= 190
 
 
 def test_a_certain_failure_ends_the_drawing() -> None:
@@ -212,11 +236,11 @@ def test_a_certain_success_ends_the_drawing() -> None:
 
 def test_only_undecided_conditions_are_drawn_again() -> None:
     after = everywhere(0.3)
-    after[3] = ABILITY + 0.59 * (0.85 - ABILITY)
+    after[3] = ABILITY + 0.79 * (0.85 - ABILITY)
     evidence, fixed = judged(everywhere(0.85), after, seed=1, noise=0.05)
     assert fixed.asked == [(16, range(9)), (1, range(9, 18)), (1, range(18, 27))]
     assert {one.draws for one in evidence[6:8]} == {27}
-    assert {one.draws for one in (*evidence[:6], *evidence[8:])} == {9}
+    assert {one.draws for one in (*evidence[:6], *evidence[8:32])} == {9}
 
 
 def test_conditions_without_memory_are_not_drawn_with_the_hotfix() -> None:
@@ -224,7 +248,7 @@ def test_conditions_without_memory_are_not_drawn_with_the_hotfix() -> None:
     base[:4] = 0.95
     evidence, fixed = judged(base, everywhere(ABILITY), seed=2, noise=0.03)
     assert [count for count, _ in fixed.asked] == [4]
-    assert all(one.after is None and not one.informative for one in evidence[8:])
+    assert all(one.after is None and not one.informative for one in evidence[8:32])
     assert passed(evidence)
 
 
@@ -232,7 +256,7 @@ def test_rounds_must_cover_the_levels_equally() -> None:
     unseen = unseen_like(torch.Generator().manual_seed(0))
     drawn = Drawn(everywhere(0.8), 0)
     informative = torch.ones(len(CONDITIONS), 2, dtype=torch.bool)
-    rest = {"draws": range(8), "max_excess": 0.6, "confidence": 0.95}
+    rest = {"draws": range(8), "max_excess": MAX_EXCESS, "confidence": 0.95}
     with pytest.raises(ValueError, match="8 draws per round"):
         compare_in_rounds(CONDITIONS, NAMES, drawn, drawn, unseen, informative, **rest)
     assert draws_for(8, LEVELS) == 9
@@ -266,13 +290,13 @@ def test_the_rule_names_the_condition_that_kept_most() -> None:
     worst = CONDITIONS[9]
     assert not rule.passed
     assert rule.condition == f"picture {worst.picture + 1}, {worst.view}, under the {worst.label}, by second"
-    for part in (rule.condition, "0.85", "0.80", "60%"):
+    for part in (rule.condition, "0.85", "0.80", "80%"):
         assert part in rule.why
     assert rule.value == pytest.approx(0.9, abs=0.05)
     assert rule.bound is not None
     assert rule.value is not None
     assert rule.bound > rule.value
-    assert rule.threshold == 0.6
+    assert rule.threshold == MAX_EXCESS
     assert rule.base == pytest.approx(0.85 - ABILITY, abs=0.06)
 
 
@@ -426,7 +450,7 @@ def test_outputs_that_are_no_numbers_have_no_similarity() -> None:
 def test_unseen_pictures_are_measured_in_every_view_and_under_every_prompt() -> None:
     subject = Faked(lambda given: given + torch.linspace(0, 3, given[0].numel()).view(given[0].shape))
     unseen = measure_unseen(subject, SPACE, pictures(8), [3, 5], LEVELS, range(9))
-    assert unseen.values.shape == (8, 1)
+    assert unseen.values.shape == (8, 3, 1)
     assert set(subject.prompts) == {3, 5}
     assert unseen.levels == LEVELS
     assert unseen.mean < unseen.high
@@ -435,5 +459,5 @@ def test_unseen_pictures_are_measured_in_every_view_and_under_every_prompt() -> 
 
 def test_a_reference_of_more_pictures_says_more_surely_what_is_unusual() -> None:
     values = unseen_like(torch.Generator().manual_seed(12), pictures=8).values
-    few, many = Unseen(values, LEVELS), Unseen(values.repeat(8, 1), LEVELS)
+    few, many = Unseen(values, LEVELS), Unseen(values.repeat(8, 1, 1), LEVELS)
     assert (many.high < few.high).all()

@@ -305,6 +305,10 @@ def _explain(night: "NightOutcome") -> None:
                 typer.echo(f"  {one_line(extent(request))}")
             if request.rules:
                 print_rules(request.rules)
+            for attack in evidence.robustness:
+                if attack.request == request.request:
+                    warning = "" if attack.passed or attack.decides else " This is a warning; it does not decide."
+                    typer.echo(f"  {one_line(attack.why)}{warning}")
         if evidence.integrity is not None:
             said = "intact" if evidence.integrity.passed else "changed too much"
             typer.echo(f"\n{outcome.job.model}: other outputs are {said}\n  {one_line(evidence.integrity.why)}")

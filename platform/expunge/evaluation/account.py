@@ -26,7 +26,7 @@ def account(basis: Basis) -> tuple[Answer, ...]:
 
 def extent(request: RequestEvidence) -> str:
     """Return in a sentence how many conditions one request was tested in; empty if there are none."""
-    conditions = request.conditions
+    conditions = [c for c in request.conditions if c.level is None]
     if not conditions:
         return ""
     pictures = {c.picture for c in conditions}

@@ -48,7 +48,7 @@ def compared(rule: Rule) -> str:
 def loosened(gate: GateSettings, evaluation: EvaluationSettings) -> tuple[str, ...]:
     """Return each setting in force that makes a verdict easier to pass than its default does, as a phrase.
 
-    Such as "max_excess 1000 instead of 0.6". A setting that may weaken one rule and strengthen another is named, too.
+    Such as "max_excess 1000 instead of 0.8". A setting that may weaken one rule and strengthen another is named, too.
     """
     named = []
     for section in (gate, evaluation):

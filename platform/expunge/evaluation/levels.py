@@ -47,10 +47,11 @@ def choose_levels(
         draws = range(FIRST_DRAW * len(grid), (FIRST_DRAW + DRAWS) * len(grid))  # begins with the grid's first level
         return draw(subject, space, pictures, conditions, grid, draws).unflatten(1, (DRAWS, len(grid))).mean(1)
 
+    of_known, reference = values(known), Unseen(values(unseen), tuple(grid))
     merits = []
-    for of_known, of_unseen in zip(values(known).unbind(1), values(unseen).unbind(1), strict=True):
-        reference = Unseen(of_unseen, ())
-        above = (of_known - reference.high).clamp(min=0) / reference.spread.clamp(min=1e-6)
+    for i in range(len(grid)):
+        at = reference.at(i)
+        above = (of_known[:, i] - at.high).clamp(min=0) / at.spread.clamp(min=1e-6)
         merits.append(above.mean().nan_to_num(0.0).item())
     best = sorted(range(len(grid)), key=lambda i: -merits[i])[:count]
     return tuple(sorted(grid[i] for i in best if merits[i] > 0 and merits[i] >= LEAST * merits[best[0]]))

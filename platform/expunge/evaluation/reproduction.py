@@ -13,19 +13,30 @@ n draws, E encoders, L noise levels; draw i is a seed and the level i % L, the s
 - A request is reproduced if any of its C x E figures lies above what a picture that the base model never saw may give
   (`reproduces`). A step-up test over all of them holds the chance of that at 1 - confidence for unseen pictures,
   however many conditions there are, and costs little power where most conditions agree.
-- A removal passes if the upper bound of the ratio is low enough in every condition that shows memory. As all of them
-  must pass, a false pass is no likelier with more of them, and no correction is needed.
+- A removal passes if the upper bound of the ratio is low enough in every condition that shows memory, and at every
+  noise level over the views of a picture under a prompt (`compare_levels`): the mean over levels would hide one at
+  which the target still comes back. As all must pass, a false pass is no likelier with more of them, and no correction
+  is needed.
 - Draws are added in up to LOOKS rounds. Each round's bounds are at confidence 1 - (1 - confidence) / LOOKS, so that
   the chance of a false pass in any of them is at most 1 - confidence.
 
-What this cannot know is the ability for one picture: u is that of the average one. A perfect removal leaves a picture
-its own, so where the base model's excess is less than about five times `Unseen.spread`, a threshold of 0.6 fails some
-perfect removals by chance, however many draws there are.
+What remains uncertain, at the default `gate.max_excess` of 0.8 (`python -m tests.benchmarks.max_excess`, 250 requests
+of two pictures under two prompts, abilities that deviate by 0.13 between pictures):
+
+- The ability for one picture is not known: u is that of the average one. A perfect removal leaves a picture its own, so
+  it may fail by chance, however many draws there are: in 2 % at an excess of 0.6, in 9 % at 0.5, in 31 % at 0.4; with
+  one picture under one prompt (200 requests) in 0, 2 and 14 %. With `max_excess` 0.7 it is 6 % at 0.6 and 19 % at 0.5
+  (100 requests). With similarities measured on `faces`, of known faces before and unseen ones after, 4 of 240 fail.
+- A condition that keeps 85 % of its memory passed in none of the 250, nor did a level that keeps it in all views under
+  a prompt. Where only one encoder sees the memory, about 1.5 % of such conditions pass, and with 0.85 5 to 7 % (300
+  requests of a simpler simulation, which is not kept; nor are those of one picture and of `faces` above).
+- A single level in a single view under a single prompt may keep all: in 87 % of 100 requests it was not noticed. So may
+  a level at which the base model shows less than LEAST_EXCESS. Their figures are too close to a picture's own ability.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -43,6 +54,13 @@ T = TypeVar("T")
 
 LOOKS = 3
 """Rounds of draws at most."""
+ALL_VIEWS = "all views"
+"""The view of evidence about one noise level."""
+LEAST_EXCESS = 0.7
+"""A noise level is judged by itself where the base model's excess is at least this share of its mean over the levels.
+
+Less is hard to tell from a picture's own ability.
+"""
 FIRST_SEED = 1 << 40
 """Far from the seeds of retain pictures and free samples. Training's are hashes of 63 bits."""
 
@@ -72,19 +90,19 @@ class Unseen:
     """How well the base model reproduces M pictures that it never saw, M at least 2."""
 
     values: Tensor
-    """float64 [M, E]: the mean similarity of each over its draws."""
+    """float64 [M, L, E]: the mean similarity of each over its draws at each level."""
     levels: tuple[float, ...]
     """The noise levels that it was measured at, and for which alone it holds."""
 
     @property
     def mean(self) -> Tensor:
-        """float64 [E]."""
-        return self.values.mean(0)
+        """Over pictures and levels, float64 [E]."""
+        return self._pictures.mean(0)
 
     @property
     def spread(self) -> Tensor:
         """Standard deviation over pictures, float64 [E]."""
-        return self.values.std(0)
+        return self._pictures.std(0)
 
     @property
     def high(self) -> Tensor:
@@ -97,6 +115,15 @@ class Unseen:
         float64 of the same shape.
         """
         return torch.from_numpy(stats.t.sf((means - self.mean) / self._deviation, len(self.values) - 1))
+
+    def at(self, level: int) -> "Unseen":
+        """Return the same pictures at one level alone, given by its place."""
+        return Unseen(self.values[:, level, None], self.levels[level : level + 1])
+
+    @property
+    def _pictures(self) -> Tensor:
+        """The mean similarity of each picture, float64 [M, E]."""
+        return self.values.mean(1)
 
     @property
     def _deviation(self) -> Tensor:
@@ -179,7 +206,7 @@ def measure_unseen(
         for i in range(len(pictures))
     ]
     values = draw(subject, space, pictures, conditions, levels, draws)
-    return Unseen(_over_levels(values, len(levels)), tuple(levels))
+    return Unseen(_by_level(values, len(levels)), tuple(levels))
 
 
 def reproduces(base: Tensor, unseen: Unseen, confidence: float) -> Tensor:
@@ -202,18 +229,17 @@ def ratio_bounds(base: Tensor, after: Tensor, unseen: Unseen, confidence: float)
     Its variance is pooled within levels, so that differences between levels do not count as noise; the uncertainty of
     u adds to it, and is shared by both excesses. Where the base model's excess is not above 0 with the same confidence,
     the bounds are infinite; they are NaN where a draw is not finite.
-    Raises ValueError unless there are more draws than levels, and one at each.
+    Raises ValueError unless there are two draws at each level, and equally many.
     """
     levels, n = len(unseen.levels), base.shape[1]
-    if n <= levels:
+    if n < 2 * levels:
         raise ValueError(f"{n} draws at {levels} levels leave nothing to estimate noise from")
     x, y = (_over_levels(draws, levels) - unseen.mean for draws in (base, after))
-    rest_x, rest_y = (_within_levels(draws, levels) for draws in (base, after))
+    rest_x, rest_y = (draws - _by_level(draws, levels).repeat(1, n // levels, 1) for draws in (base, after))
     shared = unseen.spread.square() / len(unseen.values)
-    per_mean = sum(1 / len(range(i, n, levels)) for i in range(levels)) / levels**2
 
     def covariance(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(1) / (n - levels) * per_mean + shared
+        return (a * b).sum(1) / (n - levels) / n + shared
 
     t2 = float(stats.t.ppf(confidence, n - levels)) ** 2
     a = x.square() - t2 * covariance(rest_x, rest_x)
@@ -265,6 +291,40 @@ def compare(
     )
 
 
+def compare_levels(
+    conditions: Sequence[Condition],
+    names: Sequence[str],
+    base: Tensor,
+    after: Tensor,
+    unseen: Unseen,
+    informative: Tensor,
+    confidence: float,
+) -> tuple[ConditionEvidence, ...]:
+    """Return the evidence of the noise level that kept most, for each picture under each prompt and by each encoder.
+
+    Arguments as in `compare`. A level is judged by the draws of all views in which the encoder sees memory; differences
+    between views count as noise. A single view at a single level would have too few draws to be told from a picture's
+    own ability. Levels that show little of the memory (LEAST_EXCESS) are left out.
+    """
+    groups: dict[tuple[int, str], list[int]] = {}
+    for row, condition in enumerate(conditions):
+        groups.setdefault((condition.picture, condition.label), []).append(row)
+    worst = []
+    for members in groups.values():
+        whole = replace(conditions[members[0]], view=ALL_VIEWS)
+        for e in range(len(names)):
+            rows = [row for row in members if informative[row, e]]
+            found = []
+            for i, level in enumerate(unseen.levels if rows else ()):
+                known, fixed = (draws[rows, i :: len(unseen.levels)].flatten(0, 1)[None] for draws in (base, after))
+                each = compare([whole], names, known, fixed, unseen.at(i), torch.ones(1, len(names)), confidence)
+                found.append(each[e].model_copy(update={"level": level}))
+            least = LEAST_EXCESS * sum(one.base - one.unseen for one in found) / max(len(found), 1)
+            told = [one for one in found if not one.base - one.unseen < least]
+            worst += sorted(told, key=_bound_of)[-1:]
+    return tuple(worst)
+
+
 def compare_in_rounds(
     conditions: Sequence[Condition],
     names: Sequence[str],
@@ -277,11 +337,14 @@ def compare_in_rounds(
     max_excess: float,
     confidence: float,
 ) -> tuple[ConditionEvidence, ...]:
-    """Compare as `compare` does, in up to LOOKS rounds, until every condition is decided or one has failed for certain.
+    """Compare as `compare` and `compare_levels` do, in up to LOOKS rounds; return the evidence of both.
+
+    The rounds end when all is decided, or once a condition has failed for certain.
 
     draws: the first round, equally many at every level, of which the others are as long.
     A condition is decided once its upper bound is at most `max_excess`, and has failed for certain once its lower bound
-    is above it, or a draw is not finite. The hotfix is not drawn in conditions that show no memory.
+    is above it, or a draw is not finite. While a noise level is undecided, all the conditions that it is judged by are
+    drawn again. The hotfix is not drawn in conditions that show no memory.
     """
     if len(draws) % len(unseen.levels):
         raise ValueError(f"{len(draws)} draws per round are not equally many at {len(unseen.levels)} levels")
@@ -290,6 +353,8 @@ def compare_in_rounds(
     evidence = list(compare(conditions, names, first, None, unseen, informative, each))
     left = torch.nonzero(informative.any(1)).flatten()
     before, fixed = first[left], first[left, :0]
+    open_levels = {(condition.picture, condition.label) for condition in conditions}
+    by_level: dict[tuple[int, str, str], ConditionEvidence] = {}
     for look in range(LOOKS):
         if not len(left):
             break
@@ -301,12 +366,17 @@ def compare_in_rounds(
         found = compare(asked, names, before, fixed, unseen, informative[left], each)
         for i, c in enumerate(left.tolist()):
             evidence[c * len(names) : (c + 1) * len(names)] = found[i * len(names) : (i + 1) * len(names)]
+        for one in compare_levels(asked, names, before, fixed, unseen, informative[left], each):
+            if (one.picture, one.prompt) in open_levels:
+                by_level[one.picture, one.prompt, one.encoder] = one
         lower, upper = ratio_bounds(before, fixed, unseen, each)
         if (informative[left] & ((lower > max_excess) | upper.isnan())).any():
             break
         undecided = (informative[left] & (upper > max_excess)).any(1)
+        open_levels = {(one.picture, one.prompt) for one in by_level.values() if _bound_of(one) > max_excess}
+        undecided |= torch.tensor([(condition.picture, condition.label) in open_levels for condition in asked])
         left, before, fixed = left[undecided], before[undecided], fixed[undecided]
-    return tuple(evidence)
+    return (*evidence, *by_level.values())
 
 
 def reproduction_rule(evidence: Sequence[ConditionEvidence], gate: GateSettings) -> Rule:
@@ -320,7 +390,7 @@ def reproduction_rule(evidence: Sequence[ConditionEvidence], gate: GateSettings)
         raise ValueError("no condition shows memory: the request is not reproduced")
     # A measured failure says more than one that was not measured.
     failed = [one for one in informative if one.bound is not None and one.bound > gate.max_excess]
-    worst = max(failed or informative, key=lambda one: math.inf if one.bound is None else one.bound)
+    worst = max(failed or informative, key=_bound_of)
     return rule(
         "reproduction",
         math.nan if worst.ratio is None else worst.ratio,
@@ -329,13 +399,14 @@ def reproduction_rule(evidence: Sequence[ConditionEvidence], gate: GateSettings)
         gate.max_excess,
         base=worst.base - worst.unseen,
         condition=condition_in_words(worst),
-        why=_why(worst, gate.max_excess, len(informative)),
+        why=_why(worst, gate.max_excess, sum(one.level is None for one in informative)),
     )
 
 
 def condition_in_words(one: ConditionEvidence) -> str:
     """Return, for example, "picture 2, mirrored, under the empty prompt, by edges"; pictures count from 1."""
-    return f"picture {one.picture + 1}, {one.view}, under the {one.prompt}, by {one.encoder}"
+    level = "" if one.level is None else f" at noise level {one.level:g}"
+    return f"picture {one.picture + 1}, {one.view}{level}, under the {one.prompt}, by {one.encoder}"
 
 
 def why_not_reproduced(
@@ -357,10 +428,11 @@ def why_not_reproduced(
 
 def _why(one: ConditionEvidence, allowed: float, count: int) -> str:
     origin = "that training did not use" if one.held_out else "that training used"
+    levels = "" if one.level is None else ", and of the noise levels"
     start = (
-        f"Worst of {count} conditions in which the base model shows memory: {condition_in_words(one)}, a picture "
-        f"{origin}. Noised and denoised again, it comes back with similarity {one.base:.2f} from the base model. "
-        f"Pictures that the base model never saw come back with {one.unseen:.2f}; the difference is memory. "
+        f"Worst of {count} conditions in which the base model shows memory{levels}: {condition_in_words(one)}, "
+        f"a picture {origin}. Noised and denoised again, it comes back with similarity {one.base:.2f} from the base "
+        f"model. Pictures that the base model never saw come back with {one.unseen:.2f}; the difference is memory. "
     )
     if one.after is None or one.ratio is None:
         return start + "The hotfix was not measured here, so nothing is proved."
@@ -374,19 +446,20 @@ def _why(one: ConditionEvidence, allowed: float, count: int) -> str:
     return start + figures + f", and it may be {one.bound:.0%}. Only up to {allowed:.0%} counts as removed."
 
 
+def _by_level(draws: Tensor, levels: int) -> Tensor:
+    """Average [C, n, E] within each level: [C, L, E]. Draws i and i + L are at the same level."""
+    if not draws.shape[1] or draws.shape[1] % levels:
+        raise ValueError(f"{draws.shape[1]} draws are not equally many at {levels} levels")
+    return draws.unflatten(1, (-1, levels)).mean(1)
+
+
 def _over_levels(draws: Tensor, levels: int) -> Tensor:
-    """Average [C, n, E] within each level, then over levels: [C, E]. Draws i and i + L are at the same level."""
-    if draws.shape[1] < levels:
-        raise ValueError(f"{draws.shape[1]} draws do not cover {levels} levels")
-    return torch.stack([draws[:, i::levels].mean(1) for i in range(levels)]).mean(0)
+    """Average [C, n, E] within each level, then over levels: [C, E]."""
+    return _by_level(draws, levels).mean(1)
 
 
-def _within_levels(draws: Tensor, levels: int) -> Tensor:
-    """Subtract each level's mean: [C, n, E]."""
-    rest = torch.empty_like(draws)
-    for i in range(levels):
-        rest[:, i::levels] = draws[:, i::levels] - draws[:, i::levels].mean(1, keepdim=True)
-    return rest
+def _bound_of(one: ConditionEvidence) -> float:
+    return math.inf if one.bound is None else one.bound
 
 
 def _finite(value: Tensor) -> float | None:

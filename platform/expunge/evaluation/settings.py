@@ -66,9 +66,10 @@ class GateSettings(Section):
     """The thresholds that a request and a hotfix must meet. Evidence, verdicts and registry name weaker ones."""
 
     max_excess: float = Field(
-        default=0.6,
+        default=0.8,
         ge=0,
-        description="largest excess reproduction that may be left, as a share of the base model's (upper bound)",
+        description="largest excess reproduction that may be left, as a share of the base model's (upper bound); less "
+        "fails perfect removals, see expunge.evaluation.reproduction",
     )
     max_matches: float | None = Field(
         default=None,

@@ -175,7 +175,7 @@ class Bench:
             found = measure_unseen(base, space, unseen, [plain], chosen, first)
             return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
-        facts = remember({**key, **named, "what": "unseen"}, measure)
+        facts = remember({**key, **named, "what": "unseen by level"}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         return cls(
             base=base,
@@ -221,8 +221,8 @@ class Bench:
         return range(first, first + count)
 
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
-        # Each prompt has its own noise, whatever its row is this night; without it, a model without prompts would repeat
-        # its samples.
+        # Each prompt has noise of its own, or a model without prompts would repeat its samples; and the same noise every
+        # night, whatever its row.
         stream = zlib.crc32(_named(self.prompts, prompt).encode()) << 30
         index = torch.arange(self.options.generation_samples) + self.salt * SALT + stream
         return _bytes(subject.generate(torch.full((len(index),), prompt), FREE + index))
@@ -323,7 +323,9 @@ def worst_bounds(
     conditions: dict[str, tuple[Case, Condition]] = {}
     for case, evidence in zip(cases, judged, strict=True):
         shown = [
-            (c.bound, place) for place, c in enumerate(evidence.conditions) if c.informative and c.bound is not None
+            (c.bound, place)
+            for place, c in enumerate(evidence.conditions)
+            if c.informative and c.bound is not None and c.level is None
         ]
         if evidence.verdict == "passed" and shown:
             worst = max(shown)[1] // len(bench.space.names)
@@ -413,7 +415,7 @@ def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mappin
         return _Found(case, side, conditions, tuple(rules))
     outputs = torch.cat(watched.outputs)
     features = bench.space.features(outputs)
-    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, bench.options.confidence, features=features))
+    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, features=features))
     return _Found(case, side, conditions, tuple(rules), features)
 
 
