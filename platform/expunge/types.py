@@ -265,6 +265,8 @@ class Basis(Value):
     views: tuple[str, ...]
     draws: int = Field(description="seeds per condition")
     confidence: float
+    resolution: Resolution | None = Field(default=None, description="height and width in pixels")
+    guidance: float | None = Field(default=None, description="of everything that is generated")
     generation_samples: int
     integrity_samples: int
     integrity_prompts: int = Field(description="prompts of the integrity test that training did not hold")

@@ -184,7 +184,7 @@ class Court:
             )
             encoders = tuple(RememberedEncoder(encoder) for encoder in bench.space.encoders)
             bench.space = Space(encoders, bench.space.centre)
-            bench.domain = Domain.of(bench.space, torch.cat([bench.before, bench.other]))
+            bench.domain = Domain.of(bench.space, bench.samples, bench.calibration)
             self._benches[salt] = bench
         return self._benches[salt]
 

@@ -108,6 +108,7 @@ def _walk(
         with timed(job.model, "examine"):
             _in_task(lambda: _examine.remote(folder, home), folder.baseline)
     if not _anything_to_train(folder, job):
+        _in_task(lambda: _examine.remote(folder, home), folder.evidence)
         return False
     progress("train")
     with timed(job.model, "train"):

@@ -1,6 +1,7 @@
 """Register a job's hotfix as a version of its model, and promote it if its evidence allows."""
 
 import math
+import re
 from collections.abc import Collection
 
 from expunge.batch.training import CURVES
@@ -107,5 +108,6 @@ def _figures(evidence: Evidence) -> dict[str, float]:
     integrity = evidence.integrity
     if integrity is not None:
         named = {**integrity.model_dump(include=MEASURED), **integrity.figures}
-        figures |= {f"integrity/{name}": value for name, value in named.items()}
+        # MLflow takes few characters in a name, and an encoder's may be a path.
+        figures |= {f"integrity/{re.sub(r'[^A-Za-z0-9_ .-]', '_', name)}": value for name, value in named.items()}
     return {name: value for name, value in figures.items() if math.isfinite(value)}

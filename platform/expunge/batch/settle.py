@@ -75,7 +75,7 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
     lost = sorted({request.id for request in ledger} - outcome.evidence.kept(ledger))
     if lost:
         why = f"not promoted: earlier removals were not proven again: {', '.join(lost)}"
-        return _again(store, settings, request, why, evidence)
+        return Fate(RequestState.ACCEPTED, why, evidence, attempt=False)  # it has passed: the fault is not its own
     why = "not promoted: another night changed the champion meanwhile"
     return Fate(RequestState.ACCEPTED, why, evidence, attempt=False)
 

@@ -33,15 +33,16 @@ def extent(request: RequestEvidence) -> str:
     held = {c.picture for c in conditions if c.held_out}
     kept = f", {len(held)} of them kept out of training" if held else ""
     informative, drawn = sum(c.informative for c in conditions), sum(c.after is not None for c in conditions)
-    reproduced = f"in {informative} of them; the others decide nothing" if informative else "in none of them"
+    reproduced = f"{informative} of them" if informative else "none of them"
     undrawn = len(conditions) - drawn
-    rest = f". The verdict was decided before the hotfix was drawn in {undrawn} of them" if undrawn and drawn else ""
+    rest = f". The hotfix was not sampled in {undrawn} of them" if undrawn and drawn else ""
     return (
         f"{_count(len(pictures), 'picture')}{kept}, in {_count(len(_views(conditions)), 'view')} under "
         f"{_count(len({c.prompt for c in conditions}), 'prompt')}, compared by "
         f"{_count(len({c.encoder for c in conditions}), 'encoder')}: "
         f"{_count(len(conditions), 'condition')} of {_span([c.draws for c in conditions])} draws each. "
-        f"The base model reproduces the target {reproduced}{rest}."
+        f"The verdict rests on {reproduced}; in the others the base model shows no memory, or the surrogate is too like "
+        f"the target{rest}."
     )
 
 

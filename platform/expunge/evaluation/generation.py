@@ -59,7 +59,7 @@ def generation_rules(
             condition=label,
             why=(
                 f"{_count(hits)} of {n} free samples match the target (base model: {_count(seen)} of {len(base)}). It "
-                f"fails if the true share is certain to be above {allowed:.1%}, {meaning}. "
+                f"fails if the true share is above {allowed:.1%}, {meaning}, at the stated confidence. "
                 f"{_power(n, allowed, confidence)}"
             ),
         )

@@ -122,7 +122,7 @@ def _median(name: str, unit: str, values: Tensor, floor: Tensor, minimum: float,
         max(minimum, unrelated),
         base=unrelated,
         why=(
-            f"Unrelated outputs have a median {name} of {middle:.3g}{unit} (for certain {bound:.3g}{unit}); different "
+            f"Unrelated outputs have a median {name} of {middle:.3g}{unit} (at least {bound:.3g}{unit}); different "
             f"pictures have {unrelated:.3g}{unit}."
         ),
     )

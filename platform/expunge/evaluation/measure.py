@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from expunge.errors import InputError
 from expunge.evaluation.cache import Cache
 from expunge.evaluation.calibration import find_calibration
 from expunge.evaluation.gate import loosened, verdict_of
@@ -22,14 +23,13 @@ from expunge.evaluation.subject import ModelSubject
 from expunge.evaluation.verdict import Bench, Case, judge_all, judge_integrity, worst_bounds
 from expunge.evaluation.views import VIEWS, all_views
 from expunge.evaluation.weights import State, state_of
-from expunge.families import load_model
+from expunge.families import load_model, source_digest
 from expunge.families.family import Family
 from expunge.pixels import to_tensor
 from expunge.preparation.dataset import RetainSet, load_set, load_tensors
 from expunge.preparation.pictures import load_picture
 from expunge.preparation.prepare import Prompts
 from expunge.requests.blobs import BlobStore
-from expunge.requests.sealing import Seal
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, GateSettings, Settings
 from expunge.types import (
@@ -203,7 +203,13 @@ class _Work:
         conditioning = load_tensors(blobs, prepared.conditioning)
         steps = settings.evaluation.sampling_steps
         subject = ModelSubject(model, conditioning, model.condition([""]), guidance=options.guidance, steps=steps)
-        prompts = Prompts.of(job, options)
+        prompts = Prompts.of(job, options, hold_out=prepared.held_out_prompts > 0)
+        counts = (len(prompts.unrelated), len(prompts.held_out), *map(len, conditioning.values()))
+        if counts != (prepared.unrelated_prompts, prepared.held_out_prompts, *[len(prompts.all)] * len(conditioning)):
+            raise InputError(
+                f"job {job.id}: the prompts of model {job.model} have changed since the night was prepared",
+                hint="set them as they were, or run the requests in a new night",
+            )
         cases = tuple(
             _case(request, job, prepared, prompts, blobs)
             for request in job.everything
@@ -219,9 +225,10 @@ class _Work:
             settings.evaluation,
             settings.gate_for(job.model),
             calibration=find_calibration(settings, job.model, base=job.base),
-            remember=Cache(settings.home / "cache" / "evaluation", Seal(blobs.derive("cache"))).tensors,
+            remember=Cache(settings.home / "cache" / "evaluation", blobs.derive("cache")).tensors,
             key={
-                "base": job.base,
+                "base": job.base or source_digest(options),
+                "prompt_tokens": options.prompt_tokens,
                 "source": job.source,
                 "size": job.resolution,
                 "guidance": options.guidance,
@@ -263,6 +270,8 @@ class _Work:
             levels=bench.levels,
             views=tuple(VIEWS),
             draws=len(bench.draws),
+            resolution=self.job.resolution,
+            guidance=self.subject.guidance,
             confidence=options.confidence,
             generation_samples=options.generation_samples,
             integrity_samples=options.integrity_samples,

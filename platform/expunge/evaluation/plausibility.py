@@ -75,23 +75,29 @@ class Domain:
     """Share of the samples that is called implausible by a domain of the others, in four folds; never stated as 0."""
 
     @classmethod
-    def of(cls, space: Space, samples: Tensor) -> "Domain":
+    def of(cls, space: Space, samples: Tensor, calibration: Matcher | None = None) -> "Domain":
         """Learn the domain from N samples of the base model, float32 [N, 3, h, w] in [-1, 1]; better 64 than 32.
 
-        Raises ValueError for fewer than 32.
+        calibration: samples that match show the same picture, as those of a memorised prompt do, and are not compared
+        with each other: else whatever is not one of a few memorised pictures would lie outside. Raises ValueError for
+        fewer than 32 samples.
         """
         count = len(samples)
         if count < LEAST:
             raise ValueError(f"a domain needs at least {LEAST} samples, not {count}")
         pixels, features = _pixel_statistics(samples), space.features(samples)
+        same = torch.eye(count, dtype=torch.bool)
+        if calibration is not None:
+            same |= alike_pairs(space, calibration, features, features)
         alarms = 0
         for fold in torch.arange(count).chunk(FOLDS):
             rest = torch.ones(count, dtype=torch.bool)
             rest[fold] = False
             references = tuple(z[rest] for z in features)
-            usual = _Range.of(_values(pixels[rest], references, None))
-            alarms += int(usual.outside(_values(pixels[~rest], tuple(z[~rest] for z in features), references)).sum())
-        usual = _Range.of(_values(pixels, features, None))
+            usual = _Range.of(_values(pixels[rest], references, references, same[rest][:, rest]))
+            mine = tuple(z[~rest] for z in features)
+            alarms += int(usual.outside(_values(pixels[~rest], mine, references, same[~rest][:, rest])).sum())
+        usual = _Range.of(_values(pixels, features, features, same))
         return cls(space, features, usual, (alarms + 1) / (count + 1))
 
     def implausible(self, pictures: Tensor, features: Features | None = None) -> Tensor:
@@ -226,10 +232,9 @@ def _share_alike(
     return share, share_bounds(math.ceil(share * independent - 1e-9), independent, confidence)[1]
 
 
-def _values(pixels: Tensor, features: Features, references: Features | None) -> Tensor:
-    """Return all statistics of N pictures, float64 [N, S]; `references` None: they are compared with one another."""
-    pairs = zip(features, references or features, strict=True)
-    distances = [_nearest(z, mine, itself=references is None) for z, mine in pairs]
+def _values(pixels: Tensor, features: Features, references: Features, same: Tensor | None = None) -> Tensor:
+    """Return all statistics of N pictures, float64 [N, S]; same: bool [N, M], references that are not compared."""
+    distances = [_nearest(z, mine, same) for z, mine in zip(features, references, strict=True)]
     return torch.cat([pixels, torch.stack(distances, dim=1)], dim=1)
 
 
@@ -251,13 +256,13 @@ def _pixel_statistics(pictures: Tensor) -> Tensor:
     return torch.stack([contrast.log(), (fineness / (4 - fineness)).log()], dim=1)
 
 
-def _nearest(features: Tensor, references: Tensor, *, itself: bool) -> Tensor:
-    """Return each feature's distance to the nearest reference, 1 - cosine, float64 [N]; `itself`: other than itself.
+def _nearest(features: Tensor, references: Tensor, same: Tensor | None) -> Tensor:
+    """Return each feature's distance to the nearest reference, 1 - cosine, float64 [N]; same: bool [N, M], not those.
 
     Not centred, unlike similarities: near the centre, where grey and noise come to lie, an angle means nothing.
     """
     unit = [torch.nn.functional.normalize(z.double(), dim=1) for z in (features, references)]
     cosine = unit[0] @ unit[1].T
-    if itself:
-        cosine.fill_diagonal_(-math.inf)
+    if same is not None:
+        cosine = cosine.masked_fill(same, -1.0)
     return 1 - cosine.amax(1)

@@ -61,7 +61,7 @@ LEAST_EXCESS = 0.7
 
 Less is hard to tell from a picture's own ability.
 """
-FIRST_SEED = 1 << 40
+FIRST_SEED = 8 << 40
 """Far from the seeds of retain pictures and free samples. Training's are hashes of 63 bits."""
 
 
@@ -188,8 +188,8 @@ def draw(
 
 
 def draws_for(seeds: int, levels: Sequence[float]) -> int:
-    """Return the number of draws in a round: at least `seeds`, and equally many at every level."""
-    return -(-seeds // len(levels)) * len(levels)
+    """Return the number of draws in a round: at least `seeds`, and equally many at every level, at least two."""
+    return max(2, -(-seeds // len(levels))) * len(levels)
 
 
 def measure_unseen(

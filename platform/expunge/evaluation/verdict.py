@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from expunge.errors import InputError
 from expunge.evaluation.calibration import Calibration, calibrate
 from expunge.evaluation.gate import REPRODUCTION, verdict_of
 from expunge.evaluation.generation import generation_rules
@@ -47,7 +48,7 @@ from expunge.settings import EvaluationSettings, GateSettings
 from expunge.types import ConditionEvidence, IntegrityEvidence, RequestEvidence, Rule
 
 # Sample i of each purpose has the seed FIRST + i. Training's seeds are far below.
-UNRELATED, OTHER, FREE, REFERENCE = (purpose << 40 for purpose in range(1, 5))
+UNRELATED, OTHER, FREE, REFERENCE, GENERAL = (purpose << 40 for purpose in (1, 2, 3, 4, 7))
 SALT = 1 << 20
 """What tells the seeds of one judgement from those of its repetition."""
 
@@ -118,6 +119,8 @@ class Bench:
     """float32 [n, 3, h, w]: the base model's unrelated samples."""
     other: Tensor
     """The same at other seeds."""
+    samples: Tensor
+    """float32 [N, 3, h, w]: these, and as many of the most general prompt."""
     options: EvaluationSettings
     gate: GateSettings
     salt: int = 0
@@ -159,16 +162,22 @@ class Bench:
             return {
                 "before": _bytes(base.generate(rows, UNRELATED + index)),
                 "other": _bytes(base.generate(rows, OTHER + index)),
+                # Few unrelated prompts may show few pictures; the most general prompt shows the rest of the domain.
+                "general": _bytes(base.generate(torch.full_like(rows, plain), GENERAL + index)),
             }
 
         samples = remember({**key, **named, "what": "samples"}, sample)
-        before, other = (to_tensor(samples[name].numpy()) for name in ("before", "other"))
-        space = Space.around(options.encoders, torch.cat([before, other]))
+        before, other, general = (to_tensor(samples[name].numpy()) for name in ("before", "other", "general"))
+        everything = torch.cat([before, other, general])
+        space = Space.around(options.encoders, everything)
         size = (before.shape[-2], before.shape[-1])
-        unseen, reference = unseen_pictures(torch.cat([before, other]), options, size, seed=REFERENCE)
+        # The last first: they differ most from one another.
+        unseen, reference = unseen_pictures(everything.flip(0), options, size, seed=REFERENCE)
+        # Similarities depend on the encoders and their centre, and so on the samples.
+        key |= {"centre": [_digest(z) for z in space.centre], "reference": _digest(unseen)}
 
         def measure() -> dict[str, Tensor]:
-            chosen = options.levels or choose_levels(base, space, before, unseen, plain, options.level_grid)
+            chosen = options.levels or choose_levels(base, space, general, unseen, plain, options.level_grid)
             # Where no level stands out, the model's own samples are no memory of it, and nor will a request's be.
             chosen = chosen or options.level_grid[len(options.level_grid) // 2 :][:1]
             first = range(draws_for(options.seeds, chosen))
@@ -177,11 +186,13 @@ class Bench:
 
         facts = remember({**key, **named, "what": "unseen by level"}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
+        if calibration is None:
+            calibration = calibrate(space, None, None, everything, source="the base model's own samples")
         return cls(
             base=base,
             space=space,
-            calibration=calibration or calibrate(space, None, unseen, other, source="the base model's own samples"),
-            domain=Domain.of(space, torch.cat([before, other])),
+            calibration=calibration,
+            domain=Domain.of(space, everything, calibration),
             unseen=Unseen(facts["values"], levels),
             levels=levels,
             strangers=unseen,
@@ -189,6 +200,7 @@ class Bench:
             unrelated=rows,
             before=before,
             other=other,
+            samples=everything,
             options=options,
             gate=gate,
             salt=salt,
@@ -206,10 +218,10 @@ class Bench:
     def free(self, subject: Subject, prompt: int) -> Tensor:
         """Sample a prompt freely: float32 [n, 3, h, w]. The base model's samples are kept."""
         if subject is not self.base:
-            return to_tensor(self._sample(subject, prompt).numpy())
+            return _stored(self._sample(subject, prompt))
         if prompt not in self._free:
             key = {**self.key, "what": "free", "prompt": _named(self.prompts, prompt)}
-            made = self.remember(key, lambda: {"samples": self._sample(subject, prompt)})
+            made = self.remember(key, lambda: {"samples": _bytes(self._sample(subject, prompt))})
             self._free[prompt] = to_tensor(made["samples"].numpy())
         return self._free[prompt]
 
@@ -221,11 +233,11 @@ class Bench:
         return range(first, first + count)
 
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
-        # Each prompt has noise of its own, or a model without prompts would repeat its samples; and the same noise every
-        # night, whatever its row.
+        # Each prompt has noise of its own, or a model without prompts would repeat its samples; and the same every night,
+        # whatever its row.
         stream = zlib.crc32(_named(self.prompts, prompt).encode()) << 30
         index = torch.arange(self.options.generation_samples) + self.salt * SALT + stream
-        return _bytes(subject.generate(torch.full((len(index),), prompt), FREE + index))
+        return subject.generate(torch.full((len(index),), prompt), FREE + index)
 
     def _examine(self, case: Case) -> Side:
         held_out = [place in case.held_out for place in range(len(case.pictures))]
@@ -260,7 +272,7 @@ class Bench:
             }
             compute = partial(draw, self.base, self.space, case.pictures, asked, self.levels, draws)
             parts.append(self.remember(key, lambda compute=compute: {"base": compute()})["base"])
-        return torch.cat(parts)
+        return self._finite(torch.cat(parts))
 
     def _tells(
         self, conditions: Sequence[Condition], base: Tensor, views: Sequence[Features], surrogates: Features
@@ -275,6 +287,14 @@ class Bench:
         ]
         surrogate = torch.stack([each[condition.picture] for condition in conditions])
         return surrogate - self.unseen.mean <= self.gate.max_excess * (base.mean(1) - self.unseen.mean)
+
+    @staticmethod
+    def _finite(base: Tensor) -> Tensor:
+        if not bool(base.isfinite().all()):
+            raise InputError(
+                "the base model returns pictures that are not finite numbers", hint="sample it by hand, and repair it"
+            )
+        return base
 
 
 def judge(bench: Bench, case: Case, fixed: Subject) -> RequestEvidence:
@@ -320,7 +340,7 @@ def worst_bounds(
 
     It looks at each request's worst condition alone, so that it costs little.
     """
-    conditions: dict[str, tuple[Case, Condition]] = {}
+    conditions: dict[str, tuple[Case, Condition, int]] = {}
     for case, evidence in zip(cases, judged, strict=True):
         shown = [
             (c.bound, place)
@@ -328,22 +348,25 @@ def worst_bounds(
             if c.informative and c.bound is not None and c.level is None
         ]
         if evidence.verdict == "passed" and shown:
-            worst = max(shown)[1] // len(bench.space.names)
-            conditions[case.id] = case, bench.examine(case).conditions[worst]
+            worst = max(shown)[1]
+            condition = bench.examine(case).conditions[worst // len(bench.space.names)]
+            conditions[case.id] = case, condition, evidence.conditions[worst].draws
 
     def judge(subject: Subject) -> dict[str, float]:
-        return {id: _bound(bench, case, condition, subject) for id, (case, condition) in conditions.items()}
+        return {id: _bound(bench, *one, subject) for id, one in conditions.items()}
 
     return judge
 
 
-def _bound(bench: Bench, case: Case, condition: Condition, subject: Subject) -> float:
+def _bound(bench: Bench, case: Case, condition: Condition, draws: int, subject: Subject) -> float:
+    """Bound what is left in one condition as its verdict was: by as many draws, at the confidence of one round."""
     side = bench.examine(case)
     row = side.conditions.index(condition)
-    after = draw(subject, bench.space, case.pictures, [condition], bench.levels, bench.draws)
-    base = side.base[row, None, : len(bench.draws)]
-    upper = ratio_bounds(base, after, bench.unseen, bench.options.confidence)[1][0][side.informative[row]]
-    return upper.max().item()
+    asked = range(bench.draws.start, bench.draws.start + draws)
+    after = draw(subject, bench.space, case.pictures, [condition], bench.levels, asked)
+    confidence = 1 - (1 - bench.options.confidence) / LOOKS
+    upper = ratio_bounds(side.base[row, None, :draws], after, bench.unseen, confidence)[1][0]
+    return upper[side.informative[row]].max().item()
 
 
 def judge_integrity(
@@ -355,7 +378,7 @@ def judge_integrity(
     """
     index = torch.arange(len(bench.unrelated)) + bench.salt * SALT
     # Rounded as the base model's stored samples are: an unchanged model must give the very same pictures.
-    after = to_tensor(_bytes(fixed.generate(bench.unrelated, UNRELATED + index)).numpy())
+    after = _stored(fixed.generate(bench.unrelated, UNRELATED + index))
     features, sides = bench.space.features(bench.before), [bench.examine(case) for case in cases]
     kept = torch.ones(len(after), dtype=torch.bool)
     for views in (views for side in sides for views in side.views):
@@ -482,6 +505,11 @@ def _generation(bench: Bench, side: Side, prompt: int, label: str, after: Tensor
 
 def _named(prompts: Sequence[str], row: int) -> str:
     return prompts[row] if row < len(prompts) else str(row)
+
+
+def _stored(pictures: Tensor) -> Tensor:
+    """Round as stored pictures are; what is no finite number stays so, because it must never pass for a picture."""
+    return to_tensor(_bytes(pictures).numpy()).where(pictures.isfinite(), math.nan)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -72,12 +72,13 @@ class Prompts:
     """The prompts that every request is removed under, besides its own."""
 
     @classmethod
-    def of(cls, job: UnlearnJob, options: ModelSettings) -> "Prompts":
+    def of(cls, job: UnlearnJob, options: ModelSettings, *, hold_out: bool = True) -> "Prompts":
+        """hold_out: keep some unrelated prompts out of training; earlier releases did not."""
         own = [request.prompt for request in job.everything if request.prompt]
         given = tuple(dict.fromkeys(options.retain_prompts))
-        kept = len(given) - len(given) // HELD_OUT_OF
+        kept = len(given) - (len(given) // HELD_OUT_OF if hold_out else 0)
         forgotten = {*own, *options.forget_prompts}
-        unrelated, rest = given[:kept], (*given[kept:], *options.evaluation_prompts)
+        unrelated, rest = given[:kept], (*given[kept:], *options.evaluation_prompts) if hold_out else ()
         held_out = tuple(p for p in dict.fromkeys(rest) if p not in forgotten and p not in unrelated)
         everything = tuple(dict.fromkeys([*unrelated, *held_out, *options.forget_prompts, *own]))
         return cls(unrelated, held_out, everything, options.forget_prompts)
