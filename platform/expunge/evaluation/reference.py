@@ -25,7 +25,7 @@ STRENGTH = 0.1
 """Standard deviation of a displacement, as a fraction of half the picture's side.
 
 It moves the reference from memory to mush. `python -m tests.benchmarks.unseen_reference` finds samples warped by 0.1
-0.08 to 0.16 below people whom `people` never saw (by 0.06: 0.02 to 0.06 above), and on `faces` 0.02 to 0.09 above faces
+0.08 to 0.16 below people whom `people` never saw (by 0.07: about equal), and on `faces` 0.02 to 0.09 above faces
 of another data set (by 0.14: 0.01 to 0.07 below), which may come back worse than unseen faces of the same set would.
 The testbeds do not agree on a better strength. docs/measurements.md has all figures.
 """
