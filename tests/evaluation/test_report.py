@@ -262,8 +262,8 @@ def test_every_rule_and_condition_of_a_request_is_shown(rules_page: Page) -> Non
         assert part in text, part
     assert (
         "1 picture, in 4 views under 2 prompts, compared by 2 encoders: 16 conditions of 9 to 18 draws each. "
-        "The base model reproduces the target in 15 of them; the others decide nothing. "
-        "The verdict was decided before the hotfix was drawn in 1 of them."
+        "The verdict rests on 15 of them; in the others the base model shows no memory, or the surrogate resembles the "
+        "target too much. The hotfix was not sampled in 1 of them."
     ) in text
 
 

@@ -41,8 +41,8 @@ def extent(request: RequestEvidence) -> str:
         f"{_count(len({c.prompt for c in conditions}), 'prompt')}, compared by "
         f"{_count(len({c.encoder for c in conditions}), 'encoder')}: "
         f"{_count(len(conditions), 'condition')} of {_span([c.draws for c in conditions])} draws each. "
-        f"The verdict rests on {reproduced}; in the others the base model shows no memory, or the surrogate is too like "
-        f"the target{rest}."
+        f"The verdict rests on {reproduced}; in the others the base model shows no memory, or the surrogate resembles "
+        f"the target too much{rest}."
     )
 
 
