@@ -233,8 +233,8 @@ class Bench:
         return range(first, first + count)
 
     def _sample(self, subject: Subject, prompt: int) -> Tensor:
-        # Each prompt has noise of its own, or a model without prompts would repeat its samples; and the same every night,
-        # whatever its row.
+        # Each prompt has noise of its own, the same every night whatever its row: else a model without prompts would
+        # repeat its samples.
         stream = zlib.crc32(_named(self.prompts, prompt).encode()) << 30
         index = torch.arange(self.options.generation_samples) + self.salt * SALT + stream
         return subject.generate(torch.full((len(index),), prompt), FREE + index)
