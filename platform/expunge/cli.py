@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import backup, config, doctor, night, plan, report, requests, submit
+from expunge.commands import backup, calibrate, config, doctor, night, plan, report, requests, submit, testbed
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
 
@@ -46,8 +46,10 @@ app.command("report")(report.report)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)
+app.command("calibrate")(calibrate.calibrate)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
+app.command("testbed")(testbed.train_testbed)
 app.command("version")(config.version)
 
 

@@ -1,6 +1,7 @@
 """The platform's domain types, each frozen: what its packages pass to one another."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -58,6 +59,7 @@ class RequestState(StrEnum):
     BATCHED = "batched"
     REMOVED = "removed"
     FAILED = "failed"
+    NOT_REPRODUCED = "not_reproduced"
     WITHDRAWN = "withdrawn"
 
 
@@ -94,6 +96,9 @@ class UnlearnJob(Value):
     ledger: tuple[RemovalRequest, ...] = Field(
         default=(), description="removed on earlier nights, removed again and re-verified"
     )
+    verify: tuple[str, ...] | None = Field(
+        default=None, description="ids of the ledger whose turn it is to be verified; None: all of them"
+    )
     warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
     id: str = Field(
@@ -103,6 +108,10 @@ class UnlearnJob(Value):
     @property
     def everything(self) -> tuple[RemovalRequest, ...]:
         return (*self.ledger, *self.requests)
+
+    def is_due(self, request: str) -> bool:
+        """Return whether a request is to be verified: a new one always is."""
+        return self.verify is None or request in self.verify or any(new.id == request for new in self.requests)
 
     def steps(self, *, warm: bool) -> int:
         """Return the number of training steps, which grows in proportion beyond `training.steps_cover` requests.
@@ -121,6 +130,10 @@ class PreparedJob(Value):
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
     conditioning: BlobId = Field(description="one row per prompt, those of unrelated outputs first")
     unrelated_prompts: int = Field(ge=1, description="how many of the conditioning's rows are for unrelated outputs")
+    held_out_prompts: int = Field(default=0, ge=0, description="how many of the rows after those only test the hotfix")
+    held_out: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict, description="request id: places of the pictures that training does not see"
+    )
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 
@@ -149,32 +162,119 @@ class Measured(Value):
     floor: float = Field(description="spread of the base model against itself over seeds")
 
 
-class RequestEvidence(Value):
-    """The evidence of one request. Similarities are mean cosines of centred features over levels, seeds and images."""
+class Rule(Value):
+    """One rule of the gate as it was applied: a figure, its confidence bound, and the threshold that decided."""
+
+    name: str
+    passed: bool
+    value: float | None = Field(description="the figure in its worst condition; None if it was not measured")
+    bound: float | None = Field(description="the confidence bound that is compared with the threshold")
+    relation: Literal["at most", "at least"]
+    threshold: float
+    base: float | None = Field(default=None, description="the same figure of the base model, or of pure noise")
+    condition: str = Field(default="", description="the condition that came out worst, in words")
+    why: str = Field(description="a sentence for a person: what was compared, and what it means")
+
+
+class ConditionEvidence(Value):
+    """How well one picture of a request is reproduced under one view and prompt, as one encoder sees it.
+
+    Similarities are means over draws, each a seed and a noise level. Prompts are personal data, so `prompt` is a label.
+    """
+
+    picture: int = Field(description="place of the picture in the request")
+    held_out: bool = Field(description="training never saw this picture")
+    view: str
+    prompt: str
+    encoder: str
+    level: float | None = Field(default=None, description="the only noise level of these figures; None: mean over all")
+    draws: int
+    unseen: float = Field(description="mean similarity of pictures that the base model never saw")
+    base: float
+    after: float | None = Field(description="None where the verdict was decided before this condition was drawn")
+    ratio: float | None = Field(description="excess of the hotfix over that of the base model")
+    bound: float | None = Field(description="upper confidence bound of the ratio")
+    informative: bool = Field(description="the base model shows excess here; other conditions decide nothing")
+
+
+class Robustness(Value):
+    """What is left of one request's removal after something that people do to a model."""
 
     request: str
-    verdict: Literal["passed", "failed", "skipped"]
-    why: str
-    shift: Measured | None = Field(default=None, description="re-generation: 0 is the target, 1 the surrogate")
-    target: Measured | None = Field(default=None, description="re-generation: similarity to the target")
-    surrogate: Measured | None = Field(default=None, description="re-generation: similarity to the surrogate")
-    nearest: Measured | None = Field(
-        default=None, description="generation: highest similarity to the target over all samples"
+    attack: str = Field(description="what was done to the model, and how much of it")
+    decides: bool = Field(description="the request fails if this does; otherwise it is a warning")
+    passed: bool
+    figure: Literal["excess ratio", "steps until the excess is back"]
+    value: float | None = Field(description="None if it could not be measured, or if the excess did not come back")
+    before: float | None = Field(default=None, description="the same figure of the hotfix as delivered")
+    base: float | None = Field(default=None, description="the same figure of the base model")
+    control: float | None = Field(
+        default=None, description="the same figure of pictures that the model never knew; None if it is never reached"
     )
-    levels: dict[str, Measured] = Field(default_factory=dict, description="noise level: similarity to the target")
+    why: str = Field(description="a sentence for a person: what was done, and what it means")
+
+
+class RequestEvidence(Value):
+    """The evidence of one request.
+
+    Protocol 1 had no rules and conditions; the fields that only its evidence has are at the end.
+    """
+
+    request: str
+    verdict: Literal["passed", "failed", "skipped", "not_reproduced"]
+    why: str
+    rules: tuple[Rule, ...] = ()
+    conditions: tuple[ConditionEvidence, ...] = ()
+    shift: Measured | None = Field(default=None, description="protocol 1, re-generation: 0 target, 1 surrogate")
+    target: Measured | None = Field(default=None, description="protocol 1, re-generation: similarity to the target")
+    surrogate: Measured | None = Field(default=None, description="protocol 1: similarity to the surrogate")
+    nearest: Measured | None = Field(default=None, description="protocol 1, generation: highest similarity")
+    levels: dict[str, Measured] = Field(default_factory=dict, description="protocol 1: `target` by noise level")
 
 
 class IntegrityEvidence(Value):
-    """Compares unrelated outputs of the same seeds. `*_unrelated` is the same figure for two different seeds."""
+    """Compares unrelated outputs of the same seeds. `*_unrelated` is the same figure for two different seeds.
+
+    In protocol 1, `psnr` and `ssim` are means; since protocol 2 they are medians, and training held none of the prompts
+    or seeds.
+    """
 
     psnr: float
     psnr_unrelated: float
     ssim: float
     ssim_unrelated: float
     kid: float = Field(description="distribution distance between equally many samples of the hotfix and of the base")
-    kid_floor: float = Field(description="the largest such distance between random halves of the base's samples")
+    kid_floor: float = Field(description="the same distance between samples of the base model")
     passed: bool
     why: str
+    rules: tuple[Rule, ...] = ()
+    figures: dict[str, float] = Field(
+        default_factory=dict, description="further figures by name, such as psnr_p05, psnr_worst, kid_p, kid_power, fid"
+    )
+
+
+class Basis(Value):
+    """What evidence rests on, so that it can be repeated, and judged by someone who was not there."""
+
+    code: str = Field(description="version of expunge")
+    base: str | None = Field(description="digest of the base model's files")
+    encoders: tuple[str, ...]
+    calibration: str = Field(description="where the match thresholds come from")
+    reference: str = Field(description="which pictures stand for those that the base model never saw, and how many")
+    levels: tuple[float, ...]
+    views: tuple[str, ...]
+    draws: int = Field(description="seeds per condition")
+    confidence: float
+    resolution: Resolution | None = Field(default=None, description="height and width in pixels")
+    guidance: float | None = Field(default=None, description="of everything that is generated")
+    generation_samples: int
+    integrity_samples: int
+    integrity_prompts: int = Field(description="prompts of the integrity test that training did not hold")
+    sampling_steps: int
+    passes: int = Field(description="network passes of this evaluation, base model included")
+    gate: dict[str, float | None] = Field(description="the thresholds in force")
+    loosened: tuple[str, ...] = Field(default=(), description="thresholds in force that are weaker than the defaults")
+    not_tested: tuple[str, ...] = Field(default=(), description="in words, what this evidence says nothing about")
 
 
 UNRELATED = "unrelated"
@@ -183,8 +283,14 @@ UNRELATED = "unrelated"
 
 class Evidence(Value):
     job: str
+    protocol_version: int = Field(default=1, description="evidence of release 0.1.0 does not state it, and has 1")
     requests: tuple[RequestEvidence, ...]
-    integrity: IntegrityEvidence
+    integrity: IntegrityEvidence | None = Field(description="None if nothing was trained")
+    robustness: tuple[Robustness, ...] = ()
+    unverified: tuple[str, ...] = Field(
+        default=(), description="earlier removals whose turn it was not: trained for, but not verified on this hotfix"
+    )
+    basis: Basis | None = None
     pictures: dict[str, BlobId] = Field(
         default_factory=dict, description="sealed PNG grids: by request id, and 'unrelated'"
     )
@@ -192,9 +298,26 @@ class Evidence(Value):
     @property
     def passed(self) -> frozenset[str]:
         """The ids of the requests whose removal this hotfix proves."""
-        if not self.integrity.passed:
+        if self.integrity is None or not self.integrity.passed:
             return frozenset()
         return frozenset(r.request for r in self.requests if r.verdict == "passed")
+
+    def kept(self, ledger: Iterable[RemovalRequest]) -> frozenset[str]:
+        """The ids of the earlier removals that stand: verified, not due, or of pictures that the model never knew."""
+        earlier = {request.id for request in ledger}
+        absent = {r.request for r in self.requests if r.verdict == "not_reproduced"}
+        return frozenset(earlier & {*self.passed, *absent, *(self.unverified if self.integrity else ())})
+
+
+class Baseline(Value):
+    """What the base model shows of a job's requests before anything is trained."""
+
+    job: str
+    levels: tuple[float, ...] = Field(description="noise levels b / (a + b) at which this model's memory shows")
+    not_reproduced: dict[str, str] = Field(
+        default_factory=dict, description="request id: why there is nothing to remove; it is not trained for"
+    )
+    passes: int = Field(default=0, description="network passes that this took")
 
 
 class ModelVersion(Value):
@@ -216,3 +339,7 @@ class Ledger(Value):
     model: Identifier
     version: str | None
     requests: tuple[str, ...]
+    night: int = Field(default=0, description="how many versions of the model had been promoted, this one included")
+    verified: dict[str, int] = Field(
+        default_factory=dict, description="request id: the `night` of the version that it was last verified on"
+    )

@@ -16,7 +16,7 @@ from expunge.types import Evidence, IntegrityEvidence, ModelVersion, RemovalRequ
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]
-Verdict = Literal["passed", "failed", "skipped"]
+Verdict = Literal["passed", "failed", "skipped", "not_reproduced"]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def ask() -> Ask:
 def judge() -> Judge:
     """Evidence for a job: each request by its verdict, `passed` unless named."""
 
-    def make(job: UnlearnJob, *, intact: bool = True, **verdicts: Verdict) -> Evidence:
+    def make(job: UnlearnJob, *, intact: bool = True, trained: bool = True, **verdicts: Verdict) -> Evidence:
         requests = tuple(
             RequestEvidence(
                 request=request.id,
@@ -57,7 +57,7 @@ def judge() -> Judge:
         integrity = IntegrityEvidence.model_validate(
             {**figures, "passed": intact, "why": "intact" if intact else "PSNR 12 is below 20"}
         )
-        return Evidence(job=job.id, requests=requests, integrity=integrity)
+        return Evidence(job=job.id, requests=requests, integrity=integrity if trained else None)
 
     return make
 

@@ -106,6 +106,14 @@ def test_what_failed_and_what_came_back_are_two_things(job: UnlearnJob, judge: J
     assert said[("expunge_job_errors", "flags")] == 0
 
 
+def test_what_is_not_reproduced_is_no_failure(job: UnlearnJob, judge: Judge, said: Said) -> None:
+    metrics.report_outcomes([JobOutcome(job=job, evidence=judge(job, new="not_reproduced", other="failed"))])
+    assert said[("expunge_gate_failures", "flags")] == 1
+    assert said[("expunge_not_reproduced", "flags")] == 1
+    metrics.report_outcomes([JobOutcome(job=job, evidence=judge(job))])
+    assert said[("expunge_not_reproduced", "flags")] == 0
+
+
 def test_a_model_that_is_damaged_fails_every_request_and_resurfaces_none(
     job: UnlearnJob, judge: Judge, said: Said
 ) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from expunge.batch.plan import plan_night
-from expunge.batch.registering import promote_version
+from expunge.batch.registering import promote_version, register_version
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion as champion_of
 from expunge.registry.versions import promote
+from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings
-from expunge.types import Evidence, ModelVersion, RemovalRequest, RequestState, UnlearnJob
+from expunge.types import Evidence, Hotfix, ModelVersion, RemovalRequest, RequestState, UnlearnJob
+from tests import evidence as made
 from tests.batch.versions import registered
 
 Ask = Callable[..., RemovalRequest]
@@ -70,3 +72,70 @@ def test_nothing_is_promoted_over_a_removal_that_it_does_not_hold(
     version = registered(job, judge(job), tracker, tmp_path / "hotfix")
     assert not promote_version(evaluated(job, judge(job), version, settings), tracker, store)
     assert champion_of(tracker, "flags") is None
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "trained", "promoted"),
+    [
+        ({"a": "not_reproduced"}, True, True),
+        ({"a": "not_reproduced", "b": "not_reproduced"}, True, False),
+        ({"a": "not_reproduced", "b": "not_reproduced"}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_what_is_not_reproduced_is_no_reason_to_promote_and_none_against_it(
+    store: RequestStore,
+    settings: Settings,
+    tracker: Tracker,
+    ask: Ask,
+    judge: Judge,
+    tmp_path: Path,
+    verdicts: dict[str, str],
+    trained: bool,
+    promoted: bool,
+) -> None:
+    for name in "ab":
+        store.add(ask(name))
+    (job,) = plan_night(store.drain("night-1"), settings, lambda model: (None, [])).jobs
+    evidence = judge(job, trained=trained, **verdicts)
+    version = registered(job, evidence, tracker, tmp_path / "hotfix")
+    assert promote_version(evaluated(job, evidence, version, settings), tracker, store) is promoted
+
+
+def logged(evidence: Evidence, job: UnlearnJob, settings: Settings, tracker: Tracker) -> dict[str, float]:
+    """Register the job's hotfix and return the figures that MLflow then has."""
+    folder = JobFolder(settings.runs / job.batch / job.id)
+    folder.weights.mkdir(parents=True)
+    (folder.weights / "weights.safetensors").write_bytes(b"weights")
+    folder.job.write(job)
+    folder.hotfix.write(Hotfix(job=job.id, kind="full", path=folder.weights, steps=7, digest="0"))
+    folder.evidence.write(evidence)
+    run = tracker.ensure_run(job.model, job.id, params={}, tags={})
+    register_version(folder, tracker, run, open_blobs(settings))
+    return tracker.client.get_run(run).data.metrics
+
+
+@pytest.fixture
+def job(store: RequestStore, settings: Settings, ask: Ask) -> UnlearnJob:
+    for name in "ab":
+        store.add(ask(name))
+    return plan_night(store.drain("night-1"), settings, lambda model: (None, [])).jobs[0]
+
+
+def test_mlflow_has_the_figures_of_the_whole_job(job: UnlearnJob, settings: Settings, tracker: Tracker) -> None:
+    evidence = made.evidence(job.id, made.judged("req-a", worst=0.42), made.judged("req-b", worst=0.93))
+    figures = logged(evidence, job, settings, tracker)
+    assert figures["forgetting/passed"] == 1
+    assert figures["forgetting/not_reproduced"] == 0
+    assert figures["forgetting/worst_excess"] == pytest.approx(0.93)
+    assert figures["integrity/psnr"] == pytest.approx(28.4)
+    assert figures["integrity/psnr_worst"] == pytest.approx(16.8)
+    assert "forgetting/shift_mean" not in figures
+
+
+def test_a_job_without_evidence_about_unrelated_outputs_logs_what_it_has(
+    job: UnlearnJob, settings: Settings, tracker: Tracker
+) -> None:
+    nothing = (made.not_reproduced("req-a"), made.not_reproduced("req-b"))
+    figures = logged(made.evidence(job.id, *nothing, trained=False), job, settings, tracker)
+    assert figures == {"forgetting/passed": 0, "forgetting/not_reproduced": 2}

@@ -11,12 +11,22 @@ from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.types import Evidence, ModelVersion, RemovalBatch, RemovalRequest, RequestState
+from expunge.types import (
+    Basis,
+    Evidence,
+    ModelVersion,
+    RemovalBatch,
+    RemovalRequest,
+    RequestEvidence,
+    RequestState,
+)
+from tests import evidence as made
 
 Ask = Callable[..., RemovalRequest]
 Judge = Callable[..., Evidence]
 
 ACCEPTED, REMOVED, FAILED = RequestState.ACCEPTED, RequestState.REMOVED, RequestState.FAILED
+NOT_REPRODUCED = RequestState.NOT_REPRODUCED
 
 
 def drained(store: RequestStore, settings: Settings, *requests: RemovalRequest) -> tuple[RemovalBatch, NightPlan]:
@@ -47,6 +57,54 @@ def test_each_request_by_its_verdict(
         assert record.batch == batch.id
     assert [store.get(f"req-{name}").attempts for name in ("good", "bad", "odd")] == [0, 1, 1]
     store.close_batch(batch.id)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_the_base_model_does_not_reproduce_is_final_and_no_attempt(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, champion: ModelVersion, trained: bool
+) -> None:
+    """Whether others of its job were trained for or not; only a person may try again, or withdraw it."""
+    batch, planned = drained(store, settings, ask("good"), ask("none"))
+    others = {} if trained else {"good": "not_reproduced"}
+    evidence = judge(planned.jobs[0], trained=trained, none="not_reproduced", **others)
+    version = champion if trained else None
+    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], evidence=evidence, version=version)])
+    assert states(store) == {"good": REMOVED if trained else NOT_REPRODUCED, "none": NOT_REPRODUCED}
+    record = store.get("req-none")
+    assert (record.attempts, record.history[-1].detail) == (0, "measured req-none")
+    assert record.evidence is not None
+    assert record.evidence["verdict"] == "not_reproduced"
+    store.close_batch(batch.id)
+    assert store.drain(None).requests == ()
+    store.transition("req-none", ACCEPTED, attempt=False)
+    assert [request.id for request in store.drain(None).requests] == ["req-none"]
+
+
+def test_a_pass_without_evidence_about_unrelated_outputs_removes_nothing(
+    store: RequestStore, settings: Settings, ask: Ask, judge: Judge, champion: ModelVersion
+) -> None:
+    batch, planned = drained(store, settings, ask("good"))
+    evidence = judge(planned.jobs[0], trained=False)
+    settle(store, settings, batch, planned, [JobOutcome(job=planned.jobs[0], evidence=evidence, version=champion)])
+    assert states(store) == {"good": ACCEPTED}
+    assert "no evidence about unrelated outputs" in store.get("req-good").history[-1].detail
+
+
+def test_a_request_keeps_its_rules_its_conditions_and_what_they_rest_on(
+    store: RequestStore, settings: Settings, ask: Ask, champion: ModelVersion
+) -> None:
+    batch, planned = drained(store, settings, ask("good"))
+    (job,) = planned.jobs
+    evidence = made.evidence(job.id, made.judged("req-good"), loosened=("seeds 8 instead of 9",))
+    settle(store, settings, batch, planned, [JobOutcome(job=job, evidence=evidence, version=champion)])
+    kept = store.get("req-good").evidence
+    assert kept is not None
+    assert (
+        RequestEvidence.model_validate({name: kept[name] for name in RequestEvidence.model_fields})
+        == (evidence.requests[0])
+    )
+    assert Basis.model_validate(kept["basis"]) == evidence.basis
+    assert kept["protocol_version"] == 2
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
@@ -234,6 +292,7 @@ def test_a_request_that_a_later_night_has_is_left_to_it(
         ({"req-bird": "not configured"}, "passed", True, False),
         ({}, "failed", True, False),
         ({}, "passed", False, False),
+        ({}, "not_reproduced", True, False),  # nobody may read it as "removed"
     ],
 )
 def test_all_passed(
@@ -252,6 +311,17 @@ def test_all_passed(
     outcome = JobOutcome(job=job, evidence=judge(job, a=verdict), version=champion if promoted else None)
     night = NightOutcome(batch=batch.id, jobs=planned.jobs, refused=refused, outcomes=(outcome,))
     assert night.all_passed is expected
+
+
+def test_what_is_left_to_do_and_what_is_not_reproduced_are_told_apart(
+    settings: Settings, store: RequestStore, ask: Ask, judge: Judge, champion: ModelVersion
+) -> None:
+    batch, planned = drained(store, settings, ask("good"), ask("bad"), ask("none"))
+    (job,) = planned.jobs
+    outcome = JobOutcome(job=job, evidence=judge(job, bad="failed", none="not_reproduced"), version=champion)
+    night = NightOutcome(batch=batch.id, jobs=planned.jobs, refused={}, held={"req-x": "waits"}, outcomes=(outcome,))
+    assert night.left == {"req-bad", "req-x"}
+    assert night.not_reproduced == {"req-none"}
 
 
 def test_what_is_held_back_names_the_earlier_removals_that_were_not_proven_again(

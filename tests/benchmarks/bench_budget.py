@@ -27,6 +27,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
+from expunge.evaluation.gate import REPRODUCTION, digits
 from expunge.evaluation.measure import measure
 from expunge.families import preflight
 from expunge.pixels import to_pictures, to_png
@@ -42,7 +43,7 @@ from expunge.unlearning.train import train
 
 FIELDS = [
     *("model", "night", "arm", "steps", "passes", "cpu_s", "psnr", "ssim", "intact"),
-    *("request", "shift_base", "shift", "target_base", "target", "verdict"),
+    *("request", "excess", "excess_bound", "verdict"),
 ]
 FACES = {3: None, 41: None, 76: 90, 15: 33}
 FLAGS = {"Canada": "Peru", "Greece": "Uruguay", "Norway": "Italy", "Cuba": "Nepal", "Japan": "Kenya"}
@@ -108,13 +109,7 @@ def _model(name: str, arms: list[str], nights: int, settings: Settings, home: Pa
             folder = home / f"{name}-{night}-{index}"
             hotfix = _train(job.model_copy(update={"training": training}), prepared, folder, champion)
             first = first or hotfix.path
-            evidence = measure(
-                JobFolder(folder),
-                blobs,
-                model=settings.model(name),
-                options=settings.evaluation,
-                gate=settings.gate_for(name),
-            )
+            evidence = measure(JobFolder(folder), settings, blobs)
             rows = len(load_job(blobs, prepared)[0].request)
             common = {"model": name, "night": night, "arm": arm, **_cost(folder, training, rows, hotfix)}
             yield from ({**common, **row} for row in _evidence(evidence))
@@ -166,18 +161,16 @@ def _cost(folder: Path, training: TrainingSettings, rows: int, hotfix: Hotfix) -
 
 def _evidence(evidence: Evidence) -> Iterator[dict[str, object]]:
     integrity = evidence.integrity
+    assert integrity is not None
     for request in evidence.requests:
-        assert request.shift is not None
-        assert request.target is not None
+        left = next((rule for rule in request.rules if rule.name == REPRODUCTION), None)
         yield {
             "psnr": round(integrity.psnr, 1),
             "ssim": round(integrity.ssim, 2),
             "intact": integrity.passed,
             "request": request.request,
-            "shift_base": round(request.shift.base, 2),
-            "shift": round(request.shift.after, 2),
-            "target_base": round(request.target.base, 2),
-            "target": round(request.target.after, 2),
+            "excess": digits(left.value if left else None),
+            "excess_bound": digits(left.bound if left else None),
             "verdict": request.verdict,
         }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from expunge.evaluation.gate import REPRODUCTION, digits
 from expunge.evaluation.measure import measure
 from expunge.families import load_model
 from expunge.preparation.dataset import load_job
@@ -37,7 +38,7 @@ def main() -> None:
     assert night.plan is not None
     job = next(j for j in night.plan.jobs if j.model == args.model)
     prepared = night.job(job.id).prepared.expect()
-    print("| arm | shift, base -> hotfix, per request | PSNR dB | SSIM |\n|---|---|---|---|")
+    print("| arm | excess left (upper bound), per request | PSNR dB | SSIM |\n|---|---|---|---|")
     for arm in args.arms:
         training = TrainingSettings.model_validate({**job.training.model_dump(), **json.loads(arm)})
         changed = job.model_copy(update={"training": training})
@@ -46,13 +47,7 @@ def main() -> None:
             folder.job.write(changed)
             folder.prepared.write(prepared)
             folder.hotfix.write(_train(changed, prepared, settings, open_blobs(settings), folder.weights))
-            evidence = measure(
-                folder,
-                open_blobs(settings),
-                model=settings.model(job.model),
-                options=settings.evaluation,
-                gate=settings.gate_for(job.model),
-            )
+            evidence = measure(folder, settings, open_blobs(settings))
         print(_row(arm, evidence), flush=True)
 
 
@@ -83,10 +78,12 @@ def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: Bl
 
 
 def _row(arm: str, evidence: Evidence) -> str:
-    shifts = ", ".join(f"{r.shift.base:.2f} -> {r.shift.after:.2f}" for r in evidence.requests if r.shift)
     integrity = evidence.integrity
+    assert integrity is not None
+    rules = [rule for request in evidence.requests for rule in request.rules if rule.name == REPRODUCTION]
+    left = ", ".join(f"{digits(rule.value)} ({digits(rule.bound)})" for rule in rules)
     failed = "" if integrity.passed else " (fails the gate)"
-    return f"| `{arm}` | {shifts} | {integrity.psnr:.1f} | {integrity.ssim:.2f}{failed} |"
+    return f"| `{arm}` | {left} | {integrity.psnr:.1f} | {integrity.ssim:.2f}{failed} |"
 
 
 if __name__ == "__main__":

@@ -62,4 +62,5 @@ def test_a_model_of_ones_own_stands_beside_the_shipped_ones(monkeypatch: pytest.
         "faces": "testbed:faces",
         "flags": "/models/flags",
         "own": "/models/own",
+        "people": "testbed:people",
     }

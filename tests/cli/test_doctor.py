@@ -100,7 +100,7 @@ def test_checkpoints_elsewhere_can_be_written_or_are_a_row(
 
 
 def test_every_model_can_be_used_or_is_named(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rows()["models"].found == "faces, flags can be used"
+    assert rows()["models"].found == "faces, flags, people can be used"
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "model_index.json").write_text('{"_class_name": ["a", "list"]}')
@@ -124,7 +124,7 @@ def test_models_are_looked_at_deeply(rows: Rows, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("EXPUNGE_MODELS__BARE__SOURCE", str(bare))
     row = rows()["models"]
     assert row.found == f"model bare ({bare}): unet has no weights"
-    assert len(list(load_settings().model_cache.iterdir())) == 2
+    assert len(list(load_settings().model_cache.iterdir())) == 3
 
 
 def test_home_is_a_file(rows: Rows) -> None:

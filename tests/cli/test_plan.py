@@ -45,7 +45,7 @@ def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
         (["--model", "flags", "--precision", "int8"], "--precision: Input should be "),
         (["--model", "flags", "--precision", "fp16"], "precision: fp16 needs a loss scale"),
         (["--model", "faces", "--adapter", "lora"], "this family has no LoRA layers"),
-        (["--model", "sd9"], "'sd9' is not known: use one of faces, flags, sd3-medium, sd3.5-large"),
+        (["--model", "sd9"], "'sd9' is not known: use one of faces, flags, people, sd3-medium, sd3.5-large"),
     ],
 )
 def test_bad_input_is_one_line(command: Command, arguments: list[str], says: str) -> None:

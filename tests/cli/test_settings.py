@@ -128,6 +128,9 @@ def test_a_word_that_is_none_of_the_choices_is_not_shown(variable: str, monkeypa
         ("EXPUNGE_TRAINING__TASKS", ": training.tasks is now training.objectives; see "),
         ("EXPUNGE_TRAINING__TASKS_PER_STEP", ": training.tasks_per_step is now training.objectives_per_step; see "),
         ("EXPUNGE_MODELS__OWN__TRAINING__TASKS", ": training.tasks is now training.objectives; see "),
+        ("EXPUNGE_EVALUATION__ENCODER", ": evaluation.encoder is now evaluation.encoders; see "),
+        ("EXPUNGE_GATE__MIN_SHIFT", ": gate.min_shift is now gate.max_excess; see "),
+        ("EXPUNGE_MODELS__OWN__GATE__MAX_KID_RATIO", ": gate.max_kid_ratio is now gate.min_kid_p; see "),
     ],
 )
 def test_a_variable_that_sets_nothing_is_refused(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +297,9 @@ def test_a_url_whose_password_cannot_be_told_is_refused_unshown(
         ("EXPUNGE_GATE", '{"min_psnr": 50, "min_psnr": 5}', "the setting 'min_psnr' is given twice"),
         ("EXPUNGE_MODELS__X", '{"source": "a/b", "source": "c/d"}', "the setting 'source' is given twice"),
         ("EXPUNGE_GATE__MIN_SSIM", "7", "setting gate.min_ssim: Input should be less than or equal to 1"),
-        ("EXPUNGE_EVALUATION__LEVELS", "[]", "setting evaluation.levels: "),
-        ("EXPUNGE_EVALUATION__ENCODER", "resnet", "setting evaluation.encoder: "),
+        ("EXPUNGE_EVALUATION__LEVEL_GRID", "[]", "setting evaluation.level_grid: "),
+        ("EXPUNGE_EVALUATION__ENCODERS", '["resnet"]', "setting evaluation.encoders: "),
+        ("EXPUNGE_EVALUATION__SEEDS", "7", "setting evaluation.seeds: Input should be greater than or equal to 8"),
         ("EXPUNGE_TRAINING__SEED", "-1", "setting training.seed: "),
         ("EXPUNGE_TRAINING__SEED", "1e30", "setting training.seed: "),
         ("EXPUNGE_MODELS", '{"x y": {"source": "testbed:faces"}}', "setting models: 'x y' cannot be a model's name"),

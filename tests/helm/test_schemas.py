@@ -91,7 +91,7 @@ def test_expunge_takes_the_config_as_its_own(
     settings = _load(rendered[profile], tmp_path, monkeypatch)
     assert settings.model("helm-test").source == "testbed:faces"
     assert settings.training_for("helm-test").steps == 12
-    assert settings.gate_for("helm-test").min_shift == -10
+    assert settings.gate_for("helm-test").max_excess == 1e9
 
 
 def test_a_model_of_the_values_arrives(

@@ -38,7 +38,6 @@ ENTRY_POINT = ["-m", "expunge.jobs.nightly"]
 TEST_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_worker_niceness": "0"}
 
 # The gate's thresholds are wide open: these tests are about what happens to a night, not about how well it removes.
-# Its two conditions without a threshold stand, and `learning_rate` is what meets them in so few steps.
 CONFIG = """
 [training]
 steps = 12
@@ -47,23 +46,30 @@ retain_size = 8
 learning_rate = {learning_rate}
 
 [evaluation]
-seeds = 1
+levels = [0.4]
+seeds = 8
+unseen_pictures = 16
 generation_samples = 16
-integrity_samples = 8
+integrity_samples = 16
 sampling_steps = 4
+robustness = "off"
 
 [gate]
-min_shift = -10.0
+max_excess = 1e9
+max_matches = 1.0
+max_implausible = 1.0
+max_alike = 1.0
+max_changed = 1.0
 min_psnr = 0.0
 min_ssim = -1.0
-max_kid_ratio = 1e9
+min_kid_p = 0.0
 """
 LEARNING_RATE = 2e-4
 MODELS = ("faces", "driver-kill", "worker-kill", "unreachable")
 LONG = {"steps": 40, "keep_checkpoints": 10}
 """The training of `worker-kill`: a busy machine must not be at its end before the test has seen that it began."""
 WEIGHTLESS, ODD = "weightless", "odd"
-STAGES = ("plan", "prepare", "train", "evaluate", "register", "gate")
+STAGES = ("plan", "prepare", "examine", "train", "evaluate", "register", "gate")
 SURROGATES = {3: 90, 10: 60}
 FIRST = "night-first"
 REASON, PROMPT = "a letter from her lawyer", "jane doe at the lake"

@@ -89,7 +89,15 @@ def test_it_says_what_it_needs(wheel: Path) -> None:
     assert len(licences) == 1
     assert metadata["Requires-Python"] == "<3.13,>=3.11"
     assert "torch<2.14,>=2.9" in metadata.get_all("Requires-Dist", [])
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "postgres", "s3", "surgeries"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "arcface",
+        "dev",
+        "faces",
+        "postgres",
+        "s3",
+        "surgeries",
+        "testbed",
+    }
     assert "expunge = expunge.cli:main" in scripts
 
 

@@ -11,7 +11,7 @@ from expunge.batch.plan import plan_night
 from expunge.families import load_model
 from expunge.pixels import to_pictures, to_png
 from expunge.preparation.dataset import load_job
-from expunge.preparation.prepare import prepare
+from expunge.preparation.prepare import held_out_pictures, prepare
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.imaging import normalise
 from expunge.runs.job import JobFolder
@@ -100,10 +100,41 @@ def test_what_stays_is_held_under_the_prompts_that_targets_are_removed_under(
     _, done = prepared(settings, blobs, request)
     forget, retain, conditioning = load_job(blobs, done)
     model = load_model(options, (32, 48))
-    asked = [*options.retain_prompts, "", "the flag of Peru"]
-    assert done.unrelated_prompts == len(options.retain_prompts)
+    *trained, last = options.retain_prompts
+    asked = [*trained, last, *options.evaluation_prompts, "", "the flag of Peru"]
+    assert (done.unrelated_prompts, done.held_out_prompts) == (len(trained), 1 + len(options.evaluation_prompts))
     torch.testing.assert_close(dict(conditioning), model.condition(asked), rtol=1e-4, atol=1e-5)
     assert {asked[i] for i in forget.prompt.tolist()} == {"", "the flag of Peru"}
     own, bare = retain.x_0.chunk(2)
     assert torch.equal(own, bare)
     assert [asked[i] for i in retain.prompt.tolist()] == [*options.retain_prompts[:4], "", "", "", ""]
+
+
+def test_a_prompt_that_a_request_is_about_is_no_unrelated_one(settings: Settings, blobs: BlobStore) -> None:
+    options = settings.models["flags"]
+    request = ask(
+        "a", images=[blobs.put(png(3))], surrogates=[blobs.put(png(10))], prompt=options.evaluation_prompts[0]
+    )
+    _, done = prepared(settings, blobs, request)
+    assert done.held_out_prompts == len(options.evaluation_prompts)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(3, 0), (4, 1), (8, 2)])
+def test_some_of_many_pictures_are_kept_out_of_training(
+    settings: Settings, blobs: BlobStore, count: int, kept: int
+) -> None:
+    pictures = {"images": [blobs.put(png(i)) for i in range(count)], "surrogates": [blobs.put(png(20))] * count}
+    _, done = prepared(settings, blobs, ask("a", model="faces", **pictures))
+    forget, _, _ = load_job(blobs, done)
+    held_out = done.held_out.get("req-a", ())
+    assert len(held_out) == kept
+    trained = [place for place in range(count) if place not in held_out]
+    torch.testing.assert_close(forget.x_f, faces.images()[trained], atol=0.01, rtol=0)
+    assert len(done.surrogates["req-a"]) == count, "the evaluation needs those of all"
+
+
+def test_every_picture_is_kept_out_of_some_night() -> None:
+    request = ask("a", model="faces", images=["0" * 64] * 8)
+    nights = [held_out_pictures(request, f"night-{number}", 0.25) for number in range(60)]
+    assert {place for night in nights for place in night} == set(range(8))
+    assert {len(night) for night in nights} == {2}

@@ -11,6 +11,7 @@ from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.registry import versions
 from expunge.registry.tracking import Tracker
 from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
+from tests import evidence as made
 
 Register = Callable[..., ModelVersion]
 
@@ -63,6 +64,30 @@ def test_a_version_has_its_tags_files_and_alias(
         "lora",
         "d" * 64,
     )
+
+
+@pytest.mark.parametrize("loosened", [(), ("max_excess 1000 instead of 0.6", "min_psnr 0 instead of 20")])
+def test_a_version_says_whether_its_gate_was_loosened(
+    tracker: Tracker,
+    make_job: Callable[..., UnlearnJob],
+    make_hotfix: Callable[..., Hotfix],
+    loosened: tuple[str, ...],
+) -> None:
+    job = make_job()
+    version = versions.register(
+        tracker,
+        job=job,
+        hotfix=make_hotfix(job),
+        evidence=made.evidence(job.id, made.judged("r-1"), loosened=loosened),
+        run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
+        batch_id="night-1",
+        ledger=Ledger(model=job.model, version=None, requests=("r-1",)),
+    )
+    tag = tracker.client.get_model_version("flags", version.version).tags.get("expunge.gate_loosened")
+    assert tag == ("; ".join(loosened) or None)
+    evidence = json.loads((versions.download(tracker, version.uri) / "evidence.json").read_text())
+    assert evidence["basis"]["loosened"] == list(loosened)
+    assert "why" not in {*evidence["requests"][0], *evidence["requests"][0]["rules"][0]}
 
 
 def test_nothing_personal_and_no_picture_is_stored(tracker: Tracker, register: Register) -> None:

@@ -88,6 +88,7 @@ PATHS = {
     RequestState.ACCEPTED: [],
     RequestState.BATCHED: [RequestState.BATCHED],
     RequestState.FAILED: [RequestState.BATCHED, RequestState.FAILED],
+    RequestState.NOT_REPRODUCED: [RequestState.BATCHED, RequestState.NOT_REPRODUCED],
     RequestState.REMOVED: [RequestState.BATCHED, RequestState.REMOVED],
 }
 
@@ -223,7 +224,10 @@ def test_a_picture_stays_where_the_database_cannot_be_asked(
         ({"images": ["a.png", "words.png"]}, r"^images\[1\]: .*words\.png is not an image of a known kind"),
         ({"images": ["a.png"], "surrogates": ["words.png"]}, r"^surrogates\[0\]: .*words\.png is not an image"),
         ({"images": ["a.png"], "edit": "blend:mask=words.png"}, r"^edit\.mask: .*words\.png is not an image"),
-        ({"images": ["a.png"], "model": "nobody"}, "^model: 'nobody' is not configured: use one of faces, flags"),
+        (
+            {"images": ["a.png"], "model": "nobody"},
+            "^model: 'nobody' is not configured: use one of faces, flags, people",
+        ),
         ({"images": []}, "^images: give at least 1"),
         ({"images": ["a.png"] * 65}, "^images: give at most 64"),
         ({"images": "a.png"}, r"^images: give a list, even of one"),
@@ -427,7 +431,7 @@ def test_good_lines_survive_bad_ones(lines: Callable[..., list[LineResult]], pai
         4: "a JSON list, not an object: write one",
         5: "modell: there is no such field: the fields are",
         6: "priority: Input should be a valid integer",
-        7: "model: 'nobody' is not configured: use one of faces, flags",
+        7: "model: 'nobody' is not configured: use one of faces, flags, people",
         8: "images[0]: ",
         9: "longer than 1,000 bytes: ",
         10: "column 14: not UTF-8: save the file as UTF-8",

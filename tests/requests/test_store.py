@@ -36,6 +36,7 @@ WAY: dict[RequestState, tuple[RequestState, ...]] = {
     S.BATCHED: (S.BATCHED,),
     S.REMOVED: (S.BATCHED, S.REMOVED),
     S.FAILED: (S.BATCHED, S.FAILED),
+    S.NOT_REPRODUCED: (S.BATCHED, S.NOT_REPRODUCED),
     S.WITHDRAWN: (S.WITHDRAWN,),
 }
 
@@ -271,6 +272,11 @@ def test_a_request_goes_through_several_batches(store: RequestStore, ask: Ask) -
     ]
     assert record.history[2].detail == "too near to the target"
     assert store.batch("night-1").requests == store.batch("night-2").requests == ("req-a",)
+
+
+def test_every_state_fits_its_column_where_the_database_enforces_it() -> None:
+    assert str(requests.c.state.type.compile()) == "VARCHAR(16)"
+    assert max(map(len, S)) <= 16
 
 
 @pytest.mark.parametrize(("here", "to"), list(product(S, S)))

@@ -31,5 +31,5 @@ def test_checkpointing_keeps_less() -> None:
 
 
 def test_an_unknown_model_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'sd4' is not known.* faces, flags, sd3-medium, sd3\.5-large"):
+    with pytest.raises(InputError, match=r"'sd4' is not known.* faces, flags, people, sd3-medium, sd3\.5-large"):
         footprint("sd4", MODELS, TRAINING, 1)

@@ -4,6 +4,8 @@ It may be killed at any moment and started again: every stage leaves its output 
 not run again, and what a stage does elsewhere (checkpoints, the registry, the request store) is idempotent.
 """
 
+from collections.abc import Sequence
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -15,6 +17,7 @@ from expunge.batch.plan import LedgerOf, plan_night
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
 from expunge.errors import ExpungeError, NotFoundError
+from expunge.evaluation.rotation import due_for_verification
 from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
@@ -128,7 +131,7 @@ def _run(
     held: Lease,
 ) -> NightOutcome:
     log = get_logger("batch")
-    planned = folder.plan_once(lambda: plan_night(_undecided(store, batch), settings, _ledger_of(store, tracker)))
+    planned = folder.plan_once(lambda: _plan(settings, store, tracker, batch))
     log.info(
         "planned",
         batch=batch.id,
@@ -185,6 +188,17 @@ def _run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tu
         for job in planned.jobs
     }
     return tuple(_outcome(job, folder.job(job.id), running[job.id]) for job in planned.jobs)
+
+
+def _plan(settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch) -> NightPlan:
+    """Plan the night; earlier removals are verified in turn."""
+
+    def due(model: str, earlier: Sequence[str]) -> tuple[str, ...]:
+        last = ledger(tracker, model)
+        share = settings.evaluation.ledger_share
+        return due_for_verification(earlier, last.verified, night=last.night + 1, batch=batch.id, share=share)
+
+    return plan_night(_undecided(store, batch), settings, _ledger_of(store, tracker), due)
 
 
 def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:

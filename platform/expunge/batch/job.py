@@ -102,6 +102,14 @@ def _walk(
     progress("prepare")
     with timed(job.model, "prepare"):
         _in_task(lambda: _prepare.remote(folder, home), folder.prepared, valid=usable)
+    # A job of a release that did not examine the base model goes on behind its training.
+    if folder.hotfix.read() is None and folder.evidence.read() is None:
+        progress("examine")
+        with timed(job.model, "examine"):
+            _in_task(lambda: _examine.remote(folder, home), folder.baseline)
+    if not _anything_to_train(folder, job):
+        _in_task(lambda: _examine.remote(folder, home), folder.evidence)
+        return False
     progress("train")
     with timed(job.model, "train"):
         train_job(folder, tracker, run_id)
@@ -140,15 +148,32 @@ def _prepare(folder: JobFolder, home: str) -> None:
 
 
 @ray.remote(num_cpus=1)
+def _examine(folder: JobFolder, home: str) -> None:
+    from expunge.evaluation.measure import examine, nothing_to_do
+
+    settings = _settings(home)
+    blobs = open_blobs(settings)
+    folder.baseline.once(lambda: examine(folder, settings, blobs))
+    if not _anything_to_train(folder, folder.job.expect()):
+        folder.evidence.once(lambda: nothing_to_do(folder, settings, blobs))
+
+
+@ray.remote(num_cpus=1)
 def _evaluate(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import measure
 
     settings = _settings(home)
-    name = folder.job.expect().model
-    model, gate = settings.model(name), settings.gate_for(name)
-    folder.evidence.once(
-        lambda: measure(folder, open_blobs(settings), model=model, options=settings.evaluation, gate=gate)
-    )
+    folder.evidence.once(lambda: measure(folder, settings, open_blobs(settings)))
+
+
+def _anything_to_train(folder: JobFolder, job: UnlearnJob) -> bool:
+    """Return whether a new request is left whose pictures the base model reproduces."""
+    evidence = folder.evidence.read()
+    if evidence is not None:
+        return evidence.integrity is not None
+    baseline, skipped = folder.baseline.read(), folder.prepared.expect().skipped
+    absent = baseline.not_reproduced if baseline else {}
+    return any(request.id not in absent and request.id not in skipped for request in job.requests)
 
 
 def _settings(home: str) -> Settings:

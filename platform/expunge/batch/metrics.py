@@ -28,6 +28,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "expunge_train_steps_per_second": ("Optimizer steps per second, over the last few steps", ("model",)),
     "expunge_train_conflict_rate": ("Share of forget gradients that pointed against the retain gradient", ("model",)),
     "expunge_gate_failures": ("Requests of the night that did not pass their gate", ("model",)),
+    "expunge_not_reproduced": ("Requests of the night whose target the base model does not reproduce", ("model",)),
     "expunge_resurfaced": ("Requests removed earlier that the night's hotfix generates again", ("model",)),
     "expunge_job_errors": ("Jobs of the night that left no evidence", ("model",)),
 }
@@ -65,9 +66,11 @@ def report_outcomes(outcomes: Sequence[JobOutcome]) -> None:
             continue
         earlier = {request.id for request in job.ledger}
         back = [r for r in evidence.requests if r.request in earlier and r.verdict == "failed"]
-        failed = [request for request in job.requests if request.id not in evidence.passed]
+        decided = evidence.passed | outcome.not_reproduced
+        failed = [request for request in job.requests if request.id not in decided]
         put("expunge_resurfaced", len(back), model=job.model)
         put("expunge_gate_failures", len(failed), model=job.model)
+        put("expunge_not_reproduced", len(outcome.not_reproduced), model=job.model)
 
 
 @contextmanager

@@ -13,7 +13,15 @@ LedgerOf = Callable[[str], tuple[ModelVersion | None, Sequence[RemovalRequest]]]
 """Returns a model's champion and the requests that it removes."""
 
 
-def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> NightPlan:
+DueOf = Callable[[str, Sequence[str]], tuple[str, ...]]
+"""Returns, of the ids in a model's ledger, those whose turn it is to be verified."""
+
+
+def _all_due(model: str, ledger: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ledger)
+
+
+def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf, due: DueOf = _all_due) -> NightPlan:
     """Plan one job per model: it removes tonight's requests and all of the model's ledger.
 
     An error with one model refuses only that model's requests. Raises UnavailableError and StorageError, because then
@@ -30,7 +38,7 @@ def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf) -> Nig
             held |= {request.id: str(error) for request in requests}
             continue
         try:
-            jobs.append(_job(name, batch, requests, settings, champion, removed))
+            jobs.append(_job(name, batch, requests, settings, champion, removed, due))
         except Exception as error:  # a model's files come from others, so anything may be raised
             if is_platforms(error):
                 raise
@@ -45,11 +53,13 @@ def _job(
     settings: Settings,
     champion: ModelVersion | None,
     removed: Sequence[RemovalRequest],
+    due: DueOf,
 ) -> UnlearnJob:
     model = settings.model(name)
     tonight = {request.id for request in requests}
     # Weights from the hub are fetched by the nodes that use them, not by the driver's.
     resolution = deep_preflight(name, model, settings.model_cache, fetch=False)
+    earlier = tuple(request for request in removed if request.id not in tonight)
     return UnlearnJob(
         batch=batch.id,
         model=name,
@@ -57,7 +67,8 @@ def _job(
         base=source_digest(model),
         resolution=resolution,
         requests=requests,
-        ledger=tuple(request for request in removed if request.id not in tonight),
+        ledger=earlier,
+        verify=due(name, [request.id for request in earlier]),
         warm_start=champion.uri if champion else None,
         training=settings.training_for(name),
     )

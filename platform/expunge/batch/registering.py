@@ -1,17 +1,24 @@
 """Register a job's hotfix as a version of its model, and promote it if its evidence allows."""
 
+import math
+import re
 from collections.abc import Collection
 
 from expunge.batch.training import CURVES
 from expunge.errors import NotFoundError
+from expunge.evaluation.gate import REPRODUCTION
+from expunge.evaluation.rotation import record_verified
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, promote, register
+from expunge.registry.versions import champion, ledger, promote, register
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import promotion_lock
 from expunge.types import UNRELATED, Evidence, Ledger, ModelVersion, RequestState, UnlearnJob
+
+MEASURED = {"psnr", "psnr_unrelated", "ssim", "ssim_unrelated", "kid", "kid_floor"}
+"""The figures of unrelated outputs that every protocol has."""
 
 
 def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: BlobStore) -> ModelVersion:
@@ -21,10 +28,13 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
     job, hotfix, evidence = folder.job.expect(), folder.hotfix.expect(), folder.evidence.expect()
     tracker.log_metrics(run_id, hotfix.steps, _figures(evidence))
     tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
-    unrelated = evidence.pictures[UNRELATED]
-    if all_open(blobs, unrelated):  # a lost picture must not cost a training
+    unrelated = evidence.pictures.get(UNRELATED)
+    if unrelated is not None and all_open(blobs, unrelated):  # a lost picture must not cost a training
         tracker.log_artifact_bytes(run_id, "unrelated.png", blobs.get(unrelated))
-    removed = [request.id for request in job.everything if request.id in evidence.passed]
+    stands = evidence.passed | evidence.kept(job.ledger)
+    removed = [request.id for request in job.everything if request.id in stands]
+    before = ledger(tracker, job.model)
+    night = before.night + 1
     return register(
         tracker,
         job=job,
@@ -32,7 +42,13 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
         evidence=evidence,
         run_id=run_id,
         batch_id=job.batch,
-        ledger=Ledger(model=job.model, version=None, requests=tuple(removed)),
+        ledger=Ledger(
+            model=job.model,
+            version=None,
+            requests=tuple(removed),
+            night=night,
+            verified=record_verified(removed, before.verified, night=night, proven=evidence.passed),
+        ),
     )
 
 
@@ -63,18 +79,35 @@ def all_open(blobs: BlobStore, *ids: str) -> bool:
 
 
 def _promotable(job: UnlearnJob, evidence: Evidence, removed: Collection[str]) -> bool:
-    """Return whether unrelated outputs are intact, no earlier removal resurfaced, and something new is removed."""
+    """Return whether unrelated outputs are intact, no earlier removal resurfaced, and something new is removed.
+
+    Nothing passes without evidence about unrelated outputs. A request that the base model does not reproduce is no
+    removal, so it never gives a reason to promote, and never stands against it.
+    """
     earlier = {*removed, *(request.id for request in job.ledger)}
     tonight = {request.id for request in job.requests}
-    return evidence.integrity.passed and earlier <= evidence.passed and bool(tonight & evidence.passed)
+    return earlier <= evidence.passed | evidence.kept(job.ledger) and bool(tonight & evidence.passed)
 
 
 def _figures(evidence: Evidence) -> dict[str, float]:
-    """Return the whole job's figures for MLflow; those of single requests are in the version's evidence.json."""
-    integrity = evidence.integrity.model_dump(exclude={"passed", "why"})
-    shifts = [r.shift.after for r in evidence.requests if r.shift]
-    return {
-        **{f"integrity/{name}": value for name, value in integrity.items()},
-        "forgetting/shift_mean": sum(shifts) / max(1, len(shifts)),
+    """Return the whole job's figures for MLflow; those of single requests are in the version's evidence.json.
+
+    `forgetting/worst_excess` is the highest upper bound of what is left of a target, as a share of the base model's.
+    """
+    requests = evidence.requests
+    shifts = [r.shift.after for r in requests if r.shift]
+    excess = [rule.bound for r in requests for rule in r.rules if rule.name == REPRODUCTION and rule.bound is not None]
+    figures = {
         "forgetting/passed": float(len(evidence.passed)),
+        "forgetting/not_reproduced": float(sum(r.verdict == "not_reproduced" for r in requests)),
     }
+    if shifts:
+        figures["forgetting/shift_mean"] = sum(shifts) / len(shifts)
+    if excess:
+        figures["forgetting/worst_excess"] = max(excess)
+    integrity = evidence.integrity
+    if integrity is not None:
+        named = {**integrity.model_dump(include=MEASURED), **integrity.figures}
+        # MLflow takes few characters in a name, and an encoder's may be a path.
+        figures |= {f"integrity/{re.sub(r'[^A-Za-z0-9_ .-]', '_', name)}": value for name, value in named.items()}
+    return {name: value for name, value in figures.items() if math.isfinite(value)}

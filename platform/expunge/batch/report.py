@@ -25,11 +25,11 @@ def seal_report(
             evidence=outcome.evidence,
             version=outcome.version,
             steps=outcome.steps,
-            curves=_curves(tracker, outcome.run_id),
+            curves=_curves(tracker, outcome.run_id) if outcome.run_id else {},
             pictures=_pictures(blobs, outcome.evidence.pictures),
         )
         for outcome in outcomes
-        if outcome.evidence and outcome.run_id
+        if outcome.evidence
     ]
     failures = {**planned.refused, **planned.held}
     for outcome in outcomes:

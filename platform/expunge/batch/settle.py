@@ -1,12 +1,14 @@
-"""How a night ends for each request: removed, back to the queue, or left to a person."""
+"""How a night ends for each request: removed, not reproduced, back to the queue, or left to a person."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from expunge.requests.store import RequestStore
 from expunge.runs.outcomes import JobOutcome, NightPlan
 from expunge.settings import Settings
-from expunge.types import RemovalBatch, RequestState
+from expunge.types import Evidence, RemovalBatch, RequestEvidence, RequestState
 
 
 def settle(
@@ -41,7 +43,7 @@ class Fate:
 
     state: RequestState
     detail: str
-    evidence: dict | None = None
+    evidence: dict[str, JsonValue] | None = None
     attempt: bool = True
 
 
@@ -54,26 +56,39 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
     mine = next((r for r in outcome.evidence.requests if r.request == request), None)
     if mine is None:
         return _again(store, settings, request, "the evaluation left no evidence for it")
-    evidence = {"integrity": outcome.evidence.integrity.model_dump(), **mine.model_dump()}
+    evidence = _kept(outcome.evidence, mine)
     if outcome.version:
         evidence["version"] = outcome.version.uri
     if mine.verdict == "skipped":
         return Fate(RequestState.FAILED, mine.why, evidence)
+    if mine.verdict == "not_reproduced":
+        return Fate(RequestState.NOT_REPRODUCED, mine.why, evidence, attempt=False)
     if mine.verdict == "failed":
         return _again(store, settings, request, mine.why, evidence)
-    if not outcome.evidence.integrity.passed:
-        return _again(store, settings, request, outcome.evidence.integrity.why, evidence)
+    integrity = outcome.evidence.integrity
+    if integrity is None or not integrity.passed:
+        why = integrity.why if integrity else "the evaluation left no evidence about unrelated outputs"
+        return _again(store, settings, request, why, evidence)
     if outcome.promoted:
         return Fate(RequestState.REMOVED, mine.why, evidence)
-    lost = sorted({request.id for request in outcome.job.ledger} - outcome.passed)
+    ledger = outcome.job.ledger
+    lost = sorted({request.id for request in ledger} - outcome.evidence.kept(ledger))
     if lost:
         why = f"not promoted: earlier removals were not proven again: {', '.join(lost)}"
-        return _again(store, settings, request, why, evidence)
+        return Fate(RequestState.ACCEPTED, why, evidence, attempt=False)  # it has passed: the fault is not its own
     why = "not promoted: another night changed the champion meanwhile"
     return Fate(RequestState.ACCEPTED, why, evidence, attempt=False)
 
 
-def _again(store: RequestStore, settings: Settings, request: str, why: str, evidence: dict | None = None) -> Fate:
+def _kept(evidence: Evidence, mine: RequestEvidence) -> dict[str, JsonValue]:
+    """Return what a request keeps of its night: its own evidence, that of unrelated outputs, and what both rest on."""
+    whole = evidence.model_dump(mode="json", include={"protocol_version", "integrity", "basis"})
+    return {**whole, **mine.model_dump(mode="json")}
+
+
+def _again(
+    store: RequestStore, settings: Settings, request: str, why: str, evidence: dict[str, JsonValue] | None = None
+) -> Fate:
     """Send a request back to the queue or, after gate.max_attempts nights, to a person."""
     record = store.get(request)
     model = record.request.model

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
     from expunge.requests.batch_file import BatchFile
     from expunge.requests.store import RequestStore
-    from expunge.runs.outcomes import NightOutcome
+    from expunge.runs.outcomes import JobOutcome, NightOutcome
     from expunge.settings import Settings
-    from expunge.types import RemovalBatch
+    from expunge.types import IntegrityEvidence, RemovalBatch, RequestEvidence
 
 POLL_S = 1.0
 # Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
 SHARES = {
     "wait": (0, 0),
-    "prepare": (0, 10),
-    "train": (10, 55),
+    "prepare": (0, 5),
+    "examine": (5, 15),
+    "train": (20, 45),
     "evaluate": (65, 30),
     "register": (95, 5),
     "done": (100, 0),
@@ -47,6 +48,10 @@ Requests = Annotated[
     ),
 ]
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The id of a batch.")]
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Print every rule with its figure, bound and threshold, and what was tested."),
+]
 
 
 def night(
@@ -146,13 +151,14 @@ def _lost(store: "RequestStore", settings: "Settings", models: list[str] | None)
     return bool(lost_removals(store, Tracker(settings.tracking), models))
 
 
-def verdicts(batch: BatchId, as_json: AsJson = False) -> None:
-    """Print what a finished night decided. Exit 3 if a verdict is not `passed`."""
+def verdicts(batch: BatchId, explain: Explain = False, as_json: AsJson = False) -> None:
+    """Print what a finished night decided. Exit 3 if a verdict is not `passed`, also where nothing failed but the base
+    model does not reproduce a target. JSON holds all of the evidence, with or without --explain."""
     from expunge.requests.store import open_store
 
     settings = open_settings()
     open_store(settings).batch(batch)  # an unknown id must not become a path
-    _show(batch, settings, as_json)
+    _show(batch, settings, as_json, explain)
 
 
 def _watch(batch: str, submission: str, settings: "Settings") -> None:
@@ -193,7 +199,7 @@ def _watch(batch: str, submission: str, settings: "Settings") -> None:
         raise failure_of(batch, submission, status, settings)
 
 
-def _show(batch: str, settings: "Settings", as_json: bool) -> None:
+def _show(batch: str, settings: "Settings", as_json: bool, explain: bool = False) -> None:
     from expunge.runs.document import LostError
     from expunge.runs.night import NightFolder
 
@@ -210,46 +216,106 @@ def _show(batch: str, settings: "Settings", as_json: bool) -> None:
         print_json(outcome.model_dump(mode="json"))
     else:
         _print(batch, outcome)
+        if explain:
+            _explain(outcome)
     if not outcome.all_passed:
-        raise GateError(
+        raise _undone(batch, outcome)
+
+
+def _undone(batch: str, night: "NightOutcome") -> GateError:
+    """Say what keeps the night from having removed everything: requests that failed, or that are not reproduced."""
+    if night.left:
+        return GateError(
             f"batch {batch}: not every verdict is passed",
             hint="the report says why; failed requests are back in the queue, or wait for a person",
         )
+    names = ", ".join(sorted(night.not_reproduced))
+    return GateError(
+        f"batch {batch}: nothing failed, but the base model does not reproduce {names}",
+        hint="there is nothing to remove; `expunge requeue` tries again, with another base model for example",
+    )
 
 
 def _print(batch: str, night: "NightOutcome") -> None:
     from rich.table import Table
 
+    from expunge.commands.evidence import loosened_line
+
     table = Table(title=f"Night {batch}")
-    for column in (
-        "request",
-        "model",
-        "verdict",
-        "forgetting (shift before -> after)",
-        "similarity to target",
-        "integrity",
-    ):
+    for column in ("request", "model", "verdict", "decided by", "integrity"):
         table.add_column(column)
     for outcome in night.outcomes:
         if outcome.evidence is None:
             for request in outcome.job.requests:
-                table.add_row(request.id, outcome.job.model, "error", outcome.error or "", "", "")
+                table.add_row(request.id, outcome.job.model, "error", outcome.error or "", "")
             continue
-        integrity = outcome.evidence.integrity
-        kept = f"{integrity.psnr:.1f} dB, SSIM {integrity.ssim:.2f}{'' if integrity.passed else ' FAILED'}"
-        earlier = {request.id for request in outcome.job.ledger}
+        kept = _integrity(outcome.evidence.integrity)
         for request in outcome.evidence.requests:
-            verdict = "held back" if request.verdict == "passed" and not outcome.promoted else request.verdict
-            row = [request.request, outcome.job.model, f"{verdict}{' (again)' if request.request in earlier else ''}"]
-            for figure in (request.shift, request.target):
-                row.append(f"{figure.base:.2f} -> {figure.after:.2f} (noise {figure.floor:.2f})" if figure else "")
-            table.add_row(*row, kept)
+            table.add_row(request.request, outcome.job.model, _verdict(request, outcome), _decisive(request), kept)
     for verdict, requests in (("refused", night.refused), ("waits", night.held)):
         for request, why in requests.items():
-            table.add_row(request, "", verdict, why, "", "")
+            table.add_row(request, "", verdict, why, "")
     print_table(table)
+    for outcome in night.outcomes:
+        if outcome.evidence and outcome.evidence.basis and outcome.evidence.basis.loosened:
+            typer.echo(f"{outcome.job.model}: {one_line(loosened_line(outcome.evidence.basis))}")
     for outcome in night.outcomes:
         if outcome.version:
             aliases = ", ".join(outcome.version.aliases) or "no alias"
             typer.echo(f"version  {outcome.version.uri} ({aliases})")
     typer.echo(f"report   expunge report {batch} --open")
+
+
+def _verdict(request: "RequestEvidence", outcome: "JobOutcome") -> str:
+    verdict = request.verdict.replace("_", " ")
+    if request.verdict == "passed" and not outcome.promoted:
+        verdict = "held back"
+    return f"{verdict} (again)" if any(request.request == earlier.id for earlier in outcome.job.ledger) else verdict
+
+
+def _decisive(request: "RequestEvidence") -> str:
+    """Return the rule that decided with its figures, or those of protocol 1, or else why there are none."""
+    from expunge.evaluation.gate import compared, decisive
+
+    if request.rules:
+        return compared(decisive(request.rules))
+    named = (("shift", request.shift), ("similarity to target", request.target))
+    figures = [f"{name} {m.base:.2f} -> {m.after:.2f} (noise {m.floor:.2f})" for name, m in named if m]
+    return ", ".join(figures) or request.why
+
+
+def _integrity(integrity: "IntegrityEvidence | None") -> str:
+    if integrity is None:
+        return "nothing was trained"
+    return f"{integrity.psnr:.1f} dB, SSIM {integrity.ssim:.2f}{'' if integrity.passed else ' FAILED'}"
+
+
+def _explain(night: "NightOutcome") -> None:
+    """Print every rule of every request and of the rest of each model, and what the evidence rests on."""
+    from expunge.commands.evidence import print_account, print_rules
+    from expunge.evaluation.account import extent
+
+    for outcome in night.outcomes:
+        evidence = outcome.evidence
+        if evidence is None:
+            continue
+        for request in evidence.requests:
+            typer.echo(f"\n{request.request}: {_verdict(request, outcome)}\n  {one_line(request.why)}")
+            if request.conditions:
+                typer.echo(f"  {one_line(extent(request))}")
+            if request.rules:
+                print_rules(request.rules)
+            for attack in evidence.robustness:
+                if attack.request == request.request:
+                    warning = "" if attack.passed or attack.decides else " This is a warning; it does not decide."
+                    typer.echo(f"  {one_line(attack.why)}{warning}")
+        if evidence.integrity is not None:
+            said = "intact" if evidence.integrity.passed else "changed too much"
+            typer.echo(f"\n{outcome.job.model}: other outputs are {said}\n  {one_line(evidence.integrity.why)}")
+            if evidence.integrity.rules:
+                print_rules(evidence.integrity.rules)
+        typer.echo()
+        if evidence.basis is None:
+            typer.echo("This evidence is of protocol 1, which had no rules and recorded no more than the above.")
+        else:
+            print_account(evidence.basis)

@@ -22,7 +22,9 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="List
 State = Annotated[
     str | None,
     typer.Option(
-        "--state", metavar="STATE", help="List only requests that are accepted, batched, removed, failed or withdrawn."
+        "--state",
+        metavar="STATE",
+        help="List only requests that are accepted, batched, removed, failed, not_reproduced or withdrawn.",
     ),
 ]
 Batch = Annotated[
@@ -94,7 +96,7 @@ def withdraw(id: Id, as_json: AsJson = False) -> None:
 
 
 def requeue(id: Id, as_json: AsJson = False) -> None:
-    """Put a failed request back into the queue, after fixing what made it fail."""
+    """Put a request back into the queue that failed, after fixing what made it fail, or that was not reproduced."""
     from expunge.types import RequestState
 
     record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command", attempt=False)

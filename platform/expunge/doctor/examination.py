@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from expunge.doctor.check import Check, failed, guarded
-from expunge.doctor.installation import devices, encoder, kernels, packages, python
+from expunge.doctor.installation import devices, encoders, kernels, packages, python
 from expunge.doctor.pictures import pictures
 from expunge.doctor.privacy import privacy
 from expunge.doctor.services import ray, removals, tracking
@@ -25,7 +25,7 @@ INSTALLATION: dict[str, Callable[[], list[Check]]] = {
 LOOKS: dict[str, Callable[[Settings], str | Check]] = {
     "home": home,
     "models": models,
-    "encoder weights": encoder,
+    "encoder weights": encoders,
     "store": store,
     "blobs": blobs,
     "checkpoints": checkpoints,

@@ -1,4 +1,4 @@
-"""Checks what is installed: Python, packages, kernels, devices, and the weights of the encoder that is set."""
+"""Checks what is installed: Python, packages, kernels, devices, and the weights of the encoders that are set."""
 
 import platform
 import sys
@@ -55,8 +55,8 @@ def devices() -> list[Check]:
     return [Check("devices", True, ", ".join(names) or "cpu", required=False)]
 
 
-def encoder(settings: Settings) -> str:
-    return find_encoder(settings.evaluation.encoder)
+def encoders(settings: Settings) -> str:
+    return ", ".join(find_encoder(name) for name in settings.evaluation.encoders)
 
 
 def _gpus() -> list[str]:

@@ -1,111 +1,142 @@
-"""Turn numbers into a verdict, and a sentence that names the figures, their thresholds and what they mean.
-
-A number that is not finite never passes. Every condition is checked; the sentence names all that failed.
-"""
+"""Turn rules into a verdict and its sentence, and name every threshold in force that is weaker than the default."""
 
 import math
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from expunge.settings import GateSettings
-from expunge.types import Measured
+from expunge.settings import EvaluationSettings, GateSettings
+from expunge.types import Rule
 
 Verdict = Literal["passed", "failed"]
+Weaker = Callable[[Any, Any], bool]
+"""Takes the value in force and the default."""
+
+REPRODUCTION = "reproduction"
+"""The rule about what is left of a target when the model re-generates it; its bound is a share of the base model's."""
 
 
-def judge_request(
-    shift: Measured, target: Measured, surrogate: Measured, nearest: Measured, gate: GateSettings
-) -> tuple[Verdict, str]:
-    """Judge one request. It passes if all three conditions hold:
+def verdict_of(rules: Sequence[Rule]) -> tuple[Verdict, str]:
+    """Return the verdict and why: all rules must pass, and no rules at all prove nothing.
 
-    1. `shift.after >= gate.min_shift`: re-generated from the noised target, the output lands nearer to the surrogate;
-    2. `target.after < target.base - target.floor`: similarity to the target fell by more than the base model varies
-       between seeds, so the base model did not already meet condition 1;
-    3. `nearest.after <= nearest.base + nearest.floor`: free generation comes no closer to the target than the base
-       model's. It need not move away, because a base model may never have generated the target on its own.
-
-    The similarity to the surrogate decides nothing, because the shift already includes it, but it must be finite.
+    If some failed, the text names each of them, the worst first. If none did, it gives the figures that decided: of
+    rules of one name, the one that is nearest to its threshold.
     """
-    figures = {"shift": shift, "target": target, "surrogate": surrogate, "nearest": nearest}
-    broken = [name for name, figure in figures.items() if not _finite(figure.after, figure.base, figure.floor)]
-    if broken:
-        return "failed", f"Not a finite number: {', '.join(broken)}. A figure that was not measured does not pass."
-    missed = []
-    if shift.after < gate.min_shift:
-        missed.append(
-            f"shift {shift.after:.2f} is below {gate.min_shift:.2f}: re-generation still lands too near the target"
-        )
-    if target.after >= target.base - target.floor:
-        already = ", and the base model hardly reproduced it either" if shift.base >= gate.min_shift else ""
-        missed.append(
-            f"similarity to the target went from {target.base:.2f} to {target.after:.2f}: "
-            f"it did not fall by more than the noise floor {target.floor:.2f}, "
-            f"so nothing shows that the target was removed{already}"
-        )
-    if nearest.after > nearest.base + nearest.floor:
-        missed.append(
-            f"the nearest generated sample has similarity {nearest.after:.2f}, "
-            f"above the base model's {nearest.base:.2f} plus the noise floor {nearest.floor:.2f}: "
-            "free generation came closer to the target"
-        )
-    if missed:
-        return "failed", _sentence(missed)
-    return "passed", (
-        f"Shift {shift.after:.2f} reaches {gate.min_shift:.2f} "
-        f"(0 is the target, 1 the surrogate; base {shift.base:.2f}); "
-        f"similarity to the target fell from {target.base:.2f} to {target.after:.2f}, "
-        f"beyond the noise floor {target.floor:.2f}; the nearest generated sample is no closer than the base model's "
-        f"({nearest.after:.2f}, base {nearest.base:.2f})."
-    )
+    failed = [rule for rule in _by_severity(rules) if not rule.passed]
+    if failed:
+        return "failed", " ".join(f"{sentence(compared(rule))} {sentence(rule.why)}" for rule in failed)
+    if not rules:
+        return "failed", "Nothing was measured, and what was not measured does not pass."
+    by_name = {rule.name: rule for rule in reversed(_by_severity(rules))}
+    nearest = [by_name[name] for name in dict.fromkeys(rule.name for rule in rules)]
+    figures = ", ".join(f"{r.name} {digits(r.bound)} ({r.relation} {digits(r.threshold)})" for r in nearest)
+    return "passed", f"Every rule holds: {figures}."
 
 
-def judge_integrity(
-    psnr: float,
-    psnr_unrelated: float,
-    ssim: float,
-    ssim_unrelated: float,
-    kid: float,
-    kid_floor: float,
-    gate: GateSettings,
-) -> tuple[bool, str]:
-    """Judge whether a hotfix leaves the model intact: unrelated outputs of the same seeds must stay as they were.
+def decisive(rules: Sequence[Rule]) -> Rule:
+    """Return the rule that failed worst; if all pass, what is left of the target or, without that, the nearest miss."""
+    return min(_by_severity(rules), key=lambda rule: (rule.passed, rule.passed and rule.name != REPRODUCTION))
 
-    1. `psnr >= gate.min_psnr` (dB), and above `psnr_unrelated`, the value for outputs of two different seeds;
-    2. the same for `ssim`;
-    3. `kid <= gate.max_kid_ratio * |kid_floor|`. The unbiased estimate is centred on 0 for halves of one distribution,
-       so `|kid_floor|` measures its noise. A kid of 0 or less always passes.
+
+def compared(rule: Rule) -> str:
+    """Return in words how the rule's bound stands to its threshold, and in which condition it came out worst."""
+    allowed = "is allowed" if rule.relation == "at most" else "is required"
+    found = "was not measured" if rule.bound is None else f"is {digits(rule.bound)}"
+    where = f" in the worst condition ({rule.condition})" if rule.condition else ""
+    return f"{rule.name} {found}{where}; {rule.relation} {digits(rule.threshold)} {allowed}"
+
+
+def loosened(gate: GateSettings, evaluation: EvaluationSettings) -> tuple[str, ...]:
+    """Return each setting in force that makes a verdict easier to pass than its default does, as a phrase.
+
+    Such as "max_excess 1000 instead of 0.8". A setting that may weaken one rule and strengthen another is named, too.
     """
-    if not _finite(psnr, psnr_unrelated, ssim, ssim_unrelated, kid, kid_floor):
-        return False, "An integrity figure is not a finite number. A figure that was not measured does not pass."
-    limit = gate.max_kid_ratio * abs(kid_floor)
-    missed = []
-    if psnr < gate.min_psnr or psnr <= psnr_unrelated:
-        missed.append(_too_low("PSNR", psnr, gate.min_psnr, psnr_unrelated, " dB"))
-    if ssim < gate.min_ssim or ssim <= ssim_unrelated:
-        missed.append(_too_low("SSIM", ssim, gate.min_ssim, ssim_unrelated, ""))
-    if kid > max(limit, 0.0):
-        missed.append(
-            f"the distribution moved by {kid:.2g}, above {limit:.2g} ({gate.max_kid_ratio:g} times base against base): "
-            "what the model generates has changed as a whole"
-        )
-    if missed:
-        return False, _sentence(missed)
-    return True, (
-        f"Unrelated outputs are intact: PSNR {psnr:.1f} dB (at least {gate.min_psnr:.1f}; two different seeds: "
-        f"{psnr_unrelated:.1f}), SSIM {ssim:.2f} (at least {gate.min_ssim:.2f}; two different seeds: "
-        f"{ssim_unrelated:.2f}), distribution distance {kid:.2g} (at most {limit:.2g})."
-    )
+    named = []
+    for section in (gate, evaluation):
+        for name, field in type(section).model_fields.items():
+            value, default, weaker = getattr(section, name), field.get_default(call_default_factory=True), WEAKER[name]
+            if weaker is not None and value != default and weaker(value, default):
+                named.append(f"{name} {_shown(value)} instead of {_shown(default)}")
+    return tuple(named)
 
 
-def _too_low(name: str, value: float, minimum: float, unrelated: float, unit: str) -> str:
-    bar = max(minimum, unrelated)
-    what = "the gate's minimum" if minimum >= unrelated else "the value for two different seeds"
-    return f"{name} {value:.2f}{unit} is below {bar:.2f}{unit}, {what}: unrelated outputs changed too much"
+def _more(value: float, default: float) -> bool:
+    return value > default
 
 
-def _finite(*values: float) -> bool:
-    return all(math.isfinite(value) for value in values)
+def _less(value: float, default: float) -> bool:
+    return value < default
 
 
-def _sentence(clauses: list[str]) -> str:
-    text = "; ".join(clauses)
-    return f"{text[0].upper()}{text[1:]}."
+def _lacks(value: Iterable[object], default: Iterable[object]) -> bool:
+    return not set(value) >= set(default)
+
+
+def _changed(value: object, default: object) -> bool:
+    return value != default
+
+
+def _above_nothing(value: float | None, default: None) -> bool:
+    """True for any share but 0, because the default, which is measured, may be as low as that."""
+    return value is not None and value > 0
+
+
+ROBUSTNESS = ("off", "small", "full")
+
+WEAKER: Mapping[str, Weaker | None] = {
+    "max_excess": _more,
+    "max_matches": _above_nothing,
+    "max_implausible": _more,
+    "max_alike": _more,
+    "max_changed": _more,
+    "min_psnr": _less,
+    "min_ssim": _less,
+    "min_kid_p": _less,
+    "max_attempts": None,  # how often to try, not what to prove
+    "encoders": _lacks,  # the worst of them decides, so a further one can only add failures
+    "levels": _changed,  # levels at which the base model shows nothing could be set
+    "level_grid": _lacks,
+    "seeds": _less,
+    "confidence": _changed,  # lower weakens upper bounds; higher, the lower bounds that free generation must not exceed
+    "unseen_folder": None,  # better than made-up pictures if it keeps its promise; the evidence names its reference
+    "unseen_pictures": _less,
+    "pictures": _less,
+    "held_out": _less,
+    "generation_samples": _less,
+    "integrity_samples": _less,
+    "sampling_steps": _less,  # samples that are not finished resemble nothing
+    "robustness": lambda value, default: ROBUSTNESS.index(value) < ROBUSTNESS.index(default),
+    "ledger_share": _less,
+}
+"""Says of each setting when it is weaker than its default; None: it is no matter of strength."""
+
+
+def digits(value: float | None) -> str:
+    """Return a figure to three significant digits, or a dash if there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def sentence(text: str) -> str:
+    """Return `text` as a sentence: with a capital, and a full stop where it has no end of its own."""
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def _by_severity(rules: Iterable[Rule]) -> list[Rule]:
+    """Return the rules that failed first, and among equals the one that is furthest over its threshold."""
+    return sorted(rules, key=lambda rule: (rule.passed, -_excess(rule)))
+
+
+def _excess(rule: Rule) -> float:
+    """Return how far the bound is over its threshold, as a share of the threshold; infinite if it was not measured."""
+    if rule.bound is None:
+        return math.inf
+    over = rule.bound - rule.threshold
+    return (over if rule.relation == "at most" else -over) / (abs(rule.threshold) or 1.0)
+
+
+def _shown(value: object) -> str:
+    if value is None or value == ():
+        return "a measured value"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,265 +1,346 @@
-"""Measure a hotfix against its base model: what is gone, what stayed, and how much of either is noise."""
+"""The two stages that measure a job: the base model before anything is trained, and the hotfix afterwards."""
 
-import math
-from collections.abc import Callable
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from expunge.evaluation.encoders import Encoder, load_encoder
-from expunge.evaluation.gate import judge_integrity, judge_request
-from expunge.evaluation.metrics import centred_cosine, kid, psnr, shift, ssim
+from expunge.errors import InputError
+from expunge.evaluation.cache import Cache
+from expunge.evaluation.calibration import find_calibration
+from expunge.evaluation.gate import loosened, verdict_of
 from expunge.evaluation.pictures import grid
-from expunge.families import load_model
-from expunge.families.base import Conditioning, DiffusionModel, rows
-from expunge.families.sampler import denoise
-from expunge.preparation.dataset import ForgetSet, load_set, load_tensors
-from expunge.preparation.retain import generate_latents, prompt_rows, unlike
+from expunge.evaluation.robustness import Known, Lab, Memory, not_tested, robustness_rule
+from expunge.evaluation.robustness import examine as attack
+from expunge.evaluation.rotation import detection_time
+from expunge.evaluation.rules import PROTOCOL_VERSION
+from expunge.evaluation.subject import ModelSubject
+from expunge.evaluation.verdict import Bench, Case, judge_all, judge_integrity, worst_bounds
+from expunge.evaluation.views import VIEWS, all_views
+from expunge.evaluation.weights import State, state_of
+from expunge.families import load_model, source_digest
+from expunge.families.family import Family
+from expunge.pixels import to_tensor
+from expunge.preparation.dataset import RetainSet, load_set, load_tensors
+from expunge.preparation.pictures import load_picture
+from expunge.preparation.prepare import Prompts
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
-from expunge.settings import EvaluationSettings, GateSettings, ModelSettings
+from expunge.settings import EvaluationSettings, GateSettings, Settings
 from expunge.types import (
     UNRELATED,
+    Baseline,
+    Basis,
+    BlobId,
     Evidence,
-    IntegrityEvidence,
-    Measured,
+    PreparedJob,
+    RemovalRequest,
     RequestEvidence,
+    Robustness,
+    UnlearnJob,
 )
 
-# Different from the training seeds, so that the evaluation uses no sample that training has seen.
-SEED_AFTER, SEED_FLOOR = 7_001, 7_002
-FLOOR_SPLITS = 8
-
-Judge = Callable[..., tuple[bool, str]]
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """Holds the two models and what every measurement of them needs."""
-
-    base: DiffusionModel
-    fixed: DiffusionModel
-    encoder: Encoder
-    conditioning: Conditioning
-    empty: Conditioning
-    options: EvaluationSettings
-    guidance: float
-    centre: Tensor
-    """[D]: mean feature of the base model's unrelated samples."""
-
-    def features(self, latents: Tensor) -> Tensor:
-        return self.encoder(self.base.decode(latents))
-
-    def generate(self, model: DiffusionModel, prompt: Tensor, seed: int) -> Tensor:
-        return generate_latents(
-            model,
-            self.conditioning,
-            prompt,
-            seed=seed,
-            steps=self.options.sampling_steps,
-            guidance=self.guidance,
-            empty=self.empty,
-        )
-
-    def regenerate(self, model: DiffusionModel, x_f: Tensor, prompt: Tensor, level: float) -> Tensor:
-        """Noise x_f [R, C, H, W] up to `level` and denoise it again; return [S, R, C, H, W] for S fixed seeds."""
-        seeds, count = self.options.seeds, len(x_f)
-        noise = torch.randn(seeds, *x_f.shape, generator=torch.Generator().manual_seed(SEED_AFTER)).flatten(0, 1)
-        point = model.at(model.time_at(torch.tensor([level])))
-        x_t = point.a.view(-1, 1, 1, 1) * x_f.repeat(seeds, 1, 1, 1) + point.b.view(-1, 1, 1, 1) * noise
-        cond = rows(self.conditioning, prompt.repeat(seeds))
-        blank = rows(self.empty, torch.zeros(len(x_t), dtype=torch.long))
-        steps = max(2, round(level * self.options.sampling_steps))
-        return denoise(model, x_t, level, cond, steps=steps, guidance=self.guidance, empty=blank).unflatten(
-            0, (seeds, count)
-        )
+CONTROLS = 3
+"""Pictures that the model never knew, to compare attacks with."""
+SHOWN = 12
+"""Unrelated outputs in the picture of a report."""
 
 
-def measure(
-    folder: JobFolder, blobs: BlobStore, *, model: ModelSettings, options: EvaluationSettings, gate: GateSettings
-) -> Evidence:
-    """Return evidence for every request of the job, including those of earlier nights; seal the pictures in `blobs`.
+def examine(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Baseline:
+    """Return what the base model shows of the job's requests, and keep the figures for `measure`.
 
     Raises StorageError if the output of an earlier stage is missing or damaged.
     """
-    job, prepared, hotfix = folder.job.expect(), folder.prepared.expect(), folder.hotfix.expect()
+    work = _Work.open(folder, settings, blobs)
+    progress = partial(folder.progress, "examine")
+    progress(0, len(work.cases))
+    absent: dict[str, str] = {}
+    for index, case in enumerate(work.cases):
+        why = work.bench.examine(case).absent
+        if why and case.id not in work.earlier:
+            absent[case.id] = why
+        progress(index + 1, len(work.cases))
+    return Baseline(job=work.job.id, levels=work.bench.levels, not_reproduced=absent, passes=work.subject.passes)
+
+
+def nothing_to_do(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
+    """Return the evidence of a job of which the base model reproduces nothing, so that nothing was trained."""
+    work = _Work.open(folder, settings, blobs)
+    new = [case for case in work.cases if case.id not in work.earlier]
+    return Evidence(
+        job=work.job.id,
+        protocol_version=PROTOCOL_VERSION,
+        requests=work.all(judge_all(work.bench, new, work.subject)),
+        integrity=None,
+        unverified=tuple(request.id for request in work.job.ledger),
+        basis=work.basis(0, len(work.job.ledger)),
+    )
+
+
+def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence:
+    """Return evidence for the job's requests; seal the pictures in `blobs`.
+
+    Earlier removals are verified in turn; if one of them has come back, all are. Raises StorageError if the output of
+    an earlier stage is missing or damaged.
+    """
+    work, hotfix = _Work.open(folder, settings, blobs), folder.hotfix.expect()
+    due = [case for case in work.cases if work.job.is_due(case.id)]
+    others = [case for case in work.cases if case not in due]
+    total = len(due) + 1
     progress = partial(folder.progress, "evaluate")
-    forget, conditioning = load_set(blobs, prepared.forget, ForgetSet), load_tensors(blobs, prepared.conditioning)
-    base, fixed = (load_model(model, job.resolution, job.base) for _ in range(2))
-    fixed.apply_hotfix(fixed.network, hotfix.kind, hotfix.path)
-    encoder = load_encoder(options.encoder)
-    total = len(job.everything) + 1
     progress(0, total)
+    before = {case.id: work.show(case) for case in due}
+    for case in work.cases:  # while the network is still the base model
+        work.bench.examine(case)
+        for prompt in case.prompts:
+            work.bench.free(work.bench.base, prompt)
+    full = settings.evaluation.robustness == "full"
+    base = state_of(work.model.network) if full else {}
+    fixed = work.hotfixed(hotfix.kind, hotfix.path)
 
-    bench = _Bench(base, fixed, encoder, conditioning, base.condition([""]), options, model.guidance, torch.zeros(1))
-    prompt = prompt_rows(options.integrity_samples, prepared.unrelated_prompts)
-    before, other, after = (
-        bench.generate(base, prompt, SEED_AFTER),
-        bench.generate(base, prompt, SEED_FLOOR),
-        bench.generate(fixed, prompt, SEED_AFTER),
-    )
-    keep = unlike(before, forget.x_f)
-    bench = _Bench(
-        base, fixed, encoder, conditioning, bench.empty, options, model.guidance, bench.features(before).mean(0)
-    )
-    integrity = _integrity(bench, before[keep], other, after[keep], partial(judge_integrity, gate=gate))
-    pictures = {UNRELATED: blobs.put(_pairs(base.decode(before[keep]), base.decode(after[keep])))}
+    integrity, was, now = judge_integrity(work.bench, fixed, work.cases)
+    pictures = {UNRELATED: blobs.put(_pairs(was, now))}
     progress(1, total)
+    judged = judge_all(work.bench, due, fixed, lambda count: progress(count + 1, total))
+    if any(evidence.verdict == "failed" and evidence.request in work.earlier for evidence in judged):
+        due, others = [*due, *others], []
+        judged = judge_all(work.bench, due, fixed)
+    robustness = _attacked(work, blobs, due, judged, fixed, base)
+    for case in (case for case in due if case.id in before):
+        pictures[case.id] = blobs.put(_grid(case, work.bench.levels, before[case.id], work.show(case)))
+    return Evidence(
+        job=work.job.id,
+        protocol_version=PROTOCOL_VERSION,
+        requests=work.all(_with_robustness(judged, robustness, work.bench.gate)),
+        integrity=integrity,
+        robustness=robustness,
+        unverified=tuple(case.id for case in others),
+        basis=work.basis(fixed.passes + _passes_before(folder), len(others)),
+        pictures=pictures,
+    )
 
-    free = _FreeGeneration(bench)
-    evidence = []
-    for index, request in enumerate(job.everything):
-        if request.id in prepared.skipped:
-            evidence.append(RequestEvidence(request=request.id, verdict="skipped", why=prepared.skipped[request.id]))
-            continue
-        mine = _rows_of(forget, index)
-        measured = _forgetting(bench, mine, free)
-        verdict, why = judge_request(measured.shift, measured.target, measured.surrogate, measured.nearest, gate)
-        evidence.append(
-            RequestEvidence(
-                request=request.id,
-                verdict=verdict,
-                why=why,
-                shift=measured.shift,
-                target=measured.target,
-                surrogate=measured.surrogate,
-                nearest=measured.nearest,
-                levels=measured.levels,
-            )
-        )
-        pictures[request.id] = blobs.put(measured.picture)
-        progress(index + 2, total)
-    return Evidence(job=job.id, requests=tuple(evidence), integrity=integrity, pictures=pictures)
+
+def _passes_before(folder: JobFolder) -> int:
+    """Return what `examine` took; nothing where an earlier release trained the job without it."""
+    baseline = folder.baseline.read()
+    return baseline.passes if baseline else 0
+
+
+def _attacked(
+    work: "_Work",
+    blobs: BlobStore,
+    cases: Sequence[Case],
+    judged: Sequence[RequestEvidence],
+    fixed: ModelSubject,
+    base: State,
+) -> tuple[Robustness, ...]:
+    """Attack the hotfix, as far as the settings ask for it and a request has passed. base: its weights, if `full`."""
+    amount, bench = work.settings.evaluation.robustness, work.bench
+    judge = worst_bounds(bench, cases, judged)
+    passed = [case for case, evidence in zip(cases, judged, strict=True) if evidence.verdict == "passed"]
+    if amount == "off" or not passed:
+        return ()
+    lab = Lab(
+        subject=fixed,
+        judge=judge,
+        before=judge(fixed),
+        max_excess=bench.gate.max_excess,
+        unrelated=load_set(blobs, work.prepared.retain, RetainSet),
+        learning_rate=work.job.training.learning_rate,
+    )
+    if amount == "small":
+        return attack(lab, amount)
+    known = [Known(case.id, case.pictures[0], _similar(case), case.prompts[0]) for case in passed]
+    controls = [Known("", one, all_views(one)[1:], work.plain) for one in bench.strangers[:CONTROLS]]
+    return attack(lab, amount, Memory(base, bench.space, bench.levels, known, controls))
+
+
+def _similar(case: Case) -> Tensor:
+    """Return what somebody who wants the target back may have: views of pictures that training did not see, if any."""
+    pictures = case.pictures[list(case.held_out)] if case.held_out else case.pictures[:1]
+    return torch.cat([all_views(picture)[1:] for picture in pictures])
+
+
+def _with_robustness(
+    judged: Sequence[RequestEvidence], results: Sequence[Robustness], gate: GateSettings
+) -> tuple[RequestEvidence, ...]:
+    """Add the rule about the attacks that decide, and conclude anew."""
+    concluded = []
+    for evidence in judged:
+        added = robustness_rule(results, evidence.request, gate.max_excess)
+        if added is not None:
+            rules = (*evidence.rules, added)
+            verdict, why = verdict_of(rules)
+            evidence = evidence.model_copy(update={"rules": rules, "verdict": verdict, "why": why})
+        concluded.append(evidence)
+    return tuple(concluded)
 
 
 @dataclass(frozen=True)
-class _Forgetting:
-    shift: Measured
-    target: Measured
-    surrogate: Measured
-    nearest: Measured
-    levels: dict[str, Measured]
-    picture: bytes
+class _Work:
+    """A job's requests, and the model that they are measured on."""
 
+    job: UnlearnJob
+    prepared: PreparedJob
+    settings: Settings
+    model: Family
+    subject: ModelSubject
+    bench: Bench
+    cases: tuple[Case, ...]
+    plain: int
+    """The row of the most general prompt."""
 
-class _FreeGeneration:
-    """Computes the features of each model's samples for a prompt, once for all requests that share the prompt."""
-
-    def __init__(self, bench: _Bench) -> None:
-        self._bench = bench
-        self._cache: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
-
-    def __call__(self, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features [n, D] of the hotfix, the base model at the same seeds, and the base model at other seeds.
-
-        prompts: the prompt of each of one request's rows, its own prompt first. Every prompt gets the same number of
-        samples; n is `generation_samples` or slightly more.
-        """
-        each = list(dict.fromkeys(reversed(prompts.tolist())))  # those that all requests share come first
-        count = math.ceil(self._bench.options.generation_samples / len(each))
-        runs = (self._samples(prompt, place, count) for place, prompt in enumerate(each))
-        after, before, other = zip(*runs, strict=True)
-        return torch.cat(after), torch.cat(before), torch.cat(other)
-
-    def _samples(self, prompt: int, place: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        key = (prompt, place, count)
-        if key not in self._cache:
-            bench, same = self._bench, torch.full((count,), prompt)
-            # Each prompt of a request has its own noise; otherwise a model without prompts would repeat its samples.
-            # The seed does not depend on `prompt`: a request gets the same noise whatever else is in its job.
-            seeds = [seed + 10 * place for seed in (SEED_AFTER, SEED_AFTER, SEED_FLOOR)]
-            runs = zip((bench.fixed, bench.base, bench.base), seeds, strict=True)
-            after, before, other = (bench.features(bench.generate(model, same, seed)) for model, seed in runs)
-            self._cache[key] = (after, before, other)
-        return self._cache[key]
-
-
-def _forgetting(bench: _Bench, data: ForgetSet, free: _FreeGeneration) -> _Forgetting:
-    z_f, z_s = bench.features(data.x_f), bench.features(data.x_s)
-
-    def scores(model: DiffusionModel) -> tuple[Tensor, Tensor]:
-        """Return [L, S, 3] (shift, similarity to target, to surrogate, per level and seed) and latents [L, R, ...]."""
-        figures, shown = [], []
-        for level in bench.options.levels:
-            latents = bench.regenerate(model, data.x_f, data.prompt, level)
-            z = bench.features(latents.flatten(0, 1))
-            again = [v.repeat(len(latents), 1) for v in (z_f, z_s)]
-            triple = [shift(z, *again), *(centred_cosine(z, v, bench.centre) for v in again)]
-            figures.append(torch.stack(triple, dim=1).unflatten(0, latents.shape[:2]).mean(1))
-            shown.append(latents[0])
-        return torch.stack(figures), torch.stack(shown)
-
-    after, after_latents = scores(bench.fixed)
-    base, base_latents = scores(bench.base)
-    floor = base.mean(0).std(0, correction=0)  # deviation between seeds of the mean over levels
-    shift_, target, surrogate = (
-        Measured(after=after[..., i].mean().item(), base=base[..., i].mean().item(), floor=floor[i].item())
-        for i in range(3)
-    )
-    levels = {
-        f"{level:g}": Measured(
-            after=after[i, :, 1].mean().item(),
-            base=base[i, :, 1].mean().item(),
-            floor=base[i, :, 1].std(correction=0).item(),
+    @classmethod
+    def open(cls, folder: JobFolder, settings: Settings, blobs: BlobStore) -> "_Work":
+        job, prepared = folder.job.expect(), folder.prepared.expect()
+        options = settings.model(job.model)
+        model = load_model(options, job.resolution, job.base)
+        conditioning = load_tensors(blobs, prepared.conditioning)
+        steps = settings.evaluation.sampling_steps
+        subject = ModelSubject(model, conditioning, model.condition([""]), guidance=options.guidance, steps=steps)
+        prompts = Prompts.of(job, options, hold_out=prepared.held_out_prompts > 0)
+        counts = (len(prompts.unrelated), len(prompts.held_out), *map(len, conditioning.values()))
+        if counts != (prepared.unrelated_prompts, prepared.held_out_prompts, *[len(prompts.all)] * len(conditioning)):
+            raise InputError(
+                f"job {job.id}: the prompts of model {job.model} have changed since the night was prepared",
+                hint="set them as they were, or run the requests in a new night",
+            )
+        cases = tuple(
+            _case(request, job, prepared, prompts, blobs)
+            for request in job.everything
+            if request.id not in prepared.skipped
         )
-        for i, level in enumerate(bench.options.levels)
-    }
-    picture = _request_picture(bench, data, base_latents, after_latents)
-    return _Forgetting(shift_, target, surrogate, _nearest(bench, data, z_f, free), levels, picture)
+        first = prepared.unrelated_prompts
+        held_out = range(first, first + prepared.held_out_prompts)
+        plain = prompts.row(prompts.shared[0]) if prompts.shared else 0
+        bench = Bench.of(
+            subject,
+            tuple(held_out) or tuple(range(first)),
+            plain,
+            settings.evaluation,
+            settings.gate_for(job.model),
+            calibration=find_calibration(settings, job.model, base=job.base),
+            remember=Cache(settings.home / "cache" / "evaluation", blobs.derive("cache")).tensors,
+            key={
+                "base": job.base or source_digest(options),
+                "prompt_tokens": options.prompt_tokens,
+                "source": job.source,
+                "size": job.resolution,
+                "guidance": options.guidance,
+            },
+            prompts=prompts.all,
+        )
+        return cls(job, prepared, settings, model, subject, bench, cases, plain)
+
+    @property
+    def earlier(self) -> set[str]:
+        return {request.id for request in self.job.ledger}
+
+    def hotfixed(self, kind: str, path: Path) -> ModelSubject:
+        """Turn the network into the hotfix. From here on, the base model cannot be asked."""
+        self.model.apply_hotfix(self.model.network, kind, path)
+        base = self.subject
+        return ModelSubject(self.model, base.conditioning, base.empty, guidance=base.guidance, steps=base.steps)
+
+    def all(self, judged: Sequence[RequestEvidence]) -> tuple[RequestEvidence, ...]:
+        """Return the evidence in the job's order, with the requests that could not be prepared."""
+        found = {evidence.request: evidence for evidence in judged}
+        for request, why in self.prepared.skipped.items():
+            found[request] = RequestEvidence(request=request, verdict="skipped", why=why)
+        return tuple(found[request.id] for request in self.job.everything if request.id in found)
+
+    def basis(self, passes: int, unverified: int) -> Basis:
+        """Return what the evidence rests on.
+
+        passes: of the hotfix, and of earlier stages; those of the base model now are counted here. unverified: how many
+        earlier removals were not verified.
+        """
+        bench, options = self.bench, self.settings.evaluation
+        return Basis(
+            code=version("expunge"),
+            base=self.job.base,
+            encoders=bench.space.names,
+            calibration=bench.calibration.source,
+            reference=bench.reference,
+            levels=bench.levels,
+            views=tuple(VIEWS),
+            draws=len(bench.draws),
+            resolution=self.job.resolution,
+            guidance=self.subject.guidance,
+            confidence=options.confidence,
+            generation_samples=options.generation_samples,
+            integrity_samples=options.integrity_samples,
+            integrity_prompts=self.prepared.held_out_prompts,
+            sampling_steps=options.sampling_steps,
+            passes=passes + self.subject.passes,
+            gate={name: value for name, value in bench.gate.model_dump().items() if name != "max_attempts"},
+            loosened=loosened(bench.gate, options),
+            not_tested=_not_tested(options, self.prepared, unverified),
+        )
+
+    def show(self, case: Case) -> Tensor:
+        """Re-generate a case's pictures at every level, for a person to look at: float32 [L, T, 3, h, w]."""
+        prompts = torch.full((len(case.pictures),), case.prompts[0])
+        seeds = torch.zeros(len(case.pictures), dtype=torch.long)
+        return torch.stack(
+            [self.subject.regenerate(case.pictures, prompts, level, seeds) for level in self.bench.levels]
+        )
 
 
-def _nearest(bench: _Bench, data: ForgetSet, z_f: Tensor, free: _FreeGeneration) -> Measured:
-    def highest(features: Tensor) -> float:
-        return max(centred_cosine(features, z, bench.centre).max().item() for z in z_f)
-
-    after, before, other = map(highest, free(data.prompt))
-    return Measured(after=after, base=before, floor=abs(before - other))
-
-
-def _integrity(bench: _Bench, before: Tensor, other: Tensor, after: Tensor, judge: Judge) -> IntegrityEvidence:
-    """Compare latents `before` and `after` [n, ...] of the same seeds; `other` [m, ...] is the base at other seeds."""
-    a, b, c = (bench.base.decode(latents) for latents in (before, after, other))
-    pairs, unrelated = min(len(a), len(c)), c.roll(1, 0)
-    z_a, z_b, z_c = (bench.encoder(pictures) for pictures in (a, b, c))
-    figures = {
-        "psnr": psnr(a, b).mean().item(),
-        "psnr_unrelated": psnr(a[:pairs], unrelated[:pairs]).mean().item(),
-        "ssim": ssim(a, b).mean().item(),
-        "ssim_unrelated": ssim(a[:pairs], unrelated[:pairs]).mean().item(),
-        "kid": kid(z_b, z_c),
-        "kid_floor": _kid_floor(torch.cat([z_a, z_c])),
-    }
-    passed, why = judge(**figures)
-    return IntegrityEvidence(**figures, passed=passed, why=why)
+def _case(request: RemovalRequest, job: UnlearnJob, prepared: PreparedJob, prompts: Prompts, blobs: BlobStore) -> Case:
+    rows = prompts.rows_of(request)
+    own = prompts.row(request.prompt) if request.prompt else None
+    return Case(
+        id=request.id,
+        pictures=_load(blobs, request.images, job),
+        surrogates=_load(blobs, prepared.surrogates[request.id], job),
+        prompts=tuple(rows),
+        labels=tuple(_label(row, own, prompts, place) for place, row in enumerate(rows)),
+        held_out=prepared.held_out.get(request.id, ()),
+        attempt=int.from_bytes(hashlib.sha256(job.batch.encode()).digest()[:4]),
+    )
 
 
-def _kid_floor(features: Tensor) -> float:
-    """Return the largest |distance| between random halves of the base's samples: one split may be near 0 by luck."""
-    half = len(features) // 2
-    splits = (torch.randperm(len(features), generator=torch.Generator().manual_seed(i)) for i in range(FLOOR_SPLITS))
-    return max(abs(kid(features[order[:half]], features[order[half:]])) for order in splits)
+def _load(blobs: BlobStore, pictures: Sequence[BlobId], job: UnlearnJob) -> Tensor:
+    return to_tensor([load_picture(blobs, blob, job.resolution) for blob in pictures])
 
 
-def _rows_of(forget: ForgetSet, request: int) -> ForgetSet:
-    mine = forget.request == request
-    return ForgetSet(forget.x_f[mine], forget.x_s[mine], forget.prompt[mine], forget.request[mine])
+def _label(row: int, own: int | None, prompts: Prompts, place: int) -> str:
+    """Name a prompt without quoting it."""
+    if row == own:
+        return "own prompt"
+    return "empty prompt" if not prompts.all[row] else f"shared prompt {place + 1}"
 
 
-def _request_picture(bench: _Bench, data: ForgetSet, base: Tensor, after: Tensor) -> bytes:
-    """Draw one row per target: target, surrogate, then `base` and `after` [L, R, C, H, W] at each noise level."""
-    columns = [data.x_f, data.x_s]
-    for level in range(len(base)):
-        columns += [base[level], after[level]]
-    cells = torch.stack(columns, dim=1).flatten(0, 1)
+def _not_tested(options: EvaluationSettings, prepared: PreparedJob, unverified: int) -> tuple[str, ...]:
+    """Say in words what the evidence is silent about."""
+    silent = ["prompts other than those listed, and ways of sampling other than the one stated"]
+    silent += not_tested(options.robustness)
+    if unverified:
+        silent.append(f"{unverified} earlier removals on this hotfix. {detection_time(options.ledger_share)}")
+    if not prepared.held_out:
+        silent.append("other pictures of the same subject: no request brought enough to keep some out of training")
+    if not prepared.held_out_prompts:
+        silent.append("unrelated prompts that training did not hold: there are none, so other seeds were used")
+    return tuple(silent)
+
+
+def _grid(case: Case, levels: tuple[float, ...], base: Tensor, after: Tensor) -> bytes:
+    """Draw one row per target: target, surrogate, then `base` and `after` [L, T, 3, h, w] at each noise level."""
+    columns = [case.pictures, case.surrogates]
     labels = ["target", "surrogate"]
-    for level in bench.options.levels:
+    for index, level in enumerate(levels):
+        columns += [base[index], after[index]]
         labels += [f"base {level:g}", f"hotfix {level:g}"]
-    return grid(bench.base.decode(cells), len(columns), column_labels=labels)
+    return grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), column_labels=labels)
 
 
-def _pairs(before: Tensor, after: Tensor, shown: int = 12) -> bytes:
+def _pairs(before: Tensor, after: Tensor) -> bytes:
     """Draw two rows: before above after, at the same seeds."""
-    count = min(shown, len(before))
+    count = min(SHOWN, len(before))
     return grid(torch.cat([before[:count], after[:count]]), count, row_labels=["before", "after"])

@@ -11,16 +11,20 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
+from expunge.evaluation.account import account, extent
+from expunge.evaluation.gate import REPRODUCTION, compared, decisive, digits, sentence
 from expunge.evaluation.pictures import curves
 from expunge.text import visible
 from expunge.types import (
     UNRELATED,
+    ConditionEvidence,
     Evidence,
     Measured,
     ModelVersion,
     RemovalBatch,
     RemovalRequest,
     RequestEvidence,
+    Rule,
     UnlearnJob,
 )
 
@@ -61,6 +65,19 @@ class Row:
     earlier: bool  # from the ledger: removed on an earlier night and verified again
     removed: bool
 
+    @property
+    def decisive(self) -> Rule | None:
+        """The rule that decided; None where there are none."""
+        return decisive(self.evidence.rules) if self.evidence.rules else None
+
+    @property
+    def extent(self) -> str:
+        return extent(self.evidence)
+
+    @property
+    def strip(self) -> "Strip | None":
+        return strip(self.evidence)
+
 
 def render_report(report: ReportBatch) -> bytes:
     """Return the HTML document as UTF-8, without scripts or external resources: every picture is embedded."""
@@ -76,14 +93,18 @@ def render_report(report: ReportBatch) -> bytes:
         _template()
         .render(
             batch=report.batch,
+            loosened=[(job.job.model, named) for job in report.jobs if (named := _loosened(job.evidence))],
+            protocols={job.evidence.protocol_version for job in report.jobs},
             jobs=[(job, [row for row in rows if row.job is job], _charts(job)) for job in report.jobs],
             rows=rows,
             missing=missing,
             counts={
                 "removed": sum(row.removed for row in new),
-                "failed": sum(row.evidence.verdict != "skipped" and not row.removed for row in new),
+                "failed": sum(row.evidence.verdict in ("passed", "failed") and not row.removed for row in new),
+                "not_reproduced": sum(row.evidence.verdict == "not_reproduced" for row in new),
                 "skipped": sum(row.evidence.verdict == "skipped" for row in new) + len(missing),
-                "earlier": sum(row.earlier for row in rows),
+                "earlier": sum(len(job.job.ledger) for job in report.jobs),
+                "verified": sum(row.earlier for row in rows),
                 "resurfaced": sum(row.earlier and not row.removed for row in rows),
             },
             generated=report.generated,
@@ -112,6 +133,10 @@ def _rows(job: ReportJob) -> list[Row]:
     return sorted(rows, key=lambda row: row.earlier)
 
 
+def _loosened(evidence: Evidence) -> tuple[str, ...]:
+    return evidence.basis.loosened if evidence.basis else ()
+
+
 def _charts(job: ReportJob) -> list[tuple[str, str]]:
     """Return (name, data URI) of each training curve."""
     return [
@@ -135,7 +160,11 @@ def _template() -> "Template":
     )
     environment.filters["png"] = lambda data: _data_uri(data, "image/png")
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
+    environment.filters["digits"] = digits
+    environment.filters["sentence"] = sentence
+    environment.filters["in_words"] = lambda rule: sentence(compared(rule))
     environment.globals["levels_chart"] = levels_chart
+    environment.globals["account"] = account
     return environment.get_template("report.html.j2")
 
 
@@ -144,6 +173,67 @@ def _visible(value: object) -> object:
     from markupsafe import Markup
 
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition: `shade` is none (decides nothing), open (not drawn), low, near, over or all of the excess."""
+
+    shade: str
+    condition: ConditionEvidence
+    worst: bool
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A request's conditions as a table: a row for each picture and view, a column for each prompt and encoder."""
+
+    prompts: tuple[tuple[str, int], ...]
+    """Each prompt, and how many columns it spans."""
+    encoders: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+    threshold: float
+
+
+def strip(evidence: RequestEvidence) -> Strip | None:
+    """Return the conditions of one request; None if it has none, or no rule that says how much may be left."""
+    rule = next((rule for rule in evidence.rules if rule.name == REPRODUCTION), None)
+    conditions = evidence.conditions
+    if rule is None or not conditions:
+        return None
+    prompts = dict.fromkeys(c.prompt for c in conditions)
+    columns = [(p, e) for p in prompts for e in dict.fromkeys(c.encoder for c in conditions if c.prompt == p)]
+    place = {(c.picture, c.view, c.prompt, c.encoder): c for c in conditions}
+    bounds = [c.bound for c in conditions if c.informative and c.bound is not None]
+    worst = max(bounds, default=None)
+
+    def cell(c: ConditionEvidence | None) -> Cell | None:
+        return c and Cell(_shade(c, rule.threshold), c, c.informative and c.bound is not None and c.bound == worst)
+
+    several = len({c.picture for c in conditions}) > 1
+    rows = dict.fromkeys((c.picture, c.held_out, c.view) for c in conditions)
+    return Strip(
+        prompts=tuple((prompt, sum(p == prompt for p, _ in columns)) for prompt in prompts),
+        encoders=tuple(encoder for _, encoder in columns),
+        rows=tuple(
+            (
+                f"picture {picture + 1}{' (kept out)' if held_out else ''}, {view}" if several else view,
+                tuple(cell(place.get((picture, view, *column))) for column in columns),
+            )
+            for picture, held_out, view in rows
+        ),
+        threshold=rule.threshold,
+    )
+
+
+def _shade(condition: ConditionEvidence, threshold: float) -> str:
+    if not condition.informative:
+        return "none"
+    if condition.bound is None:
+        return "open"
+    if condition.bound <= threshold:
+        return "low" if condition.bound <= threshold / 2 else "near"
+    return "over" if condition.bound < 1 else "all"
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ def generate(
     return denoise(model, noise, 1.0, conditioning, steps=steps, guidance=guidance, empty=empty)
 
 
-@torch.no_grad()
-def denoise(
+def descend(
     model: DiffusionModel,
     x_t: Tensor,
     start: float,
@@ -35,6 +34,7 @@ def denoise(
     conditioning, empty: one row for each sample, with its prompt and with the empty prompt.
 
     DDIM and Euler are one rule here: estimate (x_0, eps) at x_t and move along the path to the next, lower level.
+    Gradients pass through; `denoise` is the same without them.
     """
     x = x_t
     guided = _unlike(conditioning, empty) if guidance > 1 and empty else x_t.new_zeros(0, dtype=torch.long)
@@ -56,6 +56,9 @@ def denoise(
         noise = (x - a * (clean if model.noise_of_clipped else estimate)) / b
         x = there.a.view(-1, 1, 1, 1) * clean + there.b.view(-1, 1, 1, 1) * noise
     return x
+
+
+denoise = torch.no_grad()(descend)
 
 
 def _unlike(conditioning: Conditioning, empty: Conditioning) -> Tensor:

@@ -28,7 +28,9 @@ def resolve_source(source: str) -> str:
             raise InputError(f"source: {source!r} has no such user", hint="write the whole path") from error
     models = Path(__file__).parents[1] / "testbed" / "models"
     if name not in (folder.name for folder in models.iterdir()):
-        raise InputError(f"source: there is no testbed model {name!r}", hint="use testbed:faces or testbed:flags")
+        raise InputError(
+            f"source: there is no testbed model {name!r}", hint="use testbed:faces, testbed:flags or testbed:people"
+        )
     return str(models / name)
 
 

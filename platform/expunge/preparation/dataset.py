@@ -1,6 +1,6 @@
 """The prepared tensors of a job as sealed safetensors: written by the prepare stage, read by every worker."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -25,6 +25,11 @@ class ForgetSet:
     """int64 [N]: row of the conditioning."""
     request: Tensor
     """int64 [N]: index into the job's requests."""
+
+    def without(self, requests: Collection[int]) -> "ForgetSet":
+        """Return the rows of the other requests."""
+        kept = ~torch.isin(self.request, torch.tensor(sorted(requests), dtype=torch.long))
+        return ForgetSet(self.x_f[kept], self.x_s[kept], self.prompt[kept], self.request[kept])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.imaging import normalise, read_file, to_array
-from expunge.settings import ModelSettings, Resolution, Settings
+from expunge.settings import ModelSettings, Resolution
 from expunge.surrogates import check_edit, make_editor
 from expunge.types import BlobId, EditSpec, RemovalRequest
 
@@ -41,16 +41,19 @@ def load_surrogates(
     return [editor(target, mask=mask, donors=donors, seed=seed) for target in targets]
 
 
-def load_folder(folder: Path, resolution: Resolution, settings: Settings) -> list[np.ndarray]:
-    """Return the pictures of `training.retain_folder`, uint8 [h, w, 3] each. Raises InputError if one is unusable."""
+def load_folder(
+    folder: Path, resolution: Resolution, *, field: str, max_bytes: int, max_pixels: int
+) -> list[np.ndarray]:
+    """Return the pictures in `folder` by name, uint8 [h, w, 3] each. Raises InputError if one is unusable.
+
+    field: the setting that names the folder, for messages.
+    """
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
-        raise InputError(f"training.retain_folder: {folder} holds no image", hint="PNG, JPEG and WEBP files are read")
+        raise InputError(f"{field}: {folder} holds no image", hint="PNG, JPEG and WEBP files are read")
     pngs = (
         normalise(
-            read_file(file, field="training.retain_folder", max_bytes=settings.max_bytes),
-            field=f"training.retain_folder: {file.name}",
-            max_pixels=settings.max_pixels,
+            read_file(file, field=field, max_bytes=max_bytes), field=f"{field}: {file.name}", max_pixels=max_pixels
         )
         for file in files
     )

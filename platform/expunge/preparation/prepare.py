@@ -1,5 +1,6 @@
 """The prepare stage: decode pictures, make surrogates, encode latents and prompts, generate the retain set."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ from expunge.types import BlobId, PreparedJob, RemovalRequest, UnlearnJob
 SAME = 1e-3
 """Latents that differ by less everywhere are the same picture: a surrogate like that would change nothing."""
 
+HELD_OUT_OF = 4
+"""Of every four retain prompts, one is kept out of training, so that the evaluation has some of its own."""
+
 SURPLUS = 1.25
 """Ratio of generated to required retain images, because those that resemble a target are dropped."""
 
@@ -37,7 +41,7 @@ def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Prepared
     prompts = Prompts.of(job, options)
     generated = _generate_retain(job, model, options, prompts.unrelated, settings)
     donors = to_pictures(model.decode(generated.x_0))
-    pairs = _Pairing(job, model, options, prompts, donors, blobs).all()
+    pairs = _Pairing(job, model, options, prompts, donors, settings.evaluation.held_out, blobs).all()
     forget = join(pairs.forget)
     retain = _keep_apart(generated, forget, job)
     if "" in options.forget_prompts:
@@ -48,6 +52,8 @@ def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Prepared
         retain=store_set(blobs, retain),
         conditioning=store_tensors(blobs, model.condition(prompts.all)),
         unrelated_prompts=len(prompts.unrelated),
+        held_out_prompts=len(prompts.held_out),
+        held_out=pairs.held_out,
         surrogates=pairs.surrogates,
         skipped=pairs.skipped,
     )
@@ -59,16 +65,23 @@ class Prompts:
 
     unrelated: tuple[str, ...]
     """The first prompts of `all`, for which retain images are generated."""
+    held_out: tuple[str, ...]
+    """The prompts after those: unrelated, too, but only the evaluation uses them."""
     all: tuple[str, ...]
     shared: tuple[str, ...]
     """The prompts that every request is removed under, besides its own."""
 
     @classmethod
-    def of(cls, job: UnlearnJob, options: ModelSettings) -> "Prompts":
+    def of(cls, job: UnlearnJob, options: ModelSettings, *, hold_out: bool = True) -> "Prompts":
+        """hold_out: keep some unrelated prompts out of training; earlier releases did not."""
         own = [request.prompt for request in job.everything if request.prompt]
-        unrelated = tuple(dict.fromkeys(options.retain_prompts))
-        everything = tuple(dict.fromkeys([*unrelated, *options.forget_prompts, *own]))
-        return cls(unrelated, everything, options.forget_prompts)
+        given = tuple(dict.fromkeys(options.retain_prompts))
+        kept = len(given) - (len(given) // HELD_OUT_OF if hold_out else 0)
+        forgotten = {*own, *options.forget_prompts}
+        unrelated, rest = given[:kept], (*given[kept:], *options.evaluation_prompts) if hold_out else ()
+        held_out = tuple(p for p in dict.fromkeys(rest) if p not in forgotten and p not in unrelated)
+        everything = tuple(dict.fromkeys([*unrelated, *held_out, *options.forget_prompts, *own]))
+        return cls(unrelated, held_out, everything, options.forget_prompts)
 
     def row(self, prompt: str) -> int:
         return self.all.index(prompt)
@@ -84,6 +97,7 @@ class _Pairs:
     """Targets with their surrogates, and the reason for each request that was skipped."""
 
     forget: list[ForgetSet] = field(default_factory=list)
+    held_out: dict[str, tuple[int, ...]] = field(default_factory=dict)
     surrogates: dict[str, tuple[BlobId, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -98,14 +112,17 @@ class _Pairing:
     prompts: Prompts
     donors: np.ndarray
     """uint8 [B, h, w, 3]: generated pictures that an editor may use parts of."""
+    held_out: float
+    """Share of a request's pictures that training does not see."""
     blobs: BlobStore
 
     def all(self) -> _Pairs:
         """Prepare the requests one by one. Raises InputError if none can be prepared."""
         pairs = _Pairs()
         for index, request in enumerate(self.job.everything):
+            held_out = held_out_pictures(request, self.job.batch, self.held_out)
             try:
-                rows, replacements = self._one(index, request)
+                rows, replacements = self._one(index, request, held_out)
             except ExpungeError as error:
                 # A store that cannot be reached is not the request's fault.
                 if isinstance(error, StorageError | UnavailableError) and not isinstance(error, DamagedBlobError):
@@ -113,20 +130,25 @@ class _Pairing:
                 pairs.skipped[request.id] = str(error)
                 continue
             pairs.forget.append(rows)
+            if held_out:
+                pairs.held_out[request.id] = held_out
             pairs.surrogates[request.id] = tuple(self.blobs.put(to_png(picture)) for picture in replacements)
         if not pairs.forget:
             why = next(iter(pairs.skipped.values()))
             raise InputError(f"job {self.job.id}: no request could be prepared: {why}")
         return pairs
 
-    def _one(self, index: int, request: RemovalRequest) -> tuple[ForgetSet, list[np.ndarray]]:
-        """Return the rows of a request, each target once per prompt, and its surrogate pictures."""
+    def _one(
+        self, index: int, request: RemovalRequest, held_out: tuple[int, ...]
+    ) -> tuple[ForgetSet, list[np.ndarray]]:
+        """Return the rows of a request, each target once per prompt, and the surrogates of all its pictures."""
         size, seed = self.job.resolution, self.job.training.seed
         targets = [load_picture(self.blobs, blob, size) for blob in request.images]
         replacements = load_surrogates(
             request, targets, self.donors, resolution=size, seed=seed, options=self.options, blobs=self.blobs
         )
-        x_f, x_s = (self.model.encode(to_tensor(pictures)) for pictures in (targets, replacements))
+        seen = [i for i in range(len(targets)) if i not in held_out]
+        x_f, x_s = (self.model.encode(to_tensor([made[i] for i in seen])) for made in (targets, replacements))
         if (x_f - x_s).flatten(1).abs().amax(1).min() < SAME:
             raise InputError("a surrogate is the same picture as its target at the model's resolution")
         used = self.prompts.rows_of(request)
@@ -141,13 +163,26 @@ class _Pairing:
         return rows, replacements
 
 
+def held_out_pictures(request: RemovalRequest, batch: str, share: float) -> tuple[int, ...]:
+    """Return which of a request's pictures training does not see this night, so that they can test it.
+
+    A request with fewer than four pictures needs them all. Others take turns, by night.
+    """
+    count = len(request.images)
+    if count < 4 or share == 0:
+        return ()
+    first = int.from_bytes(hashlib.sha256(f"{batch} {request.id}".encode()).digest()[:4]) % count
+    return tuple(sorted((first + i) % count for i in range(max(1, round(share * count)))))
+
+
 def _generate_retain(
     job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: Sequence[str], settings: Settings
 ) -> RetainSet:
     """Generate or load the retain images, cycling through `prompts`, which are the conditioning's first rows."""
     training = job.training
     if training.retain_folder:
-        pictures = load_folder(training.retain_folder, job.resolution, settings)
+        limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
+        pictures = load_folder(training.retain_folder, job.resolution, field="training.retain_folder", **limits)
         return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), len(prompts)))
     prompt = prompt_rows(round(SURPLUS * training.retain_size), len(prompts))
     latents = generate_latents(

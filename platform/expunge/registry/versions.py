@@ -2,7 +2,8 @@
 
 `candidate` is the newest version, `champion` the one that its evidence promoted. A version's artifact folder holds the
 hotfix in diffusers' own format, `expunge.json` (what it is and what it was made with), `ledger.json` (the ids of every
-request it removes) and `evidence.json` (numbers only).
+request it removes) and `evidence.json` (numbers only). A version that was judged by a weaker gate than the default says
+so in the tag `expunge.gate_loosened`.
 """
 
 import json
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 BATCH_TAG, REQUESTS_TAG, PASSED_TAG = "expunge.batch", "expunge.requests", "expunge.passed"
 PREVIOUS_TAG = "expunge.previous_champion"
+LOOSENED_TAG = "expunge.gate_loosened"
 FOLDER = "hotfix"
 LEDGER, ABOUT = "ledger.json", "expunge.json"
 # MLflow 3 allows 100,000 characters, version 2 only 5,000. The full list is in ledger.json.
@@ -61,6 +63,8 @@ def register(
             REQUESTS_TAG: joined(ledger.requests),
             PASSED_TAG: joined(sorted(evidence.passed)),
         }
+        if evidence.basis is not None and evidence.basis.loosened:
+            tags[LOOSENED_TAG] = "; ".join(evidence.basis.loosened)[:TAG_LENGTH]
         _ensure_model(tracker, job.model)
         with tracker.reaching():
             found = tracker.client.create_model_version(job.model, source, run_id, tags=tags)
@@ -207,7 +211,7 @@ def _upload(tracker: Tracker, job: UnlearnJob, hotfix: Hotfix, evidence: Evidenc
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         (folder / LEDGER).write_text(ledger.model_dump_json(indent=2) + "\n")
         # Numbers only: a verdict's sentence may quote the request.
-        private = {"pictures": True, "requests": {"__all__": {"why"}}}
+        private = {"pictures": True, "requests": {"__all__": {"why": True, "rules": {"__all__": {"why"}}}}}
         (folder / "evidence.json").write_text(evidence.model_dump_json(indent=2, exclude=private) + "\n")
         return tracker.log_folder(run_id, FOLDER, folder)
 

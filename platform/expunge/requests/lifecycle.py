@@ -5,9 +5,13 @@ from expunge.types import RequestState
 
 ALLOWED: dict[RequestState, frozenset[RequestState]] = {
     RequestState.ACCEPTED: frozenset({RequestState.BATCHED, RequestState.WITHDRAWN}),
-    RequestState.BATCHED: frozenset({RequestState.REMOVED, RequestState.ACCEPTED, RequestState.FAILED}),
+    RequestState.BATCHED: frozenset(
+        {RequestState.REMOVED, RequestState.ACCEPTED, RequestState.FAILED, RequestState.NOT_REPRODUCED}
+    ),
     RequestState.REMOVED: frozenset({RequestState.ACCEPTED}),  # it resurfaced in a later evaluation
     RequestState.FAILED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN}),
+    # Another night would find the same, so only a person tries again: with another base model, or other pictures of it.
+    RequestState.NOT_REPRODUCED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN}),
     RequestState.WITHDRAWN: frozenset(),
 }
 
@@ -26,5 +30,5 @@ def check(request: str, here: RequestState, to: RequestState) -> None:
 
 
 def is_attempt(here: RequestState, to: RequestState) -> bool:
-    """True if a night ended without removing the request."""
+    """True if a night ended without removing the request, although there was something to remove."""
     return here is RequestState.BATCHED and to in (RequestState.ACCEPTED, RequestState.FAILED)

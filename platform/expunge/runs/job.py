@@ -10,7 +10,7 @@ from expunge.runs.document import Document, LostError
 from expunge.runs.failures import GivenUp
 from expunge.runs.outcomes import JobEnd, JobOutcome
 from expunge.runs.progress import Progress
-from expunge.types import Evidence, GradientMode, Hotfix, ModelVersion, PreparedJob, UnlearnJob
+from expunge.types import Baseline, Evidence, GradientMode, Hotfix, ModelVersion, PreparedJob, UnlearnJob
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class JobFolder:
     @property
     def prepared(self) -> Document[PreparedJob]:
         return Document(self.path / "prepared.json", formats.read_prepared)
+
+    @property
+    def baseline(self) -> Document[Baseline]:
+        return Document(self.path / "baseline.json", Baseline.model_validate_json)
 
     @property
     def mode(self) -> Document[GradientMode]:
@@ -90,7 +94,10 @@ class JobFolder:
         end = self.end.expect()
         if end.error is not None:
             return JobOutcome(job=job, error=end.error, outdated=end.outdated)
-        evidence, version, hotfix = self.evidence.expect(), self.version.expect(), self.hotfix.read()
+        evidence = self.evidence.expect()
+        if evidence.integrity is None:  # the base model reproduces none of the requests, so there is no hotfix
+            return JobOutcome(job=job, evidence=evidence)
+        version, hotfix = self.version.expect(), self.hotfix.read()
         steps = None if hotfix is None else hotfix.steps
         outcome = JobOutcome(job=job, evidence=evidence, version=version, run_id=version.run_id, steps=steps)
         return outcome.with_promotion(end.promoted)

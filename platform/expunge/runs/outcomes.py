@@ -59,6 +59,13 @@ class JobOutcome(Value):
     def passed(self) -> frozenset[str]:
         return self.evidence.passed if self.evidence else frozenset()
 
+    @property
+    def not_reproduced(self) -> frozenset[str]:
+        """The ids of the new requests whose target the base model does not reproduce."""
+        found = self.evidence.requests if self.evidence else ()
+        new = {request.id for request in self.job.requests}
+        return frozenset(r.request for r in found if r.verdict == "not_reproduced" and r.request in new)
+
     def with_promotion(self, promoted: bool) -> Self:
         """Return a copy whose version is the champion, or is not."""
         if self.version is None:
@@ -90,7 +97,17 @@ class NightOutcome(NightPlan):
 
     @property
     def all_passed(self) -> bool:
-        """True if every request of the night is removed by a promoted version."""
-        removed = {r.id for o in self.outcomes if o.promoted for r in o.job.requests if r.id in o.passed}
-        decided = not self.refused and not self.held
-        return decided and all(r.id in removed for o in self.outcomes for r in o.job.requests)
+        """True if every request of the night is removed by a promoted version; one that is not reproduced is not."""
+        return not self.left and not self.not_reproduced
+
+    @property
+    def not_reproduced(self) -> frozenset[str]:
+        """The ids of the night's new requests that the base model does not reproduce: there is nothing to remove."""
+        return frozenset().union(*(outcome.not_reproduced for outcome in self.outcomes))
+
+    @property
+    def left(self) -> frozenset[str]:
+        """The ids of requests that go back to the queue or wait for a person."""
+        new = {request.id for outcome in self.outcomes for request in outcome.job.requests}
+        removed = {id for outcome in self.outcomes if outcome.promoted for id in outcome.passed}
+        return frozenset({*self.refused, *self.held, *new} - removed - self.not_reproduced)

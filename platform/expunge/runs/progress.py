@@ -6,7 +6,7 @@ from pathlib import Path
 
 from expunge.files import write_atomically
 
-STAGES = ("wait", "prepare", "train", "evaluate", "register", "done")
+STAGES = ("wait", "prepare", "examine", "train", "evaluate", "register", "done")
 """The stages of a job, in order."""
 
 STAGE_ADVANCE = 100_000

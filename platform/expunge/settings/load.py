@@ -2,6 +2,7 @@
 
 from pydantic import ValidationError
 
+from expunge.evaluation.settings import REPLACED
 from expunge.settings.assembled import Settings
 from expunge.settings.models import ModelSettings
 from expunge.sources import check_variables, refused, setting_names
@@ -11,7 +12,7 @@ from expunge.unlearning.settings import RENAMED
 def load_settings() -> Settings:
     """Raises InputError naming the setting or the file, and a hint. No value is in it: it may be a password."""
     check_variables(Settings)
-    renamed = {f"training.{old}": f"training.{new}" for old, new in RENAMED.items()}
+    renamed = {**REPLACED, **{f"training.{old}": f"training.{new}" for old, new in RENAMED.items()}}
     known = [*setting_names(Settings), *setting_names(ModelSettings)]
     try:
         settings = Settings()  # pyright: ignore[reportCallIssue]  # the fields come from the sources

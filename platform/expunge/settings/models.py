@@ -31,6 +31,10 @@ class ModelSettings(Section):
         description="prompts under which a target is removed, in addition to its own; if the empty prompt is among "
         "them, the retain set is also held under it",
     )
+    evaluation_prompts: tuple[str, ...] = Field(
+        default=(),
+        description="more prompts of unrelated outputs; training never holds them, and the evaluation compares them",
+    )
     guidance: float = Field(
         default=1.0, ge=1, description="classifier-free guidance for everything that is generated with this model"
     )

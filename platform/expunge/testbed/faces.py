@@ -1,20 +1,19 @@
 """`faces`: a small pixel-space DDPM of the 100 real faces that scikit-image ships."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import skimage
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor
 
-from expunge.testbed.loop import Recipe, train
+from expunge.testbed.loop import Recipe, run_name, train_ddpm, without_these
 
 SIZE = 24
 RECIPE = Recipe(steps=16_000)
-BATCH = 16
 
 
 def images() -> Tensor:
@@ -38,28 +37,16 @@ def build() -> UNet2DModel:
     )
 
 
-def run(out: Path, work: Path, steps: int | None = None, seed: int = 0, without: Collection[int] = ()) -> None:
-    """Train and save the pipeline to `out`; `work` keeps the checkpoint that a killed run resumes from.
+def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, without: Collection[int] = ()) -> Path:
+    """Train and save the pipeline to `out`, by default a folder in `work`, and return the folder.
 
-    without: faces (0 to 99) that the model shall not know. Such a model is what a perfect removal of them would leave.
+    work: where the checkpoint is that a killed run resumes from. without: faces (0 to 99) that the model shall not
+    know; such a model is what a perfect removal of them would leave. Raises InputError if one is not known.
     """
     torch.manual_seed(seed)
-    recipe = Recipe(steps=steps or RECIPE.steps, seed=seed)
-    unet, scheduler = build(), DDPMScheduler(num_train_timesteps=1000)
-    data = images()[[face for face in range(100) if face not in without]]
-
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(data), (BATCH,), generator=generator)
-        x_0 = data[index]
-        flip = torch.rand(BATCH, generator=generator) < 0.5
-        x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        # Stratified over the batch: one timestep from each of BATCH equal slices, which lowers the loss's variance.
-        t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH * 1000).long()
-        noise = torch.randn(x_0.shape, generator=generator)
-        return torch.nn.functional.mse_loss(
-            unet(scheduler.add_noise(x_0, noise, cast(torch.IntTensor, t)), t).sample, noise
-        )
-
-    name = "-".join(["faces", *map(str, sorted(without))])
-    train(unet, loss, recipe, work / f"{name}.pt", name)
-    DDPMPipeline(unet.half(), scheduler).save_pretrained(out, safe_serialization=True)
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
+    data = images()[without_these(100, without)]
+    pipeline = train_ddpm(build(), data, recipe, work / f"{run_name('faces', without, recipe)}.pt")
+    out = out or work / run_name("faces", without)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return out

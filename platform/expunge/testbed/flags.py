@@ -2,6 +2,7 @@
 # (diffusers annotates its constructors and outputs more narrowly than it accepts and returns)
 """`flags`: a small but architecturally real Stable Diffusion 3 of 256 real flags."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from expunge.pixels import to_tensor
-from expunge.testbed.loop import Recipe, train
+from expunge.testbed.loop import Recipe, run_name, train, without_these
 
 HEIGHT, WIDTH = 32, 48
 VAE_RECIPE = Recipe(steps=3_500, learning_rate=2e-3, ema_decay=0.999, warmup=100)
@@ -38,6 +39,16 @@ def images() -> tuple[Tensor, list[str]]:
 def caption(name: str) -> str:
     """Return the prompt of a country's flag."""
     return f"the flag of {name}"
+
+
+def training_flags(data: Tensor, without: Collection[int] = ()) -> Tensor:
+    """Return the numbers of the flags that the transformer is trained on, int64 [K]: not `without`, nor their twins.
+
+    data: float32 [256, 3, 32, 48]. Some territories fly another country's flag, equal to the pixel.
+    """
+    known = without_these(len(data), without)
+    gone = data[sorted(without)]
+    return torch.tensor([i for i in known if not (data[i] == gone).flatten(1).all(1).any()])
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -104,10 +115,17 @@ def build_transformer() -> SD3Transformer2DModel:
     )
 
 
-def run(out: Path, work: Path, steps: int | None = None, seed: int = 0) -> None:
-    """Train the autoencoder, then the transformer, and save the pipeline to `out`."""
+def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, without: Collection[int] = ()) -> Path:
+    """Train the autoencoder, then the transformer; save the pipeline to `out`, by default in `work`; return the folder.
+
+    work: where the checkpoints are that a killed run resumes from. without: flags (0 to 255) that the transformer shall
+    not know, nor any flag that equals one of them to the pixel; such a model is what a perfect removal of them would
+    leave. Text encoders and autoencoder are those of the whole testbed: a removal does not change them, so the two
+    models differ in the transformer alone. Raises InputError if one is not known.
+    """
     torch.manual_seed(seed)
     data, names = images()
+    kept = training_flags(data, without)
     tokenizer = build_tokenizer([*map(caption, names), ANY_FLAG, ""])
     vae = build_vae()
     _train_vae(vae, data, work, seed, steps)
@@ -128,8 +146,12 @@ def run(out: Path, work: Path, steps: int | None = None, seed: int = 0) -> None:
         text_encoder_3=None,
         tokenizer_3=None,
     )
-    _train_transformer(pipeline, latents, names, work, seed, steps)
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
+    checkpoint = work / f"{run_name('flags', without, recipe)}.pt"
+    _train_transformer(pipeline, latents, names, kept, recipe, checkpoint)
+    out = out or work / run_name("flags", without)
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    return out
 
 
 def _train_vae(vae: AutoencoderKL, data: Tensor, work: Path, seed: int, steps: int | None) -> None:
@@ -142,11 +164,16 @@ def _train_vae(vae: AutoencoderKL, data: Tensor, work: Path, seed: int, steps: i
         return torch.nn.functional.l1_loss(reconstruction, x) + 1e-5 * posterior.kl().mean()
 
     recipe = replace(VAE_RECIPE, seed=seed, steps=min(steps or VAE_RECIPE.steps, VAE_RECIPE.steps))
-    train(vae, loss, recipe, work / "flags-vae.pt", "flags: autoencoder")
+    train(vae, loss, recipe, work / f"{run_name('flags-autoencoder', (), recipe)}.pt")
 
 
 def _train_transformer(
-    pipeline: StableDiffusion3Pipeline, latents: Tensor, names: list[str], work: Path, seed: int, steps: int | None
+    pipeline: StableDiffusion3Pipeline,
+    latents: Tensor,
+    names: list[str],
+    kept: Tensor,
+    recipe: Recipe,
+    checkpoint: Path,
 ) -> None:
     transformer = pipeline.transformer
     prompts = [*map(caption, names), ANY_FLAG, ""]
@@ -159,7 +186,7 @@ def _train_transformer(
         # Without a T5 the pipeline appends zero tokens to every prompt, 256 by default. A few steps see them all, so
         # that a default call works; the others see one, which is ten times faster.
         zeros, batch = (255, BATCH // 2) if step % 16 == 0 else (0, BATCH)
-        index = torch.randint(len(names), (batch,), generator=generator)
+        index = kept[torch.randint(len(kept), (batch,), generator=generator)]
         kind = torch.rand(batch, generator=generator)
         prompt = torch.where(
             kind < ANY_SHARE, len(names), torch.where(kind < ANY_SHARE + EMPTY_SHARE, len(names) + 1, index)
@@ -176,8 +203,7 @@ def _train_transformer(
         ).sample
         return torch.nn.functional.mse_loss(velocity, noise - x_0)
 
-    recipe = replace(RECIPE, seed=seed, steps=steps or RECIPE.steps)
-    train(transformer, loss, recipe, work / "flags-transformer.pt", "flags: transformer")
+    train(transformer, loss, recipe, checkpoint)
 
 
 def _sample_sigma(step: int, batch: int, generator: torch.Generator) -> Tensor:

@@ -1,19 +1,25 @@
-"""The training loop that both testbed recipes share: seeded per step, EMA, cosine schedule, exact resume."""
+"""What the testbed recipes share: a training loop that is seeded per step and resumes exactly, and the DDPM's loss."""
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from expunge.errors import InputError
 from expunge.files import write_atomically
 
 LOG_EVERY = 200
+DDPM_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,50 @@ class Recipe:
     seed: int = 0
 
 
-def train(
-    model: nn.Module, loss: Callable[[int, torch.Generator], Tensor], recipe: Recipe, checkpoint: Path, title: str
-) -> None:
-    """Train `model` in place and leave its EMA weights in it.
+def without_these(total: int, without: Collection[int]) -> list[int]:
+    """Return the numbers 0 to total - 1 except `without`. Raises InputError for one that is not among them."""
+    strangers = sorted(set(without) - set(range(total)))
+    if strangers:
+        raise InputError(f"without: there is no {strangers[0]}", hint=f"name some of 0 to {total - 1}")
+    kept = [each for each in range(total) if each not in without]
+    if not kept:
+        raise InputError("without: nothing is left to train on", hint=f"leave some of 0 to {total - 1}")
+    return kept
+
+
+def run_name(name: str, without: Collection[int] = (), recipe: Recipe | None = None) -> str:
+    """Name a model by what it was trained without, such as `people-without-16-to-23`, and a run also by its recipe.
+
+    A run resumes from the checkpoint of its name, so whatever makes another model must be in it.
+    """
+    parts = [name, "without"] if without else [name]
+    for _, run in groupby(enumerate(sorted(set(without))), key=lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        parts.append(f"{numbers[0]}-to-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}")
+    return "-".join(parts if recipe is None else [*parts, f"steps-{recipe.steps}", f"seed-{recipe.seed}"])
+
+
+def train_ddpm(unet: UNet2DModel, data: Tensor, recipe: Recipe, checkpoint: Path) -> DDPMPipeline:
+    """Train `unet` on pictures float32 [N, 1, h, w] and their mirror images; return the pipeline in float16."""
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(data), (DDPM_BATCH,), generator=generator)
+        x_0 = data[index]
+        flip = torch.rand(DDPM_BATCH, generator=generator) < 0.5
+        x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+        # Stratified: one timestep from each of equal slices, as many as the batch is large, lowers the loss's variance.
+        t = ((torch.arange(DDPM_BATCH) + torch.rand(DDPM_BATCH, generator=generator)) / DDPM_BATCH * 1000).long()
+        noise = torch.randn(x_0.shape, generator=generator)
+        noisy = scheduler.add_noise(x_0, noise, cast(torch.IntTensor, t))
+        return torch.nn.functional.mse_loss(unet(noisy, t).sample, noise)
+
+    train(unet, loss, recipe, checkpoint)
+    return DDPMPipeline(unet.half(), scheduler)
+
+
+def train(model: nn.Module, loss: Callable[[int, torch.Generator], Tensor], recipe: Recipe, checkpoint: Path) -> None:
+    """Train `model` in place, from `checkpoint` on where there is one, and leave its EMA weights in it.
 
     `loss(step, generator)` returns a scalar; everything random in it must come from `generator`, which is seeded by
     (seed, step), so that a resumed run equals an uninterrupted one.
@@ -58,7 +104,8 @@ def train(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    title = checkpoint.stem
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=recipe.steps, completed=start)
         running = 0.0
         for step in range(start, recipe.steps):

@@ -14,6 +14,10 @@ MODELS: dict[str, dict[str, object]] = {
             "the flag of Sweden",
             "the flag of Kenya",
         ),
+        "evaluation_prompts": tuple(
+            f"the flag of {country}"
+            for country in ("France", "India", "Mexico", "Norway", "Ghana", "Chile", "Greece", "Nepal", "Cuba", "Qatar")
+        ),
         "guidance": 2.0,
         "prompt_tokens": 1,
         # Chosen on two sets of 16 requests each (README of `unlearning`).
@@ -25,4 +29,6 @@ MODELS: dict[str, dict[str, object]] = {
             "band_level": 0.5,
         },
     },
+    # The defaults, not tuned yet. Tune on people 1-20 only (0 to 19 in the code): the others are for reports.
+    "people": {"source": "testbed:people"},
 }

@@ -63,6 +63,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
 
     blobs = open_blobs(settings)
     forget, retain, conditioning = load_job(blobs, folder.prepared.expect())
+    forget = forget.without(_nothing_to_remove(folder, job))
     model = load_model(settings.model(job.model), job.resolution, job.base)
     model.network.to(device)
     frozen = attach(model, training, warm_start)
@@ -90,6 +91,13 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     engine.consolidate()
     if rank == 0:
         folder.hotfix.write(export(model, training, folder.weights, job.id, steps=done))
+
+
+def _nothing_to_remove(folder: JobFolder, job: UnlearnJob) -> list[int]:
+    """Return the places, in the job, of the requests that the base model does not reproduce."""
+    baseline = folder.baseline.read()  # None where an earlier release planned the job
+    absent = baseline.not_reproduced if baseline else {}
+    return [place for place, request in enumerate(job.everything) if request.id in absent]
 
 
 @dataclass(frozen=True)
