@@ -17,6 +17,7 @@ import numpy as np
 import platformdirs
 from PIL import Image
 
+from expunge.errors import GateError
 from expunge.files import make_private
 from expunge.jobs.local_ray import environment_for, local_ray
 
@@ -38,7 +39,8 @@ def main() -> int:
         expunge(environment, "report", batch.name, "--output", str(home / "report.html"))
     print(f"home     EXPUNGE_HOME={home}")
     print(f"took     {time.monotonic() - started:.0f} s")
-    return code
+    # The verdicts are what the demo shows: that some are not "passed" is no failure of the demo.
+    return 0 if code == GateError.exit_code else code
 
 
 def write_requests(folder: Path) -> Path:
