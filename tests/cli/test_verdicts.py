@@ -150,7 +150,7 @@ def test_a_night_in_which_nothing_was_trained_can_be_read(command: Command, ende
     done = command("verdicts", "n1", "--explain")
     assert done.code == 3
     assert "nothing was trained" in done.out
-    assert "The base model reproduces the target in none of them." in done.out
+    assert "The verdict rests on none of them: the base model shows no memory" in done.out
 
 
 def test_a_pass_that_was_not_promoted_is_held_back(command: Command, ended: Ended) -> None:

@@ -33,7 +33,10 @@ def extent(request: RequestEvidence) -> str:
     held = {c.picture for c in conditions if c.held_out}
     kept = f", {len(held)} of them kept out of training" if held else ""
     informative, drawn = sum(c.informative for c in conditions), sum(c.after is not None for c in conditions)
-    reproduced = f"{informative} of them" if informative else "none of them"
+    silent = "the base model shows no memory, or the surrogate resembles the target too much"
+    rests = f"{informative} of them" if informative else "none of them"
+    if informative < len(conditions):
+        rests += f"; in the others {silent}" if informative else f": {silent}"
     undrawn = len(conditions) - drawn
     rest = f". The hotfix was not sampled in {undrawn} of them" if undrawn and drawn else ""
     return (
@@ -41,8 +44,7 @@ def extent(request: RequestEvidence) -> str:
         f"{_count(len({c.prompt for c in conditions}), 'prompt')}, compared by "
         f"{_count(len({c.encoder for c in conditions}), 'encoder')}: "
         f"{_count(len(conditions), 'condition')} of {_span([c.draws for c in conditions])} draws each. "
-        f"The verdict rests on {reproduced}; in the others the base model shows no memory, or the surrogate resembles "
-        f"the target too much{rest}."
+        f"The verdict rests on {rests}{rest}."
     )
 
 
