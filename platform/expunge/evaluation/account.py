@@ -69,7 +69,7 @@ def _on_what(basis: Basis) -> Iterable[str]:
     yield f"Noise {_plural('level', len(basis.levels))}: {levels}. Denoising steps per sample: {basis.sampling_steps}."
     yield f"Pictures were compared by {_joined(basis.encoders)}; the worst result decides."
     yield f"Pictures that the base model never saw: {basis.reference}."
-    yield f"Match thresholds: {basis.calibration.rstrip(".")}."
+    yield f"Match thresholds: {basis.calibration.rstrip('.')}."
 
 
 def _certainty(basis: Basis) -> Iterable[str]:
