@@ -44,7 +44,7 @@ from scipy import stats
 from torch import Tensor
 
 from expunge.evaluation.rules import rule
-from expunge.evaluation.space import Space
+from expunge.evaluation.space import Features, Space
 from expunge.evaluation.subject import CHUNK, Subject
 from expunge.evaluation.views import VIEWS, all_views
 from expunge.settings import GateSettings
@@ -159,11 +159,13 @@ def draw(
     conditions: Sequence[Condition],
     levels: Sequence[float],
     draws: range,
+    seen: Callable[[Tensor, Features], None] = lambda outputs, features: None,
 ) -> Tensor:
     """Return how similar the subject's outputs are to the nearest view of each condition's picture, float64 [C, n, E].
 
     pictures: float32 [T, 3, h, w] in [-1, 1]. Draw i of a condition is at level i % L. Its seed depends on i, the view
-    and the picture's place: it is the same for base model and hotfix, and under every prompt.
+    and the picture's place: it is the same for base model and hotfix, and under every prompt. seen: called with the
+    outputs, float32 [N, 3, h, w], and their features, as they come.
     """
     sources = torch.cat([VIEWS[c.view](pictures[c.picture, None]) for c in conditions])
     prompts = torch.tensor([c.prompt for c in conditions])
@@ -178,7 +180,9 @@ def draw(
         pairs = torch.cartesian_prod(torch.arange(len(conditions)), columns)
         for row, column in (part.T for part in pairs.split(CHUNK) if len(part)):
             seeds = streams[row] + (numbers[column] << 20)
-            features = space.features(subject.regenerate(sources[row], prompts[row], level, seeds))
+            outputs = subject.regenerate(sources[row], prompts[row], level, seeds)
+            features = space.features(outputs)
+            seen(outputs, features)
             for picture, reference in references.items():
                 mine = owners[row] == picture
                 if mine.any():

@@ -129,7 +129,7 @@ class Bench:
     prompts: tuple[str, ...] = ()
     """The text of each prompt's row, where it is known."""
     _sides: dict[str, Side] = field(default_factory=dict)
-    _free: dict[int, Tensor] = field(default_factory=dict)
+    _free: dict[int, Features] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -153,8 +153,13 @@ class Bench:
         it is sampled, for `remember`. prompts: the text of each row, which tells it from those of other nights.
         """
         rest = {"robustness", "ledger_share", "pictures", "held_out", "confidence"}
-        key = {**(key or {}), "salt": salt, "evaluation": options.model_dump(mode="json", exclude=rest)}
-        named = {"plain": _named(prompts, plain), "unrelated": [_named(prompts, row) for row in unrelated]}
+        key = {
+            **(key or {}),
+            "salt": salt,
+            "evaluation": options.model_dump(mode="json", exclude=rest),
+            "plain": _named(prompts, plain),
+            "unrelated": [_named(prompts, row) for row in unrelated],
+        }
         rows = torch.tensor(unrelated)[torch.arange(options.integrity_samples) % len(unrelated)]
 
         def sample() -> dict[str, Tensor]:
@@ -166,7 +171,7 @@ class Bench:
                 "general": _bytes(base.generate(torch.full_like(rows, plain), GENERAL + index)),
             }
 
-        samples = remember({**key, **named, "what": "samples"}, sample)
+        samples = remember({**key, "what": "samples"}, sample)
         before, other, general = (to_tensor(samples[name].numpy()) for name in ("before", "other", "general"))
         everything = torch.cat([before, other, general])
         space = Space.around(options.encoders, everything)
@@ -184,7 +189,7 @@ class Bench:
             found = measure_unseen(base, space, unseen, [plain], chosen, first)
             return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
-        facts = remember({**key, **named, "what": "unseen by level"}, measure)
+        facts = remember({**key, "what": "unseen by level"}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         if calibration is None:
             calibration = calibrate(space, None, None, everything, source="the base model's own samples")
@@ -215,14 +220,14 @@ class Bench:
             self._sides[case.id] = self._examine(case)
         return self._sides[case.id]
 
-    def free(self, subject: Subject, prompt: int) -> Tensor:
-        """Sample a prompt freely: float32 [n, 3, h, w]. The base model's samples are kept."""
+    def free(self, subject: Subject, prompt: int) -> Features:
+        """Sample a prompt freely, and return the features of the n samples. The base model's are kept."""
         if subject is not self.base:
-            return _stored(self._sample(subject, prompt))
+            return self.space.features(_stored(self._sample(subject, prompt)))
         if prompt not in self._free:
             key = {**self.key, "what": "free", "prompt": _named(self.prompts, prompt)}
             made = self.remember(key, lambda: {"samples": _bytes(self._sample(subject, prompt))})
-            self._free[prompt] = to_tensor(made["samples"].numpy())
+            self._free[prompt] = self.space.features(to_tensor(made["samples"].numpy()))
         return self._free[prompt]
 
     @property
@@ -309,7 +314,7 @@ def judge_all(
 
     The base model was asked before if `bench.examine` and `bench.free` have been called for every case.
     """
-    free: dict[int, Tensor] = {}
+    free: dict[int, Features] = {}
     found: list[_Found] = []
     for index, case in enumerate(cases):
         side = bench.examine(case)
@@ -413,18 +418,23 @@ class _Found:
     """Of the hotfix's re-generations."""
 
 
-def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mapping[int, Tensor]) -> _Found:
-    watched = _Watched(fixed)
+def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mapping[int, Features]) -> _Found:
+    outputs: list[Tensor] = []
+    encoded: list[Features] = []
 
     def base(conditions: Sequence[Condition], draws: range) -> Tensor:
         rows = [side.conditions.index(condition) for condition in conditions]
         return side.base[rows, draws.start - bench.draws.start : draws.stop - bench.draws.start]
 
+    def seen(pictures: Tensor, features: Features) -> None:
+        outputs.append(pictures)
+        encoded.append(features)
+
     conditions = compare_in_rounds(
         side.conditions,
         bench.space.names,
         base,
-        lambda asked, draws: draw(watched, bench.space, case.pictures, asked, bench.levels, draws),
+        lambda asked, draws: draw(fixed, bench.space, case.pictures, asked, bench.levels, draws, seen),
         bench.unseen,
         side.informative,
         draws=bench.draws,
@@ -434,11 +444,10 @@ def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mappin
     rules = [_reproduction(bench, side, conditions)]
     for prompt, label in zip(case.prompts, case.labels, strict=True):
         rules += _generation(bench, side, prompt, label, free[prompt])
-    if not watched.outputs:  # no encoder could tell anything, so nothing was drawn
+    if not outputs:  # no encoder could tell anything, so nothing was drawn
         return _Found(case, side, conditions, tuple(rules))
-    outputs = torch.cat(watched.outputs)
-    features = bench.space.features(outputs)
-    rules.append(plausibility_rule(outputs, bench.domain, bench.gate, features=features))
+    features = tuple(torch.cat(parts) for parts in zip(*encoded, strict=True))
+    rules.append(plausibility_rule(torch.cat(outputs), bench.domain, bench.gate, features=features))
     return _Found(case, side, conditions, tuple(rules), features)
 
 
@@ -463,22 +472,6 @@ def _same(bench: Bench, one: Features, other: Features) -> bool:
     return bool(alike_pairs(bench.space, bench.calibration, one, other).any())
 
 
-class _Watched(Subject):
-    """Keeps what a subject returns for a target, so that its plausibility needs no samples of its own."""
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self.outputs: list[Tensor] = []
-
-    def regenerate(self, pictures: Tensor, prompts: Tensor, level: float, seeds: Tensor) -> Tensor:
-        made = self._subject.regenerate(pictures, prompts, level, seeds)
-        self.outputs.append(made)
-        return made
-
-    def generate(self, prompts: Tensor, seeds: Tensor) -> Tensor:
-        return self._subject.generate(prompts, seeds)
-
-
 def _reproduction(bench: Bench, side: Side, conditions: tuple[ConditionEvidence, ...]) -> Rule:
     """Apply the rule of re-generation; where no encoder tells the surrogate from the target, nothing can be proved."""
     if side.informative.any():
@@ -490,16 +483,16 @@ def _reproduction(bench: Bench, side: Side, conditions: tuple[ConditionEvidence,
     return rule(REPRODUCTION, math.nan, math.nan, "at most", bench.gate.max_excess, why=why)
 
 
-def _generation(bench: Bench, side: Side, prompt: int, label: str, after: Tensor) -> tuple[Rule, ...]:
+def _generation(bench: Bench, side: Side, prompt: int, label: str, after: Features) -> tuple[Rule, ...]:
     """Apply the rules of free generation to one prompt; a sample shows the request if it shows any of its pictures."""
-    made, base = (bench.space.features(samples) for samples in (after, bench.free(bench.base, prompt)))
+    base = bench.free(bench.base, prompt)
     ours, theirs = (
-        torch.stack([bench.space.similarity(z, views) for views in side.views]).amax(0) for z in (made, base)
+        torch.stack([bench.space.similarity(z, views) for views in side.views]).amax(0) for z in (after, base)
     )
     names, gate, confidence = bench.space.names, bench.gate, bench.options.confidence
     return (
         *generation_rules(ours, theirs, names, bench.calibration, gate, confidence, label),
-        diversity_rule(made, base, bench.space, bench.calibration, gate, confidence, label),
+        diversity_rule(after, base, bench.space, bench.calibration, gate, confidence, label),
     )
 
 
