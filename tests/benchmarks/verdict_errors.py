@@ -26,6 +26,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from expunge.commands.testbed import numbers
 from expunge.evaluation.calibration import find_calibration
 from expunge.evaluation.plausibility import Domain
 from expunge.evaluation.rules import PROTOCOL_VERSION
@@ -429,7 +430,7 @@ def main() -> None:
     parser.add_argument("--testbed", choices=TESTBEDS, default="faces")
     parser.add_argument("--trials", type=int, default=200, help="of each subject")
     parser.add_argument("--oracle", type=Path, help="a pipeline that was trained without the targets --without")
-    parser.add_argument("--without", type=_numbers, default=(), help="such as 0-19 or 3,41,76")
+    parser.add_argument("--without", default="", help="such as 0-19 or 3,41,76")
     parser.add_argument("--taught", type=Path, help="a model by tests.benchmarks.teach: the shipped one is its oracle")
     parser.add_argument("--small", action="store_true", help="few samples and sampling steps")
     parser.add_argument("--json", type=Path, help="keeps the trials, one JSON object per line")
@@ -438,12 +439,12 @@ def main() -> None:
         parser.error("--oracle and --without belong together")
     settings = load_settings()
     options = SMALL if args.small else settings.evaluation
-    testbed, without = TESTBEDS[args.testbed](), args.without
+    testbed, without = TESTBEDS[args.testbed](), tuple(numbers(args.without))
     if args.taught:
         testbed = Removable(testbed.name, testbed.unseen.split(1))
         without = tuple(range(len(testbed.targets)))
     court = Court(testbed, options, settings, args.taught)
-    if any(target >= len(court.testbed.targets) for target in args.without):
+    if any(target >= len(court.testbed.targets) for target in without):
         parser.error(f"--without: {args.testbed} has targets 0 to {len(court.testbed.targets) - 1}")
     record = {
         "testbed": f"{args.testbed}, taught" if args.taught else args.testbed,
@@ -471,15 +472,6 @@ def _read(file: Path, record: Mapping[str, object], parser: argparse.ArgumentPar
     if json.loads(first) != record:
         parser.error(f"{file} holds trials of other settings: name another file")
     return [Trial(**{**trial, "failed": tuple(trial["failed"])}) for trial in map(json.loads, lines)]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Read 0-19 or 3,41,76."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
 
 
 def _in_colour(pictures: Tensor) -> Tensor:

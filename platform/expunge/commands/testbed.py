@@ -44,7 +44,7 @@ def train_testbed(
     as_json: AsJson = False,
 ) -> None:
     """Train a test model on the CPU, in an hour or two. The shipped one stays unless --out names its folder."""
-    gone = _numbers(without)
+    gone = numbers(without)
     # transformers says on import that it does without torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
@@ -61,16 +61,16 @@ def train_testbed(
     print_json({"model": name, "path": str(saved)}) if as_json else typer.echo(one_line(saved))
 
 
-def _numbers(text: str) -> list[int]:
-    """Read numbers and ranges such as `3,16-23`. Raises InputError."""
-    numbers: set[int] = set()
+def numbers(text: str) -> list[int]:
+    """Read numbers and ranges such as `3,16-23`, in order. Raises InputError."""
+    found: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.strip().partition("-")
         try:
             run = range(int(first), int(last or first) + 1)
             if not run:
                 raise ValueError
-            numbers.update(run)
+            found.update(run)
         except ValueError:
             raise InputError(f"--without: {part!r} is no number or range", hint="write it as 3,16-23") from None
-    return sorted(numbers)
+    return sorted(found)

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from expunge.testbed.loop import Recipe, run_name, train_ddpm, without_these
+from expunge.testbed.loop import Recipe, build_ddpm, run_ddpm, without_these
 
 SIZE = 24
 RECIPE = Recipe(steps=16_000)
@@ -25,16 +25,7 @@ def images() -> Tensor:
 
 def build() -> UNet2DModel:
     """Build the untrained network, for pictures [B, 1, 24, 24]."""
-    return UNet2DModel(
-        sample_size=SIZE,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(32, 64, 64),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    )
+    return build_ddpm(SIZE, (32, 64, 64))
 
 
 def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, without: Collection[int] = ()) -> Path:
@@ -43,10 +34,5 @@ def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, w
     work: where the checkpoint is that a killed run resumes from. without: faces (0 to 99) that the model shall not
     know; such a model is what a perfect removal of them would leave. Raises InputError if one is not known.
     """
-    torch.manual_seed(seed)
     recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
-    data = images()[without_these(100, without)]
-    pipeline = train_ddpm(build(), data, recipe, work / f"{run_name('faces', without, recipe)}.pt")
-    out = out or work / run_name("faces", without)
-    pipeline.save_pretrained(out, safe_serialization=True)
-    return out
+    return run_ddpm("faces", build, images()[without_these(100, without)], recipe, out, work, without)

@@ -59,6 +59,37 @@ def run_name(name: str, without: Collection[int] = (), recipe: Recipe | None = N
     return "-".join(parts if recipe is None else [*parts, f"steps-{recipe.steps}", f"seed-{recipe.seed}"])
 
 
+def build_ddpm(size: int | tuple[int, int], widths: tuple[int, int, int]) -> UNet2DModel:
+    """Build an untrained network for grey pictures of `size`, with attention at its lowest resolution."""
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+
+
+def run_ddpm(
+    name: str,
+    build: Callable[[], UNet2DModel],
+    data: Tensor,
+    recipe: Recipe,
+    out: Path | None,
+    work: Path,
+    without: Collection[int],
+) -> Path:
+    """Train what `build` builds, save the pipeline to `out`, by default a folder in `work`, and return the folder."""
+    torch.manual_seed(recipe.seed)
+    pipeline = train_ddpm(build(), data, recipe, work / f"{run_name(name, without, recipe)}.pt")
+    out = out or work / run_name(name, without)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return out
+
+
 def train_ddpm(unet: UNet2DModel, data: Tensor, recipe: Recipe, checkpoint: Path) -> DDPMPipeline:
     """Train `unet` on pictures float32 [N, 1, h, w] and their mirror images; return the pipeline in float16."""
     scheduler = DDPMScheduler(num_train_timesteps=1000)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge.errors import InputError
-from expunge.testbed.loop import Recipe, run_name, train_ddpm, without_these
+from expunge.testbed.loop import Recipe, build_ddpm, run_ddpm, without_these
 
 HEIGHT, WIDTH = 32, 28
 PEOPLE, PICTURES = 40, 10
@@ -47,16 +47,7 @@ def training_images(without: Collection[int] = ()) -> Tensor:
 
 def build() -> UNet2DModel:
     """Build the untrained network, for pictures [B, 1, 32, 28]."""
-    return UNet2DModel(
-        sample_size=(HEIGHT, WIDTH),
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    )
+    return build_ddpm((HEIGHT, WIDTH), (32, 64, 96))
 
 
 def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, without: Collection[int] = ()) -> Path:
@@ -65,13 +56,8 @@ def run(out: Path | None, work: Path, steps: int | None = None, seed: int = 0, w
     work: where the checkpoint is that a killed run resumes from. without: people (0 to 35) that the model shall not
     know either; such a model is what a perfect removal of them would leave. Raises InputError if one is not known.
     """
-    torch.manual_seed(seed)
     recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
-    data = training_images(without)
-    pipeline = train_ddpm(build(), data, recipe, work / f"{run_name('people', without, recipe)}.pt")
-    out = out or work / run_name("people", without)
-    pipeline.save_pretrained(out, safe_serialization=True)
-    return out
+    return run_ddpm("people", build, training_images(without), recipe, out, work, without)
 
 
 def _read(path: Path) -> np.ndarray:
