@@ -41,15 +41,10 @@ class FixedMatcher:
         return (similarity >= self.threshold).any(1)
 
 
-class Thumbnails(Encoder):
-    """A cheap encoder: the picture at 8 x 8 pixels."""
-
-    usage = name = "thumbnails"
+class StandIn(Encoder):
+    """An encoder without weights."""
 
     def __init__(self, reference: str = "") -> None: ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 8).flatten(1)
 
     @classmethod
     def check(cls, reference: str) -> None: ...
@@ -57,6 +52,24 @@ class Thumbnails(Encoder):
     @classmethod
     def find(cls, reference: str) -> str:
         return ""
+
+
+class Pixels(StandIn):
+    """The pixels themselves."""
+
+    usage = name = "pixels"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float()
+
+
+class Thumbnails(StandIn):
+    """A cheap encoder: the picture at 8 x 8 pixels."""
+
+    usage = name = "thumbnails"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 8).flatten(1)
 
 
 class GreyThumbnails(Thumbnails):

@@ -17,35 +17,15 @@ from expunge.evaluation.calibration import (
     copies_of,
     find_calibration,
 )
-from expunge.evaluation.encoders import Encoder
 from expunge.evaluation.rules import PROTOCOL_VERSION
 from expunge.evaluation.space import Space
 from expunge.evaluation.views import all_views
 from expunge.families import source_digest
 from expunge.files import write_atomically
 from expunge.settings import EvaluationSettings, Settings, load_settings
+from tests.evaluation.domains import Pixels
 
 EXACT = MatchThreshold(threshold=0.8, false_match=0.001, missed=0.1, matching=700, non_matching=9900, how="counted")
-
-
-class Pixels(Encoder):
-    """Sees the pixels, and those of every view alike."""
-
-    name = "pixels"
-
-    def __init__(self, reference: str = "") -> None:
-        pass
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1).float()
-
-    @classmethod
-    def check(cls, reference: str) -> None:
-        pass
-
-    @classmethod
-    def find(cls, reference: str) -> str:
-        return ""
 
 
 def pictures(count: int, seed: int, common: float = 0.0) -> Tensor:

@@ -6,30 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.evaluation.encoders import Encoder
 from expunge.evaluation.levels import choose_levels
 from expunge.evaluation.space import Space
 from expunge.evaluation.subject import Subject
+from tests.evaluation.domains import Pixels
 
 GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-
-class Pixels(Encoder):
-    """The pixels themselves."""
-
-    usage = name = "pixels"
-
-    def __init__(self, reference: str = "") -> None: ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1).float()
-
-    @classmethod
-    def check(cls, reference: str) -> None: ...
-
-    @classmethod
-    def find(cls, reference: str) -> str:
-        return "pixels"
 
 
 SPACE = Space((Pixels(),), (torch.zeros(3 * 8 * 8),))

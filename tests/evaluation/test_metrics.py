@@ -196,26 +196,3 @@ def test_centred_cosine_takes_the_common_part_away() -> None:
 def test_a_feature_at_the_centre_has_no_similarity() -> None:
     centre = features(1, 0)[0]
     assert metrics.centred_cosine(centre[None], centre + 1, centre).tolist() == [0.0]
-
-
-def test_shift_is_the_place_between_target_and_surrogate() -> None:
-    target, surrogate = features(1, 0)[0], features(1, 1)[0]
-    places = torch.tensor([0.0, 1.0, 0.5, -0.25, 1.5])
-    points = target + places[:, None] * (surrogate - target)
-    assert metrics.shift(points, target, surrogate).tolist() == pytest.approx(places.tolist(), abs=1e-5)
-
-
-def test_shift_ignores_what_is_across() -> None:
-    target, surrogate = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 0.0])
-    assert metrics.shift(torch.tensor([[1.0, 9.0]]), target, surrogate).tolist() == [0.5]
-
-
-def test_shift_takes_one_pair_a_row() -> None:
-    target, surrogate = features(4, 0), features(4, 1)
-    assert metrics.shift(surrogate, target, surrogate).tolist() == pytest.approx([1.0] * 4)
-
-
-def test_shift_refuses_a_surrogate_that_is_the_target() -> None:
-    x = features(2, 0)
-    with pytest.raises(ValueError, match="same features"):
-        metrics.shift(x, x, x.clone())

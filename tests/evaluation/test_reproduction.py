@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.evaluation.encoders import Encoder
 from expunge.evaluation.reproduction import (
     Condition,
     Unseen,
@@ -27,6 +26,7 @@ from expunge.evaluation.subject import Subject
 from expunge.evaluation.views import VIEWS
 from expunge.settings import GateSettings
 from expunge.types import ConditionEvidence
+from tests.evaluation.domains import Pixels
 
 LEVELS = (0.3, 0.5, 0.7)
 NAMES = ("first", "second")
@@ -355,24 +355,6 @@ def test_every_view_is_tested_under_every_prompt() -> None:
     assert {(c.view, c.prompt, c.label) for c in conditions} == {
         (view, prompt, label) for view in VIEWS for prompt, label in ((2, "own prompt"), (0, "empty prompt"))
     }
-
-
-class Pixels(Encoder):
-    """The pixels themselves."""
-
-    usage = name = "pixels"
-
-    def __init__(self, reference: str = "") -> None: ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1).float()
-
-    @classmethod
-    def check(cls, reference: str) -> None: ...
-
-    @classmethod
-    def find(cls, reference: str) -> str:
-        return "pixels"
 
 
 SPACE = Space((Pixels(),), (torch.zeros(3 * 8 * 8),))

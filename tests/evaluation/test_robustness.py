@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from expunge.evaluation import robustness
-from expunge.evaluation.encoders import Encoder
 from expunge.evaluation.robustness import (
     Amount,
     Known,
@@ -32,27 +31,19 @@ from expunge.families import load_model
 from expunge.families.base import DiffusionModel
 from expunge.preparation.dataset import RetainSet
 from expunge.settings import ModelSettings, Settings
+from tests.evaluation.domains import StandIn
 from tests.families import tiny
 
 REQUEST = "request-1"
 
 
-class Pixels(Encoder):
+class Pixels(StandIn):
     """Sees nothing but pixels."""
 
     usage = name = "pixels"
 
-    def __init__(self, reference: str = "") -> None: ...
-
     def __call__(self, images: Tensor) -> Tensor:
         return images.mean(1).flatten(1)
-
-    @classmethod
-    def check(cls, reference: str) -> None: ...
-
-    @classmethod
-    def find(cls, reference: str) -> str:
-        return ""
 
 
 SPACE = Space((Pixels(),), (torch.zeros(64),))
