@@ -213,6 +213,12 @@ class Robustness(Value):
     )
     why: str = Field(description="a sentence for a person: what was done, and what it means")
 
+    @property
+    def said(self) -> str:
+        """`why`, and for an attack that succeeded and does not decide, that this is a warning."""
+        warns = not self.passed and not self.decides
+        return f"{self.why} This is a warning; it does not decide." if warns else self.why
+
 
 class RequestEvidence(Value):
     """The evidence of one request.

@@ -5,6 +5,7 @@ not run again, and what a stage does elsewhere (checkpoints, the registry, the r
 """
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -13,7 +14,7 @@ from expunge.batch.faults import is_platforms, reason
 from expunge.batch.job import run_job
 from expunge.batch.lost import WHY, lost_removals
 from expunge.batch.metrics import report_outcomes, report_queue
-from expunge.batch.plan import LedgerOf, plan_night
+from expunge.batch.plan import plan_night
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
 from expunge.errors import ExpungeError, NotFoundError
@@ -192,20 +193,16 @@ def _run_jobs(settings: Settings, planned: NightPlan, folder: NightFolder) -> tu
 
 def _plan(settings: Settings, store: RequestStore, tracker: Tracker, batch: RemovalBatch) -> NightPlan:
     """Plan the night; earlier removals are verified in turn."""
+    last = cache(partial(ledger, tracker))
+
+    def removed(model: str) -> tuple[ModelVersion | None, list[RemovalRequest]]:
+        return champion(tracker, model), [store.get(request).request for request in last(model).requests]
 
     def due(model: str, earlier: Sequence[str]) -> tuple[str, ...]:
-        last = ledger(tracker, model)
-        share = settings.evaluation.ledger_share
-        return due_for_verification(earlier, last.verified, night=last.night + 1, batch=batch.id, share=share)
+        now, share = last(model), settings.evaluation.ledger_share
+        return due_for_verification(earlier, now.verified, night=now.night + 1, batch=batch.id, share=share)
 
-    return plan_night(_undecided(store, batch), settings, _ledger_of(store, tracker), due)
-
-
-def _ledger_of(store: RequestStore, tracker: Tracker) -> LedgerOf:
-    def of(model: str) -> tuple[ModelVersion | None, list[RemovalRequest]]:
-        return champion(tracker, model), [store.get(request).request for request in ledger(tracker, model).requests]
-
-    return of
+    return plan_night(_undecided(store, batch), settings, removed, due)
 
 
 def _outcome(job: UnlearnJob, folder: JobFolder, ended: "ray.ObjectRef[None]") -> JobOutcome:

@@ -307,8 +307,7 @@ def _explain(night: "NightOutcome") -> None:
                 print_rules(request.rules)
             for attack in evidence.robustness:
                 if attack.request == request.request:
-                    warning = "" if attack.passed or attack.decides else " This is a warning; it does not decide."
-                    typer.echo(f"  {one_line(attack.why)}{warning}")
+                    typer.echo(f"  {one_line(attack.said)}")
         if evidence.integrity is not None:
             said = "intact" if evidence.integrity.passed else "changed too much"
             typer.echo(f"\n{outcome.job.model}: other outputs are {said}\n  {one_line(evidence.integrity.why)}")

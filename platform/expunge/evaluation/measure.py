@@ -1,6 +1,5 @@
 """The two stages that measure a job: the base model before anything is trained, and the hotfix afterwards."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from expunge.families.family import Family
 from expunge.pixels import to_tensor
 from expunge.preparation.dataset import RetainSet, load_set, load_tensors
 from expunge.preparation.pictures import load_picture
-from expunge.preparation.prepare import Prompts
+from expunge.preparation.prepare import Prompts, turn
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, GateSettings, Settings
@@ -302,7 +301,7 @@ def _case(request: RemovalRequest, job: UnlearnJob, prepared: PreparedJob, promp
         prompts=tuple(rows),
         labels=tuple(_label(row, own, prompts, place) for place, row in enumerate(rows)),
         held_out=prepared.held_out.get(request.id, ()),
-        attempt=int.from_bytes(hashlib.sha256(job.batch.encode()).digest()[:4]),
+        attempt=turn(job.batch),
     )
 
 

@@ -204,20 +204,6 @@ def centred_cosine(features: Tensor, reference: Tensor, centre: Tensor) -> Tenso
     return torch.nn.functional.cosine_similarity(x, y.expand_as(x), dim=1)
 
 
-def shift(features: Tensor, target: Tensor, surrogate: Tensor) -> Tensor:
-    """Return how far each feature moved from target to surrogate: <z - z_f, z_s - z_f> / |z_s - z_f|^2, float64 [B].
-
-    It is 0 at the target, 1 at the surrogate and 0.5 at equal distance; values below 0 or above 1 lie beyond them.
-    `features` is [B, D], the others [D] or [B, D]. Raises ValueError if target and surrogate coincide.
-    """
-    origin = target.double()
-    way = surrogate.double() - origin
-    length = way.square().sum(-1)
-    if bool((length <= 1e-12 * origin.square().sum(-1)).any()):
-        raise ValueError("target and surrogate have the same features: a shift between them is not defined")
-    return ((features.double() - origin) * way).sum(-1) / length
-
-
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 

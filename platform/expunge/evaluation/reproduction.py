@@ -137,8 +137,8 @@ def conditions_of(
     """Return every view under every prompt of at most `most` of a request's pictures.
 
     held_out: for each picture, whether training never saw it; those and the others are taken in turn, beginning with
-    those. prompts, labels: the rows of the conditioning, and each in words. `attempt` counts the nights: each goes on
-    with the pictures where the one before stopped.
+    those. prompts, labels: the rows of the conditioning, and each in words. attempt: a number of the night; those
+    that follow one another go on with the pictures where the one before stopped.
     """
     kept, trained = ([i for i, out in enumerate(held_out) if out is held] for held in (True, False))
     # Whatever one kind leaves of its half, the other takes.

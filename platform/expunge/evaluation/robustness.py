@@ -313,8 +313,7 @@ def search_latent(lab: Lab, memory: Memory, one: Known) -> Tensor:
     subject = lab.subject
     model, count = subject.model, SEARCH_STARTS
     target = model.encode(one.picture[None])
-    generator = torch.Generator().manual_seed(SEARCH_SEED + lab.seed)
-    noise = torch.randn(count, *model.latent_shape, generator=generator).requires_grad_()
+    noise = subject.noise(SEARCH_SEED + lab.seed * count + torch.arange(count)).requires_grad_()
     cond = rows(subject.conditioning, torch.full((count,), one.prompt))
     empty = rows(subject.empty, torch.zeros(count, dtype=torch.long))
 

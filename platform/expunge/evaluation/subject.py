@@ -52,7 +52,7 @@ class ModelSubject(Subject):
         steps = max(2, round(level * self.steps))
         parts = [
             self._denoise(
-                a * self.model.encode(pictures[part]) + b * self._noise(seeds[part]), prompts[part], level, steps
+                a * self.model.encode(pictures[part]) + b * self.noise(seeds[part]), prompts[part], level, steps
             )
             for part in torch.arange(len(pictures)).split(CHUNK)
         ]
@@ -60,12 +60,13 @@ class ModelSubject(Subject):
 
     def generate(self, prompts: Tensor, seeds: Tensor) -> Tensor:
         parts = [
-            self._denoise(self._noise(seeds[part]), prompts[part], 1.0, self.steps)
+            self._denoise(self.noise(seeds[part]), prompts[part], 1.0, self.steps)
             for part in torch.arange(len(prompts)).split(CHUNK)
         ]
         return torch.cat(parts)
 
-    def _noise(self, seeds: Tensor) -> Tensor:
+    def noise(self, seeds: Tensor) -> Tensor:
+        """Draw standard normal latents [N, C, H, W]; seeds: int64 [N], of which each decides its own alone."""
         # Not torch's generator, which on a CPU looks at the lowest 32 bits of a seed only.
         generators = (np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds)
         drawn = [generator.standard_normal(self.model.latent_shape, dtype=np.float32) for generator in generators]

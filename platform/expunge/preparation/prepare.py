@@ -171,8 +171,13 @@ def held_out_pictures(request: RemovalRequest, batch: str, share: float) -> tupl
     count = len(request.images)
     if count < 4 or share == 0:
         return ()
-    first = int.from_bytes(hashlib.sha256(f"{batch} {request.id}".encode()).digest()[:4]) % count
+    first = turn(f"{batch} {request.id}") % count
     return tuple(sorted((first + i) % count for i in range(max(1, round(share * count)))))
+
+
+def turn(night: str) -> int:
+    """Return a number that is always the same for one night and differs from night to night."""
+    return int.from_bytes(hashlib.sha256(night.encode()).digest()[:4])
 
 
 def _generate_retain(
