@@ -31,6 +31,11 @@ def masked_quote(text: str) -> str:
     return _WORD.sub(lambda word: re.sub(r"^.*@", f"{_STARS}@", word.group()), masked(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return the number with its noun, such as "1 picture" or "1,200 pictures"."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
 def visible(text: str) -> str:
     """Return `text` on one line, with control and bidi characters and lone surrogates as escapes."""
     if text.isprintable():

@@ -149,7 +149,7 @@ def test_one_of_many_requests_that_collapses_into_this_one_is_not_averaged_away(
 def test_requests_that_were_given_one_surrogate_may_come_out_alike() -> None:
     rule = alike(repeated(0), [repeated(0), repeated(2)], [True, False])
     assert rule.passed
-    assert "1 others were left out" in rule.why
+    assert "1 request left out" in rule.why
 
 
 def test_a_single_request_has_nobody_to_be_alike_with() -> None:

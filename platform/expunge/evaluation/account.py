@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from expunge.text import counted
 from expunge.types import Basis, ConditionEvidence, RequestEvidence
 
 
@@ -40,22 +41,22 @@ def extent(request: RequestEvidence) -> str:
     undrawn = len(conditions) - drawn
     rest = f". The hotfix was not sampled in {undrawn} of them" if undrawn and drawn else ""
     return (
-        f"{_count(len(pictures), 'picture')}{kept}, in {_count(len(_views(conditions)), 'view')} under "
-        f"{_count(len({c.prompt for c in conditions}), 'prompt')}, compared by "
-        f"{_count(len({c.encoder for c in conditions}), 'encoder')}: "
-        f"{_count(len(conditions), 'condition')} of {_span([c.draws for c in conditions])} draws each. "
+        f"{counted(len(pictures), 'picture')}{kept}, in {counted(len(_views(conditions)), 'view')} under "
+        f"{counted(len({c.prompt for c in conditions}), 'prompt')}, compared by "
+        f"{counted(len({c.encoder for c in conditions}), 'encoder')}: "
+        f"{counted(len(conditions), 'condition')} of {_span([c.draws for c in conditions])} draws each. "
         f"The verdict rests on {rests}{rest}."
     )
 
 
 def _tested(basis: Basis) -> Iterable[str]:
-    views = f"{_count(len(basis.views), 'view')} ({', '.join(basis.views)})"
+    views = f"{counted(len(basis.views), 'view')} ({', '.join(basis.views)})"
     yield f"Whether the model still re-generates each target from noise: in {views}, under every prompt of its request."
     if basis.generation_samples:
-        yield f"Whether free generation shows the target: {_count(basis.generation_samples, 'sample')} per prompt."
+        yield f"Whether free generation shows the target: {counted(basis.generation_samples, 'sample')} per prompt."
     if basis.integrity_samples:
-        samples = _count(basis.integrity_samples, "sample")
-        prompts = f", under {_count(basis.integrity_prompts, 'prompt')} that training did not hold"
+        samples = counted(basis.integrity_samples, "sample")
+        prompts = f", under {counted(basis.integrity_prompts, 'prompt')} that training did not hold"
         yield (
             f"Whether other outputs stayed as they were: {samples} from the same noise before and after"
             f"{prompts if basis.integrity_prompts else ''}."
@@ -66,7 +67,7 @@ def _on_what(basis: Basis) -> Iterable[str]:
     base = f"the files with the digest {basis.base[:12]}" if basis.base else "files whose digest was not recorded"
     yield f"The base model is {base}; the evaluation is that of Expunge {basis.code}."
     levels = ", ".join(f"{level:g}" for level in basis.levels) or "none at which its memory shows"
-    yield f"Noise {_plural('level', len(basis.levels))}: {levels}. Denoising steps per sample: {basis.sampling_steps}."
+    yield f"Noise level{'' if len(basis.levels) == 1 else 's'}: {levels}. Denoising steps per sample: {basis.sampling_steps}."
     yield f"Pictures were compared by {_joined(basis.encoders)}; the worst result decides."
     yield f"Pictures that the base model never saw: {basis.reference}."
     yield f"Match thresholds: {basis.calibration.rstrip('.')}."
@@ -77,7 +78,8 @@ def _certainty(basis: Basis) -> Iterable[str]:
         f"Where a figure is estimated from draws, its one-sided bound at {100 * basis.confidence:g} % confidence is "
         "compared, not the figure itself. The worst condition decides."
     )
-    yield f"Each condition is measured with at least {_count(basis.draws, 'draw')} of noise, different from training's."
+    draws = counted(basis.draws, "draw")
+    yield f"Each condition is measured with at least {draws} of noise, different from training's."
     if basis.loosened:
         yield f"The gate was loosened: {'; '.join(basis.loosened)}. The verdicts say less than with the defaults."
     else:
@@ -91,14 +93,6 @@ def _views(conditions: Sequence[ConditionEvidence]) -> set[str]:
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {_plural(noun, number)}"
-
-
-def _plural(noun: str, number: int) -> str:
-    return noun if number == 1 else f"{noun}s"
 
 
 def _joined(words: Sequence[str]) -> str:

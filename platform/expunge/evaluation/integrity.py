@@ -122,8 +122,8 @@ def _median(name: str, unit: str, values: Tensor, floor: Tensor, minimum: float,
         max(minimum, unrelated),
         base=unrelated,
         why=(
-            f"Unrelated outputs have a median {name} of {middle:.3g}{unit} (at least {bound:.3g}{unit}); different "
-            f"pictures have {unrelated:.3g}{unit}."
+            f"Unrelated outputs have a median {name} of {middle:.3g}{unit} (at least {bound:.3g}{unit} at the stated "
+            f"confidence); different pictures have {unrelated:.3g}{unit}."
         ),
     )
 
@@ -223,7 +223,7 @@ def _distribution(
                 + (
                     f"With {n} samples it finds {found:.0%} of rearranged pictures with a probability of 80%."
                     if found is not None
-                    else f"With {n} samples it would not find it if all of them were rearranged pictures."
+                    else f"With {n} samples it would miss the change even if all of them were rearranged pictures."
                 )
                 + ("" if n >= FRECHET_SAMPLES else f" A Frechet distance would need {FRECHET_SAMPLES} samples.")
             ),

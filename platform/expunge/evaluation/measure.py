@@ -31,6 +31,7 @@ from expunge.preparation.prepare import Prompts, turn
 from expunge.requests.blobs import BlobStore
 from expunge.runs.job import JobFolder
 from expunge.settings import EvaluationSettings, GateSettings, Settings
+from expunge.text import counted
 from expunge.types import (
     UNRELATED,
     Baseline,
@@ -321,7 +322,8 @@ def _not_tested(options: EvaluationSettings, prepared: PreparedJob, unverified: 
     silent = ["prompts other than those listed, and ways of sampling other than the one stated"]
     silent += not_tested(options.robustness)
     if unverified:
-        silent.append(f"{unverified} earlier removals on this hotfix. {detection_time(options.ledger_share)}")
+        removals = counted(unverified, "earlier removal")
+        silent.append(f"{removals} on this hotfix. {detection_time(options.ledger_share)}")
     if not prepared.held_out:
         silent.append("other pictures of the same subject: no request brought enough to keep some out of training")
     if not prepared.held_out_prompts:

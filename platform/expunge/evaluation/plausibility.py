@@ -12,6 +12,7 @@ from expunge.evaluation.metrics import share_bounds
 from expunge.evaluation.rules import rule
 from expunge.evaluation.settings import GateSettings
 from expunge.evaluation.space import Features, Space
+from expunge.text import counted
 from expunge.types import Rule
 
 MARGIN = 1.4
@@ -142,9 +143,9 @@ def plausibility_rule(
         max(gate.max_implausible, by_chance),
         base=domain.implausible(base).double().mean().item() if base is not None else None,
         why=(
-            f"{hits} of {count} outputs are no picture of the model's domain: grey, noise, blurred, or unlike "
-            f"everything that the base model makes. Of pictures like the base model's own, {domain.false_alarms:.1%} "
-            "would be called so."
+            f"{hits} of {count} outputs do not look like pictures of the model's domain: grey, noise, blurred, or "
+            "unlike everything that the base model makes. Of pictures like the base model's own, "
+            f"{domain.false_alarms:.1%} would be called so."
         ),
     )
 
@@ -176,13 +177,13 @@ def alike_rule(
     share, bound, _ = max(found, key=lambda each: math.inf if math.isnan(each[1]) else each[1], default=(0.0, 0.0, 0))
     left_out = len(others) - len(compared)
     why = (
-        f"The outputs were compared with those of {len(compared)} other requests; with the most alike of them, "
-        f"{share:.0%} of all pairs show the same."
+        f"The outputs were compared with those of {counted(len(compared), 'other request')}; with the most alike of "
+        f"them, {share:.0%} of all pairs show the same."
         if compared
         else "There is no other request that this one's outputs could be compared with."
     )
     if left_out:
-        why += f" {left_out} others were left out, since their surrogates match this request's."
+        why += f" {counted(left_out, 'request')} left out: the surrogate matches one of this request's."
     return rule("alike", share, bound, "at most", gate.max_alike, why=why)
 
 

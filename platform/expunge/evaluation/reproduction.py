@@ -444,9 +444,8 @@ def _why(one: ConditionEvidence, allowed: float, count: int) -> str:
     if one.bound is None:
         return start + figures + ", but the draws scatter too much to say how much at most."
     if one.bound <= allowed:
-        return (
-            start + figures + f", and at most {one.bound:.0%} with confidence. Up to {allowed:.0%} counts as removed."
-        )
+        sure = f", and at most {one.bound:.0%} at the stated confidence. "
+        return start + figures + sure + f"Up to {allowed:.0%} counts as removed."
     return start + figures + f", and it may be {one.bound:.0%}. Only up to {allowed:.0%} counts as removed."
 
 

@@ -21,6 +21,7 @@ from expunge.evaluation.weights import PRECISIONS, State, mixed, rounded, traina
 from expunge.families.base import rows
 from expunge.families.sampler import descend
 from expunge.preparation.dataset import RetainSet
+from expunge.text import counted
 from expunge.types import Robustness, Rule
 
 Judge = Callable[[Subject], Mapping[str, float]]
@@ -179,7 +180,7 @@ def after_relearning(lab: Lab, memory: Memory) -> tuple[Robustness, ...]:
     for one in memory.known:
         excess = shown[one.request]
         for count in sorted({min(count, len(one.similar)) for count in RELEARN_PICTURES}):
-            attack = f"relearning from {_pictures(count)} of the target"
+            attack = f"relearning from {counted(count, 'picture')} of the target"
             if excess.max() < LEAST_EXCESS:
                 found.append(_unknown(one.request, attack, "steps until the excess is back"))
                 continue
@@ -370,7 +371,3 @@ def _unknown(
 
 def _share(value: float) -> str:
     return f"{max(0.0, value):.0%}"
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
