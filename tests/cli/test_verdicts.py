@@ -107,7 +107,7 @@ def test_explaining_prints_every_rule_and_what_the_evidence_rests_on(command: Co
         "1 picture, in 4 views under 2 prompts, compared by 2 encoders: 16 conditions of 9 to 18 draws each.",
         "What was tested?",
         "On what?",
-        "  Noise levels: 0.4, 0.5, 0.6. Denoising steps per sample: 20.",
+        "  Noise levels: 0.4, 0.5, 0.6.\n  Denoising steps per sample: 20.",
         "With what certainty?",
         "What was not tested?\n  Other pictures of the same person.",
     ):
