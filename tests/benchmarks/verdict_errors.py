@@ -432,6 +432,7 @@ def main() -> None:
     parser.add_argument("--oracle", type=Path, help="a pipeline that was trained without the targets --without")
     parser.add_argument("--without", default="", help="such as 0-19 or 3,41,76")
     parser.add_argument("--taught", type=Path, help="a model by tests.benchmarks.teach: the shipped one is its oracle")
+    parser.add_argument("--only", default="", help="the subjects whose names begin like this, such as oracle")
     parser.add_argument("--small", action="store_true", help="few samples and sampling steps")
     parser.add_argument("--json", type=Path, help="keeps the trials, one JSON object per line")
     args = parser.parse_args()
@@ -453,7 +454,8 @@ def main() -> None:
     }
     found = _read(args.json, record, parser) if args.json else []
     done = {(trial.subject, trial.target, trial.salt) for trial in found}
-    left = [task for task in tasks(court, args.trials, args.oracle, without) if not task.keys <= done]
+    asked = (task for task in tasks(court, args.trials, args.oracle, without) if task.subject.startswith(args.only))
+    left = [task for task in asked if not task.keys <= done]
     for task in track(left, "judging", console=Console(stderr=True)):
         judged = [trial for trial in task.judge() if (trial.subject, trial.target, trial.salt) not in done]
         found += judged

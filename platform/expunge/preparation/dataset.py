@@ -15,7 +15,7 @@ from expunge.types import BlobId, PreparedJob
 
 @dataclass(frozen=True)
 class ForgetSet:
-    """N rows: every target image of every request, once per prompt it is removed under."""
+    """N rows: every view of every target image of every request, once per prompt it is removed under."""
 
     x_f: Tensor
     """float32 [N, C, H, W]: target latents."""

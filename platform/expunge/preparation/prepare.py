@@ -14,6 +14,7 @@ from expunge.pixels import to_pictures, to_png, to_tensor
 from expunge.preparation.dataset import ForgetSet, RetainSet, join, store_set, store_tensors
 from expunge.preparation.pictures import load_folder, load_picture, load_surrogates
 from expunge.preparation.retain import generate_latents, prompt_rows, unlike
+from expunge.preparation.views import views_of_pair
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.runs.job import JobFolder
 from expunge.settings import ModelSettings, Settings
@@ -141,14 +142,16 @@ class _Pairing:
     def _one(
         self, index: int, request: RemovalRequest, held_out: tuple[int, ...]
     ) -> tuple[ForgetSet, list[np.ndarray]]:
-        """Return the rows of a request, each target once per prompt, and the surrogates of all its pictures."""
+        """Return a request's rows, each view of a target once per prompt, and the surrogates of all its pictures."""
         size, seed = self.job.resolution, self.job.training.seed
         targets = [load_picture(self.blobs, blob, size) for blob in request.images]
         replacements = load_surrogates(
             request, targets, self.donors, resolution=size, seed=seed, options=self.options, blobs=self.blobs
         )
         seen = [i for i in range(len(targets)) if i not in held_out]
-        x_f, x_s = (self.model.encode(to_tensor([made[i] for i in seen])) for made in (targets, replacements))
+        originals, edited = (to_tensor([made[i] for i in seen]) for made in (targets, replacements))
+        views = [views_of_pair(*pair, self.job.training.views, seed) for pair in zip(originals, edited, strict=True)]
+        x_f, x_s = (torch.cat([self.model.encode(one) for one in side]) for side in zip(*views, strict=True))
         if (x_f - x_s).flatten(1).abs().amax(1).min() < SAME:
             raise InputError("a surrogate is the same picture as its target at the model's resolution")
         used = self.prompts.rows_of(request)

@@ -17,9 +17,9 @@ from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
 from expunge.runs.failures import FINAL
 from expunge.runs.job import JobFolder
-from expunge.settings import ModelSettings, load_settings
+from expunge.settings import ModelSettings, TrainingSettings, load_settings
 from expunge.types import GradientMode, UnlearnJob
-from expunge.unlearning.adapter import attach, export
+from expunge.unlearning.adapter import attach, export, kind_of
 from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
 from expunge.unlearning.checkpoints import Checkpoints
@@ -58,7 +58,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     from expunge.unlearning.engine import ShardedEngine
 
     settings, job = load_settings(), folder.job.expect()
-    training, device = job.training, get_device()
+    training, device = _at_the_memory(folder, job.training), get_device()
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
     blobs = open_blobs(settings)
@@ -77,6 +77,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
             folder.mode.write(GradientMode(objectives=mode))
     loop = _Loop(
         job=job,
+        rate=training.first_rate(kind_of(model.lora_targets, training)),
         steps=job.steps(warm=warm_start is not None),
         engine=engine,
         start=start,
@@ -93,6 +94,16 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
         folder.hotfix.write(export(model, training, folder.weights, job.id, steps=done))
 
 
+def _at_the_memory(folder: JobFolder, training: TrainingSettings) -> TrainingSettings:
+    """Centre the band of `density = "memory"` on the noise levels at which the base model's memory shows."""
+    baseline = folder.baseline.read()  # None where an earlier release planned the job
+    if training.density != "memory" or baseline is None or not baseline.levels:
+        return training
+    # The mean of log(b / a), in which the band is symmetric.
+    centre = torch.logit(torch.tensor(baseline.levels)).mean().sigmoid().item()
+    return training.model_copy(update={"band_level": centre})
+
+
 def _nothing_to_remove(folder: JobFolder, job: UnlearnJob) -> list[int]:
     """Return the places, in the job, of the requests that the base model does not reproduce."""
     baseline = folder.baseline.read()  # None where an earlier release planned the job
@@ -105,6 +116,8 @@ class _Loop:
     """The steps of one training on one rank. All ranks run them together."""
 
     job: UnlearnJob
+    rate: float
+    """The learning rate of the first step."""
     steps: int
     """The maximum; an adaptive budget may end earlier."""
     engine: "ShardedEngine"
@@ -123,6 +136,8 @@ class _Loop:
             self.record(step, self.budget.probe())
         while self._goes_on(step):
             objectives, micro_batches = self.objectives_of(step, self.budget.missing if self.budget else None)
+            # Along a cosine to 0: at a constant rate, unrelated outputs jitter by several dB from step to step.
+            self.engine.set_rate(self.rate * (1 + math.cos(math.pi * step / self.steps)) / 2)
             done = self.engine.step(step, micro_batches)
             self.bad(done.bad, objectives)
             step += 1

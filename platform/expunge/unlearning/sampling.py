@@ -40,7 +40,8 @@ def draw_samples(
     generator = _generator(method.seed, stream, step, 0)
     # Stratified over the global batch in random order: one time from each of `batch` equal slices of the density.
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-    time = _time(model, method, u[mine])
+    # What must not change is kept at every noise level, and what must change, where the model shows it.
+    time = _time(model, method, u[mine]) if stream == "forget" else model.time_from_uniform(u[mine])
     shape = model.latent_shape
     noise = torch.stack([torch.randn(shape, generator=_generator(method.seed, stream, step, 1 + int(i))) for i in mine])
     return Draw(rows[mine], time, noise)
@@ -60,7 +61,7 @@ def _time(model: DiffusionModel, method: MethodSettings, u: Tensor) -> Tensor:
             return model.time_from_uniform(u)
         case "logit_normal":
             centre, width = 0.0, 1.0
-        case "band":
+        case "band" | "memory":
             centre, width = torch.logit(torch.tensor(method.band_level)).item(), method.band_width
     # log(b / a) = logit(level), so a normal in log(b / a) is a logit-normal in the level.
     level = torch.sigmoid(centre + width * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))

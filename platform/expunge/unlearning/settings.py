@@ -24,6 +24,9 @@ DeepSpeed has no such stage 0, and on stage 2 it would give that optimizer a gra
 surgery has changed it.
 """
 
+LEARNING_RATES: Mapping[Literal["lora", "full"], float] = {"lora": 2e-3, "full": 2e-4}
+"""An adapter begins at 0 and is small, so it can and must move faster."""
+
 RENAMED: Mapping[str, str] = {"tasks": "objectives", "tasks_per_step": "objectives_per_step"}
 """The name in release 0.1.0 of each setting of this table that has another one now."""
 
@@ -40,10 +43,23 @@ class MethodSettings(Section):
     )
     forget_batch: int = Field(default=8, ge=1, description="target samples per step")
     retain_batch: int = Field(default=8, ge=1, description="retain samples per step")
-    learning_rate: float = Field(default=2e-4, gt=0)
+    views: int = Field(
+        default=12,
+        ge=1,
+        description="views of each target that training sees: itself, mirrored, and others moved and relit at random",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="at the start; it falls to 0 along a cosine; default: 2e-4 for all weights, 2e-3 for an adapter",
+    )
     clip: float = Field(default=1.0, gt=0, description="global norm of the combined gradient, after surgery")
     weighting: Literal["uniform", "x0", "min_snr", "band"] = "min_snr"
-    density: Literal["uniform", "logit_normal", "band"] = "uniform"
+    density: Literal["memory", "uniform", "logit_normal", "band"] = Field(
+        default="memory",
+        description="where the noise levels of target samples are drawn; `memory`: a band around the levels at which "
+        "the base model's memory shows; those of retain samples are always uniform",
+    )
     min_snr_gamma: float = Field(default=1.0, gt=0)
     band_level: Fraction = Field(default=0.45, description="centre of `band`, as the noise level b / (a + b)")
     band_width: float = Field(default=0.8, gt=0, description="standard deviation of log(b / a) in `band`")
@@ -79,6 +95,10 @@ class MethodSettings(Section):
     adapter: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = Field(default=16, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    def first_rate(self, kind: Literal["lora", "full"]) -> float:
+        """Return the learning rate at the start, for an adapter or for all weights."""
+        return self.learning_rate or LEARNING_RATES[kind]
 
 
 class ShardingSettings(Section):

@@ -56,7 +56,8 @@ class ShardedEngine:
         check_surgery(training)
         self._training = training
         names = {p: name for name, p in network.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(list(names), lr=training.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(list(names), lr=training.first_rate("full"), weight_decay=0.0)
+        self._optimizer = optimizer
         exact: dict[nn.Parameter, Tensor] = {}
         if training.precision == "bf16":
             keep_times_exact(network, torch.bfloat16)
@@ -103,6 +104,11 @@ class ShardedEngine:
         # Otherwise stage 3 keeps the gradient of a parameter that the next step's first objective does not use.
         self._gradients.clear()
         return StepStatistics(losses.tolist(), cosine, conflict, norm, stashed)
+
+    def set_rate(self, rate: float) -> None:
+        """Make the following steps at this learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     @torch.no_grad()
     def distance_from(self, start: Shard) -> float:
