@@ -2,7 +2,8 @@
 
     EXPUNGE_HOME=... python -m tests.benchmarks.compare_arms NIGHT MODEL '{}' '{"forget_weight": 1.0}'
 
-Each arm is JSON over the job's own training settings; every arm has the same data, seeds and noise.
+Each arm is JSON over the job's own training settings; every arm has the same data, seeds and noise. What the stage
+prepare made is used as it is: the views, the surrogates and the retain set are those of the night.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.settings import Settings, TrainingSettings, load_settings
-from expunge.types import Evidence, Hotfix, PreparedJob, UnlearnJob
-from expunge.unlearning.adapter import attach, export
+from expunge.types import Baseline, Evidence, Hotfix, PreparedJob, UnlearnJob
+from expunge.unlearning.adapter import attach, export, kind_of
 from expunge.unlearning.losses import Losses
 from expunge.unlearning.steps import Steps
 from unlearn_kernels import clip_coefficient, combine_, gram, retain_normal
@@ -37,7 +38,7 @@ def main() -> None:
     night = NightFolder(settings.runs / args.night)
     assert night.plan is not None
     job = next(j for j in night.plan.jobs if j.model == args.model)
-    prepared = night.job(job.id).prepared.expect()
+    prepared, baseline = night.job(job.id).prepared.expect(), night.job(job.id).baseline.expect()
     print("| arm | excess left (upper bound), per request | PSNR dB | SSIM |\n|---|---|---|---|")
     for arm in args.arms:
         training = TrainingSettings.model_validate({**job.training.model_dump(), **json.loads(arm)})
@@ -46,23 +47,27 @@ def main() -> None:
             folder = JobFolder(Path(out))
             folder.job.write(changed)
             folder.prepared.write(prepared)
-            folder.hotfix.write(_train(changed, prepared, settings, open_blobs(settings), folder.weights))
+            folder.baseline.write(baseline)
+            folder.hotfix.write(_train(changed, prepared, baseline, settings, open_blobs(settings), folder.weights))
             evidence = measure(folder, settings, open_blobs(settings))
         print(_row(arm, evidence), flush=True)
 
 
-def _train(job: UnlearnJob, prepared: PreparedJob, settings: Settings, blobs: BlobStore, out: Path) -> Hotfix:
-    training = job.training
+def _train(
+    job: UnlearnJob, prepared: PreparedJob, baseline: Baseline, settings: Settings, blobs: BlobStore, out: Path
+) -> Hotfix:
+    training = job.training.at_the_memory(baseline.levels)
     forget, retain, conditioning = load_job(blobs, prepared)
     model = load_model(settings.model(job.model), job.resolution)
     torch.manual_seed(training.seed)
     losses = Losses(model, attach(model, training, None), training, conditioning)
     step_of = Steps(losses, training, forget, retain, "request" if training.objectives == "request" else "batch", 0, 1)
     weights = [p for p in model.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
 
-    steps = job.steps(warm=False)
+    steps, kind = job.steps(warm=False), kind_of(model.lora_targets, training)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = training.rate(kind, step / steps)
         objectives, micro_batches = step_of(step)
         losses = [torch.stack([micro() for micro in each]).mean() for each in micro_batches]
         gradients = [list(torch.autograd.grad(loss, weights)) for loss in losses]

@@ -43,6 +43,7 @@ CONFIG = """
 steps = 12
 checkpoint_every = 4
 retain_size = 8
+retain_batch = 8
 learning_rate = {learning_rate}
 
 [evaluation]

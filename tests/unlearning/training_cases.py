@@ -39,6 +39,8 @@ COMMON: dict[str, Any] = {
     "forget_batch": 8,
     "retain_batch": 8,
     "clip": 0.5,
+    "weighting": "min_snr",
+    "density": "uniform",
     "forget_target": "surrogate",
 }
 

@@ -151,7 +151,7 @@ def _attacked(
         before=judge(fixed),
         max_excess=bench.gate.max_excess,
         unrelated=load_set(blobs, work.prepared.retain, RetainSet),
-        learning_rate=work.job.training.first_rate("full"),
+        learning_rate=work.job.training.rate("full"),
     )
     if amount == "small":
         return attack(lab, amount)

@@ -1,9 +1,10 @@
-"""The default configuration of the testbed models, as tables like those of a config file."""
+"""The default configuration of the testbed models, as tables like those of a config file.
+
+None of them has training settings of its own: what works here must work on a model that nobody tuned.
+"""
 
 MODELS: dict[str, dict[str, object]] = {
-    # One gradient for all requests, because its figures were measured that way; memory would allow one each. No extra
-    # steps for up to 16 requests: the model knows only 100 people, and unrelated outputs would suffer.
-    "faces": {"source": "testbed:faces", "training": {"objectives": "batch", "steps_cover": 16}},
+    "faces": {"source": "testbed:faces"},
     "flags": {
         "source": "testbed:flags",
         "resolution": (32, 48),
@@ -20,15 +21,7 @@ MODELS: dict[str, dict[str, object]] = {
         ),
         "guidance": 2.0,
         "prompt_tokens": 1,
-        # Chosen on two sets of 16 requests each (README of `unlearning`).
-        "training": {
-            "learning_rate": 3e-3,
-            "forget_weight": 2.0,
-            "weighting": "x0",
-            "density": "band",
-            "band_level": 0.5,
-        },
     },
-    # The defaults, not tuned yet. Tune on people 1-20 only (0 to 19 in the code): the others are for reports.
+    # Tune on people 1-20 only (0 to 19 in the code): the others are for reports.
     "people": {"source": "testbed:people"},
 }

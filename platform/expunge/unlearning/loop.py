@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import ray
 import ray.train
@@ -17,8 +17,8 @@ from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
 from expunge.runs.failures import FINAL
 from expunge.runs.job import JobFolder
-from expunge.settings import ModelSettings, TrainingSettings, load_settings
-from expunge.types import GradientMode, UnlearnJob
+from expunge.settings import ModelSettings, load_settings
+from expunge.types import Baseline, GradientMode, UnlearnJob
 from expunge.unlearning.adapter import attach, export, kind_of
 from expunge.unlearning.bad_steps import BadSteps
 from expunge.unlearning.budget import Budget
@@ -58,12 +58,13 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     from expunge.unlearning.engine import ShardedEngine
 
     settings, job = load_settings(), folder.job.expect()
-    training, device = _at_the_memory(folder, job.training), get_device()
+    baseline = folder.baseline.read() or Baseline(job=job.id, levels=())  # none: an earlier release planned it
+    training, device = job.training.at_the_memory(baseline.levels), get_device()
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
     blobs = open_blobs(settings)
     forget, retain, conditioning = load_job(blobs, folder.prepared.expect())
-    forget = forget.without(_nothing_to_remove(folder, job))
+    forget = forget.without(_nothing_to_remove(baseline, job))
     model = load_model(settings.model(job.model), job.resolution, job.base)
     model.network.to(device)
     frozen = attach(model, training, warm_start)
@@ -77,7 +78,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
             folder.mode.write(GradientMode(objectives=mode))
     loop = _Loop(
         job=job,
-        rate=training.first_rate(kind_of(model.lora_targets, training)),
+        kind=kind_of(model.lora_targets, training),
         steps=job.steps(warm=warm_start is not None),
         engine=engine,
         start=start,
@@ -94,21 +95,9 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
         folder.hotfix.write(export(model, training, folder.weights, job.id, steps=done))
 
 
-def _at_the_memory(folder: JobFolder, training: TrainingSettings) -> TrainingSettings:
-    """Centre the band of `density = "memory"` on the noise levels at which the base model's memory shows."""
-    baseline = folder.baseline.read()  # None where an earlier release planned the job
-    if training.density != "memory" or baseline is None or not baseline.levels:
-        return training
-    # The mean of log(b / a), in which the band is symmetric.
-    centre = torch.logit(torch.tensor(baseline.levels)).mean().sigmoid().item()
-    return training.model_copy(update={"band_level": centre})
-
-
-def _nothing_to_remove(folder: JobFolder, job: UnlearnJob) -> list[int]:
+def _nothing_to_remove(baseline: Baseline, job: UnlearnJob) -> list[int]:
     """Return the places, in the job, of the requests that the base model does not reproduce."""
-    baseline = folder.baseline.read()  # None where an earlier release planned the job
-    absent = baseline.not_reproduced if baseline else {}
-    return [place for place, request in enumerate(job.everything) if request.id in absent]
+    return [place for place, request in enumerate(job.everything) if request.id in baseline.not_reproduced]
 
 
 @dataclass(frozen=True)
@@ -116,8 +105,7 @@ class _Loop:
     """The steps of one training on one rank. All ranks run them together."""
 
     job: UnlearnJob
-    rate: float
-    """The learning rate of the first step."""
+    kind: Literal["lora", "full"]
     steps: int
     """The maximum; an adaptive budget may end earlier."""
     engine: "ShardedEngine"
@@ -136,8 +124,7 @@ class _Loop:
             self.record(step, self.budget.probe())
         while self._goes_on(step):
             objectives, micro_batches = self.objectives_of(step, self.budget.missing if self.budget else None)
-            # Along a cosine to 0: at a constant rate, unrelated outputs jitter by several dB from step to step.
-            self.engine.set_rate(self.rate * (1 + math.cos(math.pi * step / self.steps)) / 2)
+            self.engine.set_rate(self.job.training.rate(self.kind, step / self.steps))
             done = self.engine.step(step, micro_batches)
             self.bad(done.bad, objectives)
             step += 1

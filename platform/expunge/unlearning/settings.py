@@ -4,7 +4,8 @@
 beside them are guesses.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -34,7 +35,7 @@ RENAMED: Mapping[str, str] = {"tasks": "objectives", "tasks_per_step": "objectiv
 class MethodSettings(Section):
     """What is optimised, and how. Batch sizes are global: summed over all workers."""
 
-    steps: int = Field(default=150, ge=1, description="training steps for a job of up to `steps_cover` new requests")
+    steps: int = Field(default=400, ge=1, description="training steps for a job of up to `steps_cover` new requests")
     steps_cover: int = Field(
         default=4,
         ge=1,
@@ -42,7 +43,7 @@ class MethodSettings(Section):
         "removed earlier count as new, and with one they share the steps of the new ones (a guess)",
     )
     forget_batch: int = Field(default=8, ge=1, description="target samples per step")
-    retain_batch: int = Field(default=8, ge=1, description="retain samples per step")
+    retain_batch: int = Field(default=32, ge=1, description="retain samples per step")
     views: int = Field(
         default=12,
         ge=1,
@@ -62,7 +63,7 @@ class MethodSettings(Section):
     )
     min_snr_gamma: float = Field(default=1.0, gt=0)
     band_level: Fraction = Field(default=0.45, description="centre of `band`, as the noise level b / (a + b)")
-    band_width: float = Field(default=0.8, gt=0, description="standard deviation of log(b / a) in `band`")
+    band_width: float = Field(default=0.6, gt=0, description="standard deviation of log(b / a) in `band`")
     forget_target: Literal["surrogate", "recognition"] = "recognition"
     retain_target: Literal["distill", "data"] = "distill"
     surgery: Literal["none", "retain_normal", "pcgrad", "upgrad", "dualproj", "mgda", "cagrad"] = "retain_normal"
@@ -96,9 +97,20 @@ class MethodSettings(Section):
     lora_rank: int = Field(default=16, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
-    def first_rate(self, kind: Literal["lora", "full"]) -> float:
-        """Return the learning rate at the start, for an adapter or for all weights."""
-        return self.learning_rate or LEARNING_RATES[kind]
+    def rate(self, kind: Literal["lora", "full"], done: float = 0.0) -> float:
+        """Return the learning rate after a share `done` of the steps, for an adapter or for all weights.
+
+        It falls along a cosine: at a constant rate, unrelated outputs jitter by several dB from step to step.
+        """
+        return (self.learning_rate or LEARNING_RATES[kind]) * (1 + math.cos(math.pi * done)) / 2
+
+    def at_the_memory(self, levels: Sequence[float]) -> Self:
+        """Centre the band of `density = "memory"` on the noise levels at which the base model's memory shows."""
+        if self.density != "memory" or not levels:
+            return self
+        # The mean of log(b / a), in which the band is symmetric.
+        centre = sum(math.log(level / (1 - level)) for level in levels) / len(levels)
+        return self.model_copy(update={"band_level": 1 / (1 + math.exp(-centre))})
 
 
 class ShardingSettings(Section):
@@ -188,7 +200,7 @@ class ClusterSettings(Section):
 class RetainSettings(Section):
     """The pictures whose reproduction must not change."""
 
-    retain_size: int = Field(default=64, ge=1, description="how many retain images the frozen model generates")
+    retain_size: int = Field(default=256, ge=1, description="how many retain images the frozen model generates")
     retain_folder: Path | None = Field(default=None, description="use the images in this folder as the retain set")
 
 

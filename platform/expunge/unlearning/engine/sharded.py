@@ -56,7 +56,7 @@ class ShardedEngine:
         check_surgery(training)
         self._training = training
         names = {p: name for name, p in network.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(list(names), lr=training.first_rate("full"), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(list(names), lr=training.rate("full"), weight_decay=0.0)
         self._optimizer = optimizer
         exact: dict[nn.Parameter, Tensor] = {}
         if training.precision == "bf16":
