@@ -50,17 +50,16 @@ class Arm:
     rejects: bool = True
 
 
-_ELLIPSE = "0.5/0.52/0.42/0.46"
 ARMS = {
-    "blend": Arm("blend", {"align": "false"}, rejects=False),
-    "blend aligned": Arm("blend", rejects=False),
+    "blend": Arm("blend", rejects=False),
+    "blend aligned": Arm("blend", {"align": "true"}, rejects=False),
     "blend, retried": Arm("blend"),
-    "seamless, retried": Arm("blend", {"mode": "seamless"}),
     "regenerate 0.6": Arm("regenerate", {"level": "0.6"}, rejects=False),
     "regenerate 0.8": Arm("regenerate", {"level": "0.8"}, rejects=False),
-    "regenerate": Arm("regenerate"),
-    "regen. ellipse": Arm("regenerate", {"ellipse": _ELLIPSE}),
+    "regenerate, retried": Arm("regenerate"),
+    "the same in an ellipse": Arm("regenerate", {"ellipse": "0.5/0.52/0.42/0.46"}),
 }
+"""`retried` rejects and retries as a night does; the others take the first picture."""
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SCALES = (0.85, 1.0, 1.18)
+SCALES = (0.85, 0.92, 1.0, 1.09, 1.18)
 """Scales of the donor that the fit starts from; it finds rotation and translation by itself."""
 MOST_SCALE, MOST_ANGLE, MOST_SHIFT = 1.5, 25.0, 0.25
 """A transform beyond these (degrees, and shares of the smaller side) is no alignment of two poses but a mistake."""
-GAIN = 0.03
-"""What a fit must add to the correlation of the edges, which chance moves by less."""
+GAIN = 0.1
+"""What a fit must add to the correlation of the edges, more than chance does between two pictures of noise."""
 FACE_SIDE = 192
 """Pixels that the smaller side is scaled up to before faces are looked for: the detector needs faces of about 80."""
 

@@ -1,9 +1,10 @@
 """`blend`: the marked part of another picture of the retain set, blended into the target.
 
-It needs no model, but knows nothing of faces, so the donor must have a similar pose, as pictures of one training set
-mostly do. The defaults were chosen by looking at both testbeds: a brightness-matched soft blend over
-most of the picture gives the face of another person, while Poisson cloning (`mode=seamless`) keeps the target's own
-shading, and with it a good part of the likeness, at 24 pixels.
+It needs no model, but the donor must have a similar pose, as pictures of one training set mostly do. The defaults were
+chosen by looking at two testbeds: a brightness-matched soft blend over most of the picture gives the face of another
+person, while Poisson cloning (`mode=seamless`) keeps the target's own shading, and with it a good part of the likeness,
+at 24 pixels. A donor that is aligned leaves no seam, but looks more like the target: hence `align` has to be asked for.
+`python -m tests.benchmarks.surrogates` shows all of that.
 """
 
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class BlendOptions(Options):
     mode: Literal["soft", "seamless"] = Field("soft", description="soft or seamless")
     ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], used if there is no mask")
     strength: Share = Field(1.0, description="a number from 0 (the target) to 1 (the blend)")
-    align: bool = Field(True, description="true or false: lay the donor over the target by landmarks or edges")
-    match: bool = Field(True, description="true or false: fit the donor's brightness and contrast to the target's")
+    align: bool = Field(False, description="true or false: lay the donor over the target by landmarks or edges")
+    match: bool = Field(True, description="true or false: fit the donor's brightness, contrast and hue to the target's")
 
 
 @editor("blend", BlendOptions)
@@ -73,7 +74,7 @@ class Blend:
         around = _surroundings(mask)
         inside, outside = [], []
         for donor in donors:
-            fitted = self._fitted(donor, target, mask | around)
+            fitted = self._fitted(donor, target, mask, around)
             inside.append(_difference(fitted, target, mask))
             outside.append(_difference(fitted, target, around))
         different = np.asarray(inside) >= max(MIN_CHANGE, float(np.median(inside)) if inside else 0.0)
@@ -89,15 +90,20 @@ class Blend:
         donor = donors[order[attempt % len(order)]]
         if self.options.align:
             donor = align(donor, target, mask | around)
-        return self._fitted(donor, target, mask | around)
+        return self._fitted(donor, target, mask, around)
 
-    def _fitted(self, donor: np.ndarray, target: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """Fit brightness and contrast with one gain and one offset for all channels, so that colours keep their hue."""
+    def _fitted(self, donor: np.ndarray, target: np.ndarray, mask: np.ndarray, around: np.ndarray) -> np.ndarray:
+        """Fit brightness and contrast in the mask and around it, and mean hue around it, where a seam would show."""
         if not self.options.match:
             return donor
+        where = mask | around
         grey, wanted = donor[where].mean(1), target[where].mean(1)
         gain = np.clip(wanted.std() / max(grey.std(), 1e-3), 0.5, 2)
-        return _to_bytes((donor.astype(np.float32) - grey.mean()) * gain + wanted.mean())
+        fitted = (donor.astype(np.float32) - grey.mean()) * gain + wanted.mean()
+        if around.any():
+            shift = target[around].mean(0) - fitted[around].mean(0)
+            fitted += shift - shift.mean()
+        return _to_bytes(fitted)
 
 
 def _seamless(target: np.ndarray, donor: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
