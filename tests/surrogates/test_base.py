@@ -57,7 +57,11 @@ def model(**settings: object) -> ModelSettings:
     ("spec", "settings", "says"),
     [
         ({"editor": "paint"}, {}, r"edit\.editor: 'paint' is unknown: use one of blend, inpaint, regenerate"),
-        ({"editor": "inpaint"}, {"editors": ["blend"]}, r"edit\.editor: 'inpaint' is not allowed here: use blend, or"),
+        (
+            {"editor": "inpaint"},
+            {"editors": ["blend"]},
+            r"edit\.editor: 'inpaint' is not allowed here: use blend or regenerate, or",
+        ),
         ({"editor": "blend", "options": {"mod": "soft"}}, {}, r"edit\.options\.mod: .*: use one of mode"),
         ({"editor": "inpaint"}, {}, r"edit\.options\.model: "),
         (
