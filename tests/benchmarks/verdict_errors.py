@@ -26,6 +26,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from expunge.batch.judging import SampleJudging
 from expunge.commands.testbed import numbers
 from expunge.evaluation.calibration import find_calibration
 from expunge.evaluation.plausibility import Domain
@@ -37,7 +38,7 @@ from expunge.evaluation.views import all_views
 from expunge.families import load_model
 from expunge.pixels import to_pictures, to_tensor
 from expunge.settings import EvaluationSettings, Settings, load_settings
-from expunge.surrogates import make_editor
+from expunge.surrogates import Painter, Studio, make_editor
 from expunge.testbed import faces, flags, people
 from expunge.types import EditSpec, Evidence
 from tests.evaluation.fakes import (
@@ -152,6 +153,7 @@ class Court:
         self.base = Remembered(self.model)
         self.relearned = Remembered(relearned(self.model))
         self._benches: dict[int, Bench] = {}
+        self._studios: dict[int, Studio] = {}
         self._last: tuple[tuple[tuple[int, ...], int], _Scene] | None = None
 
     def load(self, source: Path | None = None) -> ModelSubject:
@@ -247,9 +249,16 @@ class Court:
     def surrogates(self, pictures: Tensor, bench: Bench) -> Tensor:
         """Edit pictures [T, 3, h, w] as a request that brings no surrogate has them edited."""
         editor = make_editor(EditSpec(editor=self.settings.model(self.testbed.name).editor))
-        donors = to_pictures(bench.other)
-        edited = [editor(picture, mask=None, donors=donors, seed=0) for picture in to_pictures(pictures)]
-        return to_tensor(edited)
+        return to_tensor(self._studio(bench).make(editor, list(to_pictures(pictures)), mask=None, seed=0))
+
+    def _studio(self, bench: Bench) -> Studio:
+        """Equip the editor as a night does, once for all requests of a bench."""
+        if bench.salt not in self._studios:
+            donors, name = to_pictures(bench.other), self.testbed.name
+            options = self.settings.model(name)
+            painter = Painter(self.model.model, options.retain_prompts[0], options.guidance, self.model.steps)
+            self._studios[bench.salt] = Studio(donors, painter, SampleJudging.of(self.settings, name, donors))
+        return self._studios[bench.salt]
 
     def known(self, bench: Bench, cases: Sequence[Case]) -> Known:
         pictures = torch.cat([case.pictures for case in cases])

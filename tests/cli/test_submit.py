@@ -20,7 +20,7 @@ def paint(folder: Path, name: str, size: tuple[int, int], colour: str = "teal") 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ("blnd", "edit.editor: 'blnd' is unknown: use one of blend, inpaint"),
+        ("blnd", "edit.editor: 'blnd' is unknown: use one of blend, inpaint, regenerate"),
         ("blend:strenth=1", "edit.options.strenth: there is no such option: use one of mode, ellipse"),
         ("blend:strength=2", "edit.options.strength: Input should be less than or equal to 1: strength is a number"),
         ("blend:mode=hard", "edit.options.mode: Input should be 'soft' or 'seamless'"),

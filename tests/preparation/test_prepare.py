@@ -2,22 +2,26 @@
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from expunge.batch.judging import sample_judging
 from expunge.batch.plan import plan_night
 from expunge.families import load_model
 from expunge.pixels import to_pictures, to_png
 from expunge.preparation.dataset import load_job
-from expunge.preparation.prepare import held_out_pictures, prepare
+from expunge.preparation.pictures import load_picture
+from expunge.preparation.prepare import MakeJudging, held_out_pictures, prepare
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.imaging import normalise
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
-from expunge.types import PreparedJob, RemovalBatch, RemovalRequest, UnlearnJob
+from expunge.types import EditSpec, PreparedJob, RemovalBatch, RemovalRequest, UnlearnJob
 
 
 @pytest.fixture
@@ -42,12 +46,14 @@ def ask(name: str, **fields: object) -> RemovalRequest:
     return RemovalRequest.model_validate({**given, **fields})
 
 
-def prepared(settings: Settings, blobs: BlobStore, *requests: RemovalRequest) -> tuple[UnlearnJob, PreparedJob]:
+def prepared(
+    settings: Settings, blobs: BlobStore, *requests: RemovalRequest, judging: MakeJudging | None = None
+) -> tuple[UnlearnJob, PreparedJob]:
     batch = RemovalBatch(id="night-1", created=datetime(2026, 3, 1, tzinfo=UTC), requests=requests)
     (job,) = plan_night(batch, settings, lambda model: (None, [])).jobs
     folder = JobFolder(settings.runs / batch.id / job.id)
     folder.job.write(job)
-    return job, prepare(folder, settings, blobs)
+    return job, prepare(folder, settings, blobs, judging)
 
 
 def test_a_surrogate_that_is_the_target_is_skipped_alone(settings: Settings, blobs: BlobStore) -> None:
@@ -139,3 +145,35 @@ def test_every_picture_is_kept_out_of_some_night() -> None:
     nights = [held_out_pictures(request, f"night-{number}", 0.25) for number in range(60)]
     assert {place for night in nights for place in night} == set(range(8))
     assert {len(night) for night in nights} == {2}
+
+
+@pytest.mark.parametrize("editor", ["blend", "regenerate"])
+def test_surrogates_that_are_still_the_target_are_made_again(
+    editor: str, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_TRAINING__RETAIN_SIZE", "32")
+    monkeypatch.setenv("EXPUNGE_EVALUATION__SAMPLING_STEPS", "5")
+    settings = load_settings()
+    request = ask("a", model="faces", images=[blobs.put(png(i)) for i in (3, 7)], edit=EditSpec(editor=editor))
+    job, first = prepared(settings, blobs, request)
+    _, judged = prepared(settings, blobs, request, judging=partial(sample_judging, settings))
+    samples = to_pictures(load_job(blobs, judged)[1].x_0.expand(-1, 3, -1, -1))
+    judge = sample_judging(settings, job, samples).against(
+        np.stack([load_picture(blobs, blob, (24, 24)) for blob in request.images])
+    )
+
+    def likeness(done: PreparedJob) -> float:
+        surrogates = [load_picture(blobs, blob, (24, 24)) for blob in done.surrogates["req-a"]]
+        return sum(judge(surrogate).likeness for surrogate in surrogates)
+
+    assert likeness(judged) <= likeness(first)
+    assert all(not judge(load_picture(blobs, blob, (24, 24))).matches for blob in judged.surrogates["req-a"])
+
+
+def test_a_request_whose_surrogates_stay_the_target_is_skipped_alone(settings: Settings, blobs: BlobStore) -> None:
+    edit = EditSpec(editor="regenerate", options={"level": "0.05"})
+    stays = ask("stays", model="faces", images=[blobs.put(png(3))], edit=edit)
+    good = ask("good", model="faces", images=[blobs.put(png(7))], surrogates=[blobs.put(png(10))])
+    _, done = prepared(settings, blobs, stays, good, judging=partial(sample_judging, settings))
+    assert done.skipped.keys() == {"req-stays"}
+    assert "still shows the target" in done.skipped["req-stays"]

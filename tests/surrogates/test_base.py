@@ -16,11 +16,11 @@ from expunge.types import EditSpec
 
 
 def test_every_editor_is_a_file() -> None:
-    assert editor_names() == ["blend", "inpaint"]
+    assert editor_names() == ["blend", "inpaint", "regenerate"]
 
 
 def test_an_unknown_editor_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"edit\.editor: 'paint' is unknown: use one of blend, inpaint"):
+    with pytest.raises(InputError, match=r"edit\.editor: 'paint' is unknown: use one of blend, inpaint, regenerate"):
         make_editor(EditSpec(editor="paint"))
 
 
@@ -34,7 +34,7 @@ def test_only_editors_are_imported(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mod": "soft"}, r"edit\.options\.mod: .*: use one of mode, ellipse, strength, match"),
+        ({"mod": "soft"}, r"edit\.options\.mod: .*: use one of mode, ellipse, strength, align, match"),
         ({"mode": "hard"}, r"edit\.options\.mode: .*: mode is soft or seamless"),
         ({"strength": "2"}, r"edit\.options\.strength: .*: strength is a number from 0"),
         ({"ellipse": "0.5/0.5"}, r"edit\.options\.ellipse\b.*: ellipse is cx/cy/rx/ry"),
@@ -56,8 +56,12 @@ def model(**settings: object) -> ModelSettings:
 @pytest.mark.parametrize(
     ("spec", "settings", "says"),
     [
-        ({"editor": "paint"}, {}, r"edit\.editor: 'paint' is unknown: use one of blend, inpaint"),
-        ({"editor": "inpaint"}, {"editors": ["blend"]}, r"edit\.editor: 'inpaint' is not allowed here: use blend, or"),
+        ({"editor": "paint"}, {}, r"edit\.editor: 'paint' is unknown: use one of blend, inpaint, regenerate"),
+        (
+            {"editor": "inpaint"},
+            {"editors": ["blend"]},
+            r"edit\.editor: 'inpaint' is not allowed here: use blend or regenerate, or",
+        ),
         ({"editor": "blend", "options": {"mod": "soft"}}, {}, r"edit\.options\.mod: .*: use one of mode"),
         ({"editor": "inpaint"}, {}, r"edit\.options\.model: "),
         (
@@ -108,7 +112,7 @@ def test_another_editor_is_one_module(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     (tmp_path / "_helper.py").write_text("")
     monkeypatch.setattr(surrogates, "__path__", [*surrogates.__path__, str(tmp_path)])
-    assert editor_names() == ["blend", "inpaint", "stamp"]
+    assert editor_names() == ["blend", "inpaint", "regenerate", "stamp"]
     allowing = model(editors=["stamp"], editor_models=[PINNED])
     assert check_edit(EditSpec(editor="stamp"), allowing).options == {"model": PINNED}
     with pytest.raises(InputError, match=r"edit\.options\.model: "):
@@ -120,7 +124,7 @@ def test_an_edit_is_checked_without_torch() -> None:
         "import sys; from expunge.settings import ModelSettings; from expunge.surrogates import check_edit\n"
         "from expunge.types import EditSpec\n"
         "model = ModelSettings(source='testbed:faces', editor_models=('/a',))\n"
-        "for name in ('blend', 'inpaint'): check_edit(EditSpec(editor=name), model)\n"
+        "for name in ('blend', 'inpaint', 'regenerate'): check_edit(EditSpec(editor=name), model)\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 
 import ray
 
@@ -141,10 +142,11 @@ def _in_task(
 
 @ray.remote(num_cpus=1)
 def _prepare(folder: JobFolder, home: str) -> None:
+    from expunge.batch.judging import sample_judging
     from expunge.preparation.prepare import prepare
 
     settings = _settings(home)
-    folder.prepared.once(lambda: prepare(folder, settings, open_blobs(settings)))
+    folder.prepared.once(lambda: prepare(folder, settings, open_blobs(settings), partial(sample_judging, settings)))
 
 
 @ray.remote(num_cpus=1)

@@ -1,9 +1,15 @@
 """Deterministic sampling: DDIM for a DDPM, Euler for a flow, with classifier-free guidance."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from expunge.families.base import Conditioning, DiffusionModel
+from expunge.families.path import PathPoint
+
+Between = Callable[[Tensor, PathPoint], Tensor]
+"""Changes a sample [B, C, H, W] that has just moved to a point of the path [1]."""
 
 
 def generate(
@@ -28,10 +34,12 @@ def descend(
     steps: int,
     guidance: float,
     empty: Conditioning,
+    between: Between | None = None,
 ) -> Tensor:
     """Take x_t [B, C, H, W] from noise level `start` down to a clean latent of the same shape.
 
-    conditioning, empty: one row for each sample, with its prompt and with the empty prompt.
+    conditioning, empty: one row for each sample, with its prompt and with the empty prompt. between: called after
+    every move except the last, which leads to the clean estimate.
 
     DDIM and Euler are one rule here: estimate (x_0, eps) at x_t and move along the path to the next, lower level.
     Gradients pass through; `denoise` is the same without them.
@@ -55,6 +63,7 @@ def descend(
         a, b = (v.view(-1, 1, 1, 1) for v in (here.a, here.b))
         noise = (x - a * (clean if model.noise_of_clipped else estimate)) / b
         x = there.a.view(-1, 1, 1, 1) * clean + there.b.view(-1, 1, 1, 1) * noise
+        x = x if between is None else between(x, there)
     return x
 
 

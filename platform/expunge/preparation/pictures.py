@@ -10,7 +10,7 @@ from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.imaging import normalise, read_file, to_array
 from expunge.settings import ModelSettings, Resolution
-from expunge.surrogates import check_edit, make_editor
+from expunge.surrogates import Studio, check_edit, make_editor
 from expunge.types import BlobId, EditSpec, RemovalRequest
 
 
@@ -22,7 +22,7 @@ def load_picture(blobs: BlobStore, blob: BlobId, resolution: Resolution) -> np.n
 def load_surrogates(
     request: RemovalRequest,
     targets: Sequence[np.ndarray],
-    donors: np.ndarray,
+    studio: Studio,
     *,
     resolution: Resolution,
     seed: int,
@@ -31,14 +31,13 @@ def load_surrogates(
 ) -> list[np.ndarray]:
     """Return the requester's own surrogates or, without any, edited targets; uint8 [h, w, 3] each.
 
-    donors: uint8 [B, h, w, 3], pictures that an editor may use parts of.
+    Raises InputError if the edit is not allowed, or leads to no surrogate.
     """
     if request.surrogates:
         return [load_picture(blobs, blob, resolution) for blob in request.surrogates]
     spec = check_edit(request.edit or EditSpec(editor=options.editor), options)
     mask = load_picture(blobs, spec.mask, resolution).mean(2) > 127 if spec.mask else None
-    editor = make_editor(spec)
-    return [editor(target, mask=mask, donors=donors, seed=seed) for target in targets]
+    return studio.make(make_editor(spec), targets, mask=mask, seed=seed)
 
 
 def load_folder(

@@ -1,7 +1,7 @@
 """The prepare stage: decode pictures, make surrogates, encode latents and prompts, generate the retain set."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from expunge.preparation.views import views_of_pair
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.runs.job import JobFolder
 from expunge.settings import ModelSettings, Settings
+from expunge.surrogates import Judging, Painter, Studio
 from expunge.types import BlobId, PreparedJob, RemovalRequest, UnlearnJob
 
 SAME = 1e-3
@@ -30,8 +31,14 @@ SURPLUS = 1.25
 """Ratio of generated to required retain images, because those that resemble a target are dropped."""
 
 
-def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> PreparedJob:
+MakeJudging = Callable[[UnlearnJob, np.ndarray], Judging]
+"""Makes what judges the surrogates of a job, from pictures that the base model generated, uint8 [B, h, w, 3]."""
+
+
+def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore, judging: MakeJudging | None = None) -> PreparedJob:
     """Make what training and evaluation read, and store it in `blobs`.
+
+    judging: rejects surrogates that are still the target or not plausible; None takes whatever the editor makes.
 
     A request that cannot be prepared is skipped with its reason; it never fails the job. Raises InputError if the model
     cannot be loaded or no request is left, and StorageError or UnavailableError if the blob store fails.
@@ -42,7 +49,9 @@ def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Prepared
     prompts = Prompts.of(job, options)
     generated = _generate_retain(job, model, options, prompts.unrelated, settings)
     donors = to_pictures(model.decode(generated.x_0))
-    pairs = _Pairing(job, model, options, prompts, donors, settings.evaluation.held_out, blobs).all()
+    painter = Painter(model, options.retain_prompts[0], options.guidance, settings.evaluation.sampling_steps)
+    studio = Studio(donors, painter, judging(job, donors) if judging else None)
+    pairs = _Pairing(job, model, options, prompts, studio, settings.evaluation.held_out, blobs).all()
     forget = join(pairs.forget)
     retain = _keep_apart(generated, forget, job)
     if "" in options.forget_prompts:
@@ -111,8 +120,7 @@ class _Pairing:
     model: DiffusionModel
     options: ModelSettings
     prompts: Prompts
-    donors: np.ndarray
-    """uint8 [B, h, w, 3]: generated pictures that an editor may use parts of."""
+    studio: Studio
     held_out: float
     """Share of a request's pictures that training does not see."""
     blobs: BlobStore
@@ -146,7 +154,7 @@ class _Pairing:
         size, seed = self.job.resolution, self.job.training.seed
         targets = [load_picture(self.blobs, blob, size) for blob in request.images]
         replacements = load_surrogates(
-            request, targets, self.donors, resolution=size, seed=seed, options=self.options, blobs=self.blobs
+            request, targets, self.studio, resolution=size, seed=seed, options=self.options, blobs=self.blobs
         )
         seen = [i for i in range(len(targets)) if i not in held_out]
         originals, edited = (to_tensor([made[i] for i in seen]) for made in (targets, replacements))

@@ -40,9 +40,11 @@ class ModelSettings(Section):
     )
     prompt_tokens: int = Field(default=256, ge=1, description="T5 tokens per prompt; without a T5, zeros")
     editor: str = Field(
-        default="blend", description="the editor for requests that bring neither a surrogate nor an edit"
+        default="regenerate", description="the editor for requests that bring neither a surrogate nor an edit"
     )
-    editors: tuple[str, ...] = Field(default=("blend", "inpaint"), description="editors that a request may ask for")
+    editors: tuple[str, ...] = Field(
+        default=("blend", "inpaint", "regenerate"), description="editors that a request may ask for"
+    )
     editor_models: tuple[str, ...] = Field(
         default=(),
         description="models that an editor may load, as a request names them: paths, or hub ids as OWNER/NAME@COMMIT; "

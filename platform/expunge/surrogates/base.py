@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -13,14 +13,27 @@ from expunge.settings import ModelSettings
 from expunge.types import EditSpec
 from expunge.validation import Problem, input_error
 
+if TYPE_CHECKING:
+    from expunge.surrogates._painter import Painter
+
 
 class Editor(Protocol):
-    def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(
+        self,
+        target: np.ndarray,
+        *,
+        mask: np.ndarray | None,
+        donors: np.ndarray,
+        seed: int,
+        attempt: int = 0,
+        painter: "Painter | None" = None,
+    ) -> np.ndarray:
         """Return the surrogate, uint8 [H, W, 3]; the arguments are not changed.
 
         target: uint8 RGB [H, W, 3]. mask: bool [H, W], true where it may change; None means the editor's default.
-        donors: uint8 RGB [M, H, W, 3], pictures of the retain set. The same arguments give the same picture.
-        Raises InputError if no surrogate can be made.
+        donors: uint8 RGB [M, H, W, 3], pictures of the retain set. attempt: 0 at first, and one more whenever the
+        surrogate would not do; it leads to another picture. painter: the model that the target is removed from. The
+        same arguments give the same picture. Raises InputError if no surrogate can be made.
         """
         ...
 

@@ -1,20 +1,25 @@
 """`blend`: the marked part of another picture of the retain set, blended into the target.
 
-It needs no model, but knows nothing of faces, so the donor must have a similar pose, as pictures of one training set
-mostly do. The defaults were chosen by looking at both testbeds: a brightness-matched soft blend over
-most of the picture gives the face of another person, while Poisson cloning (`mode=seamless`) keeps the target's own
-shading, and with it a good part of the likeness, at 24 pixels.
+It needs no model, but the donor must have a similar pose, as pictures of one training set mostly do. The defaults were
+chosen by looking at two testbeds: a brightness-matched soft blend over most of the picture gives the face of another
+person, while Poisson cloning (`mode=seamless`) keeps the target's own shading, and with it a good part of the likeness,
+at 24 pixels. A donor that is aligned leaves no seam, but looks more like the target: hence `align` has to be asked for.
+`python -m tests.benchmarks.surrogates` shows all of that.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 from pydantic import Field
 
 from expunge.errors import InputError
+from expunge.surrogates._alignment import align
 from expunge.surrogates.base import Ellipse, Options, Share, editor, region
+
+if TYPE_CHECKING:
+    from expunge.surrogates._painter import Painter
 
 SHORTLIST = 4
 """The seed picks one of this many best donors."""
@@ -30,7 +35,8 @@ class BlendOptions(Options):
     mode: Literal["soft", "seamless"] = Field("soft", description="soft or seamless")
     ellipse: Ellipse = Field((0.5, 0.52, 0.42, 0.46), description="cx/cy/rx/ry in [0, 1], used if there is no mask")
     strength: Share = Field(1.0, description="a number from 0 (the target) to 1 (the blend)")
-    match: bool = Field(True, description="true or false: fit the donor's brightness and contrast to the target's")
+    align: bool = Field(False, description="true or false: lay the donor over the target by landmarks or edges")
+    match: bool = Field(True, description="true or false: fit the donor's brightness, contrast and hue to the target's")
 
 
 @editor("blend", BlendOptions)
@@ -40,15 +46,24 @@ class Blend:
 
     options: BlendOptions
 
-    def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(
+        self,
+        target: np.ndarray,
+        *,
+        mask: np.ndarray | None,
+        donors: np.ndarray,
+        seed: int,
+        attempt: int = 0,
+        painter: "Painter | None" = None,
+    ) -> np.ndarray:
         mask = region(target, mask, self.options.ellipse)
-        donor = self._donor(target, mask, donors, seed)
+        donor = self._donor(target, mask, donors, seed, attempt)
         result = _seamless(target, donor, mask) if self.options.mode == "seamless" else None
         if result is None:
             result = _soft(target, donor, mask)
         return _mix(target, result, self.options.strength * mask)
 
-    def _donor(self, target: np.ndarray, mask: np.ndarray, donors: np.ndarray, seed: int) -> np.ndarray:
+    def _donor(self, target: np.ndarray, mask: np.ndarray, donors: np.ndarray, seed: int, attempt: int) -> np.ndarray:
         """Return the donor that fits best around the mask, among the half that differs most inside it.
 
         A good fit hides the seam. A large difference makes sure that the identity changes: the retain set may hold the
@@ -59,7 +74,7 @@ class Blend:
         around = _surroundings(mask)
         inside, outside = [], []
         for donor in donors:
-            fitted = self._fitted(donor, target, mask | around)
+            fitted = self._fitted(donor, target, mask, around)
             inside.append(_difference(fitted, target, mask))
             outside.append(_difference(fitted, target, around))
         different = np.asarray(inside) >= max(MIN_CHANGE, float(np.median(inside)) if inside else 0.0)
@@ -70,16 +85,25 @@ class Blend:
             )
         ranked = np.argsort(np.where(different, outside, np.inf), kind="stable")
         shortlist = ranked[: min(SHORTLIST, int(different.sum()))]
-        chosen = np.random.default_rng(seed).choice(shortlist)
-        return self._fitted(donors[chosen], target, mask | around)
+        first = np.random.default_rng(seed).permutation(shortlist)
+        order = [*first, *ranked[len(first) : int(different.sum())]]
+        donor = donors[order[attempt % len(order)]]
+        if self.options.align:
+            donor = align(donor, target, mask | around)
+        return self._fitted(donor, target, mask, around)
 
-    def _fitted(self, donor: np.ndarray, target: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """Fit brightness and contrast with one gain and one offset for all channels, so that colours keep their hue."""
+    def _fitted(self, donor: np.ndarray, target: np.ndarray, mask: np.ndarray, around: np.ndarray) -> np.ndarray:
+        """Fit brightness and contrast in the mask and around it, and mean hue around it, where a seam would show."""
         if not self.options.match:
             return donor
+        where = mask | around
         grey, wanted = donor[where].mean(1), target[where].mean(1)
         gain = np.clip(wanted.std() / max(grey.std(), 1e-3), 0.5, 2)
-        return _to_bytes((donor.astype(np.float32) - grey.mean()) * gain + wanted.mean())
+        fitted = (donor.astype(np.float32) - grey.mean()) * gain + wanted.mean()
+        if around.any():
+            shift = target[around].mean(0) - fitted[around].mean(0)
+            fitted += shift - shift.mean()
+        return _to_bytes(fitted)
 
 
 def _seamless(target: np.ndarray, donor: np.ndarray, mask: np.ndarray) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -10,6 +10,9 @@ from pydantic import Field
 
 from expunge.errors import InputError, first_line
 from expunge.surrogates.base import Ellipse, Options, editor, region
+
+if TYPE_CHECKING:
+    from expunge.surrogates._painter import Painter
 
 MULTIPLE = 16
 """Both sides must be multiples of the autoencoder's factor times the patch size: 8 or 16 for existing models."""
@@ -33,7 +36,16 @@ class Inpaint:
     options: InpaintOptions
     _repaint: Callable[..., Image.Image] | None = field(default=None, init=False)
 
-    def __call__(self, target: np.ndarray, *, mask: np.ndarray | None, donors: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(
+        self,
+        target: np.ndarray,
+        *,
+        mask: np.ndarray | None,
+        donors: np.ndarray,
+        seed: int,
+        attempt: int = 0,
+        painter: "Painter | None" = None,
+    ) -> np.ndarray:
         import torch  # not at the top: checking an edit does not need it, and importing it takes seconds
 
         mask = region(target, mask, self.options.ellipse)
@@ -51,7 +63,7 @@ class Inpaint:
                 num_inference_steps=self.options.steps,
                 strength=self.options.strength,
                 guidance_scale=self.options.guidance,
-                generator=torch.Generator().manual_seed(seed),
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + attempt),
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(

@@ -1,0 +1,72 @@
+"""`regenerate`: the model under removal paints another picture from the noised target."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+from pydantic import Field
+
+from expunge.errors import InputError
+from expunge.surrogates.base import Ellipse, Options, editor, region
+
+if TYPE_CHECKING:
+    from expunge.surrogates._painter import Painter
+
+LEVELS = (0.6, 0.7, 0.8, 0.9, 1.0)
+"""Noise levels of the attempts in turn. The model has memorised the target, so that a low level returns it, and at the
+highest nothing of it is left. `python -m tests.benchmarks.surrogates` shows how many attempts each testbed takes."""
+
+
+class RegenerateOptions(Options):
+    level: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a noise level above 0 (the target) up to 1 (new); default: rising with each attempt",
+    )
+    prompt: str | None = Field(None, description="what to paint instead; default: the model's first retain prompt")
+    ellipse: Ellipse | None = Field(
+        None, description="cx/cy/rx/ry in [0, 1], used if there is no mask; default: everything is painted anew"
+    )
+
+
+@editor("regenerate", RegenerateOptions)
+@dataclass(frozen=True)
+class Regenerate:
+    """Repaints the marked part, or without a mask the picture. Pixels outside a mask never change; donors are not used.
+
+    The target's own prompt is not used: a model that has memorised the target under it returns it from any level.
+    """
+
+    options: RegenerateOptions
+
+    def __call__(
+        self,
+        target: np.ndarray,
+        *,
+        mask: np.ndarray | None,
+        donors: np.ndarray,
+        seed: int,
+        attempt: int = 0,
+        painter: "Painter | None" = None,
+    ) -> np.ndarray:
+        if painter is None:
+            raise InputError("edit.editor: regenerate needs the model under removal", hint="use another editor")
+        if mask is not None or self.options.ellipse is not None:
+            mask = region(target, mask, self.options.ellipse or (0.5, 0.5, 0.5, 0.5))
+        level = self.options.level or _level(attempt)
+        return painter.repaint(
+            target, mask=mask, level=level, seed=_seed(target, seed, attempt), prompt=self.options.prompt
+        )
+
+
+def _level(attempt: int) -> float:
+    """Go through LEVELS once, then stay in their upper part, where another seed leads to another picture."""
+    later = LEVELS[len(LEVELS) // 2 :]
+    return LEVELS[attempt] if attempt < len(LEVELS) else later[(attempt - len(LEVELS)) % len(later)]
+
+
+def _seed(target: np.ndarray, seed: int, attempt: int) -> int:
+    """Give every target noise of its own: from equal noise, a high level makes the same picture of all of them."""
+    return crc32(target.tobytes()) + (seed * 1_000_003 + attempt << 32)
