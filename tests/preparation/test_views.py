@@ -15,8 +15,10 @@ def face(place: int) -> Tensor:
 def test_the_pair_itself_comes_first_and_mirrored_second() -> None:
     targets, surrogates = views_of_pair(face(0), face(1), 5, seed=0)
     assert targets.shape == surrogates.shape == (5, 3, 24, 24)
-    assert torch.equal(targets[0], face(0)) and torch.equal(surrogates[0], face(1))
-    assert torch.equal(targets[1], face(0).flip(-1)) and torch.equal(surrogates[1], face(1).flip(-1))
+    assert torch.equal(targets[0], face(0))
+    assert torch.equal(surrogates[0], face(1))
+    assert torch.equal(targets[1], face(0).flip(-1))
+    assert torch.equal(surrogates[1], face(1).flip(-1))
     assert targets.abs().max() <= 1
     assert all(one.unique(dim=0).shape[0] == 5 for one in (targets, surrogates))
 
@@ -47,7 +49,8 @@ def test_a_wide_picture_is_rotated_without_being_sheared() -> None:
         inside = view[0] > view[0].mean()
         assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 2
     lengths = [int((view[0] > view[0].mean()).any(0).sum()) for view in views_of_pair(bar, bar, 12, seed=0)[0]]
-    assert min(lengths) >= 45 and max(lengths) <= 56
+    assert min(lengths) >= 45
+    assert max(lengths) <= 56
 
 
 def test_the_evaluations_own_views_are_not_among_them() -> None:
