@@ -37,7 +37,8 @@ TARGETS = {
 }
 
 MOST_REGISTERS = 72
-"""The limit outside the Gram kernels. With it, 28 warps of 64 and 7 wavefronts of 8 are resident, enough to keep memory busy."""
+"""The limit outside the Gram kernels. With it, 28 warps of 64 and 7 wavefronts of 8 are resident, enough to keep memory
+busy."""
 
 # cp.async copies to shared memory, 16 (0x10) bytes per thread.
 WIDE_LOADS = {

@@ -304,9 +304,7 @@ def _(tensors: list[Tensor], count: int) -> Tensor:
 
 
 @impl("unlearn_kernels::preconditioned_gram", _DEVICES)
-def _preconditioned_gram(
-    tensors: list[Tensor], second_moment: list[Tensor], correction: float, eps: float
-) -> Tensor:
+def _preconditioned_gram(tensors: list[Tensor], second_moment: list[Tensor], correction: float, eps: float) -> Tensor:
     """Run the backend: [2, K, K]. tensors: as in `_gram`, as many entries per gradient as `second_moment` has."""
     gradients = _split([tensor.contiguous() for tensor in tensors], len(tensors) // len(second_moment))
     moment = [tensor.contiguous() for tensor in second_moment]

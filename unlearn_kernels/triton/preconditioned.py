@@ -16,8 +16,12 @@ from unlearn_kernels.triton.grams import PROGRAMS, UNSPECIALISED, gradient_rows
 from unlearn_kernels.triton.launches import THREADS, Constants, launch, ordered_gram
 from unlearn_kernels.triton.tables import CHUNK, TYPES, Group, address_of, groups, locate
 
-BLOCK = 1024
-"""A guess: with 256 threads, 16 bytes of the float32 moment per thread."""
+# Guesses, as in `grams`: 16 bytes of a 16-bit tensor per thread; half of that where sums take float64 registers.
+BLOCK = 2048
+WIDE_BLOCK = 1024
+
+MOMENT = tl.constexpr(tl.float32)
+"""The dtype of the second moment, in which AdamW keeps it."""
 
 TILES = (16, 32)
 """The number of gradients in a tile, see `grams`."""
@@ -27,13 +31,14 @@ TILE_COLUMNS = 32
 
 def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
     """Two float32 gradients are multiplied in float64, see `grams`."""
+    wide = x == y == tl.float32
     return {
         "X": x,
         "Y": y,
-        "SUM": tl.float64 if x == y == tl.float32 else tl.float32,
+        "SUM": tl.float64 if wide else tl.float32,
         "ALIGNED": aligned,
         "CHUNK": CHUNK,
-        "BLOCK": BLOCK,
+        "BLOCK": WIDE_BLOCK if wide else BLOCK,
     }
 
 
@@ -92,7 +97,7 @@ def preconditioned_pair_kernel(
         entry, offset, size = locate(table, entries, chunk, CHUNK)
         x = address_of(table, entries, entry, i, offset, X, ALIGNED) + lane
         y = address_of(table, entries, entry, j, offset, Y, ALIGNED) + lane
-        v = address_of(table, entries, entry, count, offset, tl.float32, ALIGNED) + lane
+        v = address_of(table, entries, entry, count, offset, MOMENT, ALIGNED) + lane
         xx = tl.zeros([BLOCK], SUM)
         xy = tl.zeros([BLOCK], SUM)
         yy = tl.zeros([BLOCK], SUM)
@@ -166,7 +171,7 @@ def preconditioned_tile_kernel(
         entry, offset, size = locate(table, entries, chunk, CHUNK)
         x, x_present = gradient_rows(table, entries, entry, offset, i, count, TYPE, ALIGNED, TILE)
         y, y_present = gradient_rows(table, entries, entry, offset, j, count, TYPE, ALIGNED, TILE)
-        v = address_of(table, entries, entry, count, offset, tl.float32, ALIGNED)
+        v = address_of(table, entries, entry, count, offset, MOMENT, ALIGNED)
         whole = size // BLOCK * BLOCK
         for at in range(0, whole, BLOCK):
             w = _preconditioner(tl.load(v + at + lane), scale, eps)
