@@ -25,8 +25,6 @@ MOMENT = tl.constexpr(tl.float32)
 
 TILES = (16, 32)
 """The number of gradients in a tile, see `grams`."""
-TILE_COLUMNS = 32
-"""The number of products that are summed in float32 before they are added in float64."""
 
 
 def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
@@ -44,19 +42,26 @@ def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
 
 def tile_constants(dtype: tl.dtype, tile: int, *, diagonal: bool, aligned: bool) -> Constants:
     """Factors are float32 whatever the dtype: a weighted gradient rounded to 16 bits would be off by 2^-9."""
-    return {
-        "TYPE": dtype,
-        "ALIGNED": aligned,
-        "DIAGONAL": diagonal,
-        "CHUNK": CHUNK,
-        "TILE": tile,
-        "BLOCK": TILE_COLUMNS,
-    }
+    _, block = _tile_shape(dtype, tile, aligned=aligned)
+    return {"TYPE": dtype, "ALIGNED": aligned, "DIAGONAL": diagonal, "CHUNK": CHUNK, "TILE": tile, "BLOCK": block}
 
 
-def tile_threads(tile: int) -> int:
-    """8 elements of a block per thread."""
-    return tile * TILE_COLUMNS // 8 if tile > TILES[0] else tile * TILE_COLUMNS // 4
+def tile_threads(dtype: tl.dtype, tile: int, *, aligned: bool) -> int:
+    threads, _ = _tile_shape(dtype, tile, aligned=aligned)
+    return threads
+
+
+def _tile_shape(dtype: tl.dtype, tile: int, *, aligned: bool) -> tuple[int, int]:
+    """Return the threads of a program, and how many products are summed in float32 before they are added in float64.
+
+    A thread loads 16 bytes of an aligned gradient at a time. What is not aligned takes registers for an address per
+    element, so its block is narrow.
+    """
+    if tile == TILES[0]:
+        return 64 if aligned else 128, 32
+    if aligned:
+        return 256 if dtype == tl.float32 else 128, 32
+    return 256, 16
 
 
 @triton.jit
@@ -218,7 +223,7 @@ def _fill(partials: Tensor, row: int, programs: int, part: Group, scale: float, 
     shape = (part.table(), partials, len(part.rows[0]), part.chunks, count)
     if count > 2 and len(set(types)) == 1:
         tile = next((rows for rows in TILES if rows >= count), TILES[-1])
-        kernel, threads = preconditioned_tile_kernel, tile_threads(tile)
+        kernel, threads = preconditioned_tile_kernel, tile_threads(types[0], tile, aligned=part.aligned)
         places = {
             (i, j): tile_constants(types[0], tile, diagonal=i == j, aligned=part.aligned)
             for i in range(0, count, tile)

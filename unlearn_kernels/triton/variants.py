@@ -163,7 +163,7 @@ def _preconditioned_tiles(dtype: str, aligned: bool) -> Iterator[Variant]:
             types=_PRECONDITIONED_TYPES,
             constants=preconditioned.tile_constants(DTYPES[dtype], tile, diagonal=diagonal, aligned=aligned),
             streams=0 if not aligned else 2 if diagonal else 3,
-            threads=preconditioned.tile_threads(tile),
+            threads=preconditioned.tile_threads(DTYPES[dtype], tile, aligned=aligned),
         )
 
 
