@@ -47,7 +47,9 @@ def test_opcheck_weighted_loss(terms: int, masked: bool) -> None:
 def test_opcheck_gram_and_combine() -> None:
     tensors = _samples(4)
     torch.library.opcheck(OPERATORS.gram.default, (tensors, 2))
-    torch.library.opcheck(OPERATORS.preconditioned_gram.default, (tensors, [tensor.square() for tensor in tensors[:2]], 0.5, 1e-8))
+    torch.library.opcheck(
+        OPERATORS.preconditioned_gram.default, (tensors, [tensor.square() for tensor in tensors[:2]], 0.5, 1e-8)
+    )
     coefficients = torch.tensor([0.5, 2.0], dtype=torch.float64)
     torch.library.opcheck(OPERATORS.combine_.default, (_samples(2), tensors, coefficients))
 
