@@ -1,6 +1,6 @@
 """Measure what one step does to the retain loss, by the geometry in which surgery projects. CSV rows on stdout.
 
-    python -m tests.benchmarks.surgery_geometry [--requests 16] [--steps 60] [--seeds 2] [--retain data,distill]
+    python -m tests.benchmarks.surgery_geometry [--requests 16] [--steps 60] [--seeds 0,1] [--retain data,distill]
 
 `faces`, all weights: random persons are to become other persons, each with a gradient of its own, and the rest are the
 retain set. Three arms take turns from step to step, from the same weights, with the same samples: no surgery, and
@@ -138,14 +138,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--retain", default="data,distill")
     parser.add_argument("--forget-weight", type=float, default=0.5)
     args = parser.parse_args()
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["retain_target", "seed", "arm", *FIGURES, "progress", "retain", "moved"])
     for target in args.retain.split(","):
-        for seed in range(args.seeds):
+        for seed in map(int, args.seeds.split(",")):
             common = {"retain_target": target, "seed": seed, "forget_weight": args.forget_weight, "workers": 1}
             common |= {"forget_batch": args.requests}
             arms = {
