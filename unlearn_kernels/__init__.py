@@ -18,6 +18,7 @@ from unlearn_kernels.ops import (
     combine_,
     gram,
     noise_and_target,
+    preconditioned_gram,
     regression_loss,
     weighted_loss,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "cosines",
     "gram",
     "noise_and_target",
+    "preconditioned_gram",
     "regression_loss",
     "retain_normal",
     "surgery",

@@ -56,6 +56,10 @@ class Backend(Protocol):
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor: ...
 
+    def preconditioned_gram(
+        self, gradients: Sequence[Sequence[Tensor]], second_moment: Sequence[Tensor], correction: float, eps: float
+    ) -> Tensor: ...
+
     def combine_(
         self, out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]
     ) -> None: ...

@@ -19,7 +19,7 @@ from torch import Tensor
 from unlearn_kernels.backends import gradient_dtype
 
 LIBRARY = Path(__file__).with_name("libunlearn_kernels" + (sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"))
-ABI = 2
+ABI = 3
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -37,6 +37,7 @@ def library() -> ctypes.CDLL:
         raise ImportError(f"{LIBRARY.name} is of another version (ABI {abi}, wanted {ABI}): install again")
     pointer, integer = c_void_p, c_int64
     loaded.unlearn_gram.argtypes = [integer, integer, *[pointer] * 3, c_int, pointer]
+    loaded.unlearn_preconditioned_gram.argtypes = [integer, integer, *[pointer] * 3, c_float, c_float, c_int, pointer]
     loaded.unlearn_combine.argtypes = [integer, integer, *[pointer] * 6, c_int]
     loaded.unlearn_noise_and_target.argtypes = [integer, integer, *[pointer] * 4, c_int, pointer, pointer, c_int]
     loaded.unlearn_weighted_loss.argtypes = [
@@ -110,6 +111,26 @@ def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
         _pointers(tensors),
         _types(tensors),
         _starts(gradients[0]),
+        torch.get_num_threads(),
+        result.data_ptr(),
+    )
+    _check(status)
+    return result
+
+
+def preconditioned_gram(
+    gradients: Sequence[Sequence[Tensor]], second_moment: Sequence[Tensor], correction: float, eps: float
+) -> Tensor:
+    result = torch.empty(2, len(gradients), len(gradients), dtype=torch.float64)
+    tensors = [tensor for entry in zip(*gradients, second_moment, strict=True) for tensor in entry]
+    status = library().unlearn_preconditioned_gram(
+        len(second_moment),
+        len(gradients),
+        _pointers(tensors),
+        _types(tensors),
+        _starts(second_moment),
+        correction**-0.5,
+        eps,
         torch.get_num_threads(),
         result.data_ptr(),
     )

@@ -133,6 +133,40 @@ def gram(gradients: Gradients) -> Tensor:
     return _OPERATORS.gram.default([tensor for gradient in filled for tensor in gradient], len(filled))
 
 
+def preconditioned_gram(
+    gradients: Gradients, second_moment: Gradient, *, correction: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the inner products of K gradients, and those under AdamW's preconditioner: two float64 [K, K].
+
+    The first is `gram(gradients)`, the second `sum_n p_n g_in g_jn` with `p = 1 / (sqrt(second_moment / correction) +
+    eps)`: AdamW moves a weight by p times its gradient, so this product says how a step along g_i changes the loss of
+    g_j. Both take one read of every gradient and of `second_moment`.
+    second_moment: AdamW's `exp_avg_sq`, float32 (or float64: the reference), the shape of a gradient, entry by entry.
+    correction: its bias correction `1 - beta2^steps`, in (0, 1]. eps: AdamW's, positive.
+    p is computed in float32 and is the same in all products, so the second matrix is as exact as the first for a p
+    within 3e-7 of the true one, relatively. With two gradients the sums are float64, on a GPU if both are float32. For
+    the others elements above 1e15 overflow to infinity. NaN and infinity of a gradient, and NaN of the moment,
+    propagate. Raises ValueError as `gram` does, for a moment of another dtype, and for numbers out of range.
+    """
+    entries, moment = _check_gradients(gradients), _entries(second_moment)
+    _check_same_shapes(moment, entries[0], "second_moment")
+    for i, tensor in enumerate(moment):
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"second_moment[{i}]: dtype {tensor.dtype}, expected torch.float32 or torch.float64")
+    if not 0 < correction <= 1:
+        raise ValueError(f"correction: {correction}, expected a number in (0, 1]")
+    if not eps > 0:
+        raise ValueError(f"eps: {eps}, expected a positive number")
+    filled = [[tensor.detach() for tensor in row if tensor.numel()] for row in (*entries, moment)]
+    if not filled[0]:
+        device = moment[0].device if moment else None
+        zeros = torch.zeros(2, len(entries), len(entries), dtype=torch.float64, device=device)
+        return zeros[0], zeros[1]
+    *rows, last = filled
+    both = _OPERATORS.preconditioned_gram.default([tensor for row in rows for tensor in row], last, correction, eps)
+    return both[0], both[1]
+
+
 def combine_(out: Gradient, gradients: Gradients, coefficients: Tensor) -> None:
     """Write `sum_k coefficients_k gradient_k` into `out`.
 
@@ -172,6 +206,10 @@ define(
     " -> (Tensor, Tensor)",
 )
 define("unlearn_kernels::gram", "(Tensor[] tensors, int count) -> Tensor")
+define(
+    "unlearn_kernels::preconditioned_gram",
+    "(Tensor[] tensors, Tensor[] second_moment, float correction, float eps) -> Tensor",
+)
 define("unlearn_kernels::combine_", "(Tensor(a!)[] out, Tensor[] tensors, Tensor coefficients) -> ()")
 
 
@@ -263,6 +301,20 @@ def _gram(tensors: list[Tensor], count: int) -> Tensor:
 @register_fake("unlearn_kernels::gram")
 def _(tensors: list[Tensor], count: int) -> Tensor:
     return tensors[0].new_empty((count, count), dtype=torch.float64)
+
+
+@impl("unlearn_kernels::preconditioned_gram", _DEVICES)
+def _preconditioned_gram(tensors: list[Tensor], second_moment: list[Tensor], correction: float, eps: float) -> Tensor:
+    """Run the backend: [2, K, K]. tensors: as in `_gram`, as many entries per gradient as `second_moment` has."""
+    gradients = _split([tensor.contiguous() for tensor in tensors], len(tensors) // len(second_moment))
+    moment = [tensor.contiguous() for tensor in second_moment]
+    return backend_for([*tensors, *moment]).preconditioned_gram(gradients, moment, correction, eps)
+
+
+@register_fake("unlearn_kernels::preconditioned_gram")
+def _(tensors: list[Tensor], second_moment: list[Tensor], correction: float, eps: float) -> Tensor:
+    count = len(tensors) // len(second_moment)
+    return tensors[0].new_empty((2, count, count), dtype=torch.float64)
 
 
 @impl("unlearn_kernels::combine_", _DEVICES)

@@ -51,13 +51,23 @@ def weighted_loss(
 
 
 def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    count = len(gradients)
-    device = gradients[0][0].device
+    count, device = len(gradients), gradients[0][0].device
     total = torch.zeros(count, count, dtype=torch.float64, device=device)
     for chunk in _stream(gradients, device):
-        for i in range(count):
-            total[i, i:] += _sum_in_fixed_order_(chunk[i] * chunk[i:])
-    return total.triu() + total.triu(1).T
+        _add_products_(total, chunk, chunk)
+    return _mirrored(total)
+
+
+def preconditioned_gram(
+    gradients: Sequence[Sequence[Tensor]], second_moment: Sequence[Tensor], correction: float, eps: float
+) -> Tensor:
+    count, device = len(gradients), second_moment[0].device
+    total = torch.zeros(2, count, count, dtype=torch.float64, device=device)
+    for chunk in _stream([*gradients, second_moment], device):
+        rows, moment = chunk[:-1], chunk[-1]
+        _add_products_(total[0], rows, rows)
+        _add_products_(total[1], rows / ((moment / correction).sqrt() + eps), rows)
+    return _mirrored(total)
 
 
 def combine_(out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
@@ -104,6 +114,17 @@ def _stream(gradients: Sequence[Sequence[Tensor]], device: torch.device) -> Iter
     if filled:
         buffer[:, filled:] = 0
         yield buffer
+
+
+def _add_products_(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add to total [K, K], on and above its diagonal, the inner products of rows x [K, CHUNK] and y [K, CHUNK]."""
+    for i in range(len(x)):
+        total[i, i:] += _sum_in_fixed_order_(x[i] * y[i:])
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """Fill [..., K, K] below its diagonal."""
+    return upper.triu() + upper.triu(1).mT
 
 
 def _sum_in_fixed_order_(values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks import kernel_peers as peers
-from unlearn_kernels import axpby_, gram
+from unlearn_kernels import axpby_, gram, preconditioned_gram
 from unlearn_kernels.backends import backend_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -90,6 +90,7 @@ def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
     forget, start = ([torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in shapes] for _ in range(2))
     start = [s - f for s, f in zip(start, forget, strict=True)]
     retain = [gradient.clone() for gradient in start]
+    moment = [torch.rand(s, generator=generator) for s in shapes]
     stream = [[torch.zeros(s) for s in shapes] for _ in range(2)]
 
     def reset() -> None:
@@ -105,6 +106,10 @@ def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
         Contender("compile, by the Gram", lambda: peers.compiled_gram(forget, retain)),
         Contender("combine_ alone", lambda: axpby_(retain, 0.5, forget, 0.5)),
         Contender("gram alone", lambda: gram([forget, retain])),
+        Contender(
+            "preconditioned_gram alone",
+            lambda: preconditioned_gram([forget, retain], moment, correction=0.5, eps=1e-8),
+        ),
         Contender("fp32 stream", lambda: torch._foreach_add_(*stream, alpha=0.5)),
     ]
     times = interleaved(contenders, repeats, reset)
@@ -200,7 +205,7 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
     yield from memory()
 
 
-ASIDE = ("fp32 stream", "combine_ alone", "gram alone")
+ASIDE = ("fp32 stream", "combine_ alone", "gram alone", "preconditioned_gram alone")
 
 
 def table(file: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from unlearn_kernels import aot
-from unlearn_kernels.triton import combine_, gram, launches, noise_and_target, weighted_loss
+from unlearn_kernels.triton import combine_, gram, launches, noise_and_target, preconditioned_gram, weighted_loss
 from unlearn_kernels.triton.variants import variants
 
 GOOD = aot.Row("sm90", "combine_pair", "K = 2", "bf16", streams=2, registers=32, wide_loads=2)
@@ -126,7 +126,7 @@ def test_what_the_launches_ask_for_builds(monkeypatch: pytest.MonkeyPatch) -> No
         compiled = kernel.warmup(*arguments, grid=(programs,), **constants, **options)  # pyright: ignore[reportAttributeAccessIssue]
         built.append(compiled.name)
 
-    for module in ("launches", "samples", "grams", "combine"):
+    for module in ("launches", "samples", "grams", "preconditioned", "combine"):
         monkeypatch.setattr(importlib.import_module(f"unlearn_kernels.triton.{module}"), "launch", compile_only)
     monkeypatch.setattr(driver, "_active", _NoGpu())
     for shape in ((2, 4, 16), (1, 1)):
@@ -137,5 +137,6 @@ def test_what_the_launches_ask_for_builds(monkeypatch: pytest.MonkeyPatch) -> No
     for count in (1, 2, 3):
         gradients = [[torch.zeros(40), torch.zeros(7)[1:]] for _ in range(count)]
         gram(gradients)
+        preconditioned_gram(gradients, [torch.ones(40), torch.ones(7)[1:]], 0.5, 1e-8)
         combine_(gradients[0], gradients, [1.0] * count)
     assert set(built) == {f"{variant.kernel}_kernel" for variant in variants()}

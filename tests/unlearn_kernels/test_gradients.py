@@ -195,13 +195,14 @@ def test_the_bits_are_the_same_for_any_number_of_threads(dtype: torch.dtype, _rt
 PEAK = """
 import re, sys, torch
 from pathlib import Path
-from unlearn_kernels import combine_, gram, use_backend
+from unlearn_kernels import combine_, gram, preconditioned_gram, use_backend
 use_backend(sys.argv[1]).__enter__()
 size = 8_000_000
 matrix = torch.ones(3, size, dtype=torch.bfloat16)
-weights = torch.ones(3, dtype=torch.float64)
+weights, moment = torch.ones(3, dtype=torch.float64), torch.ones(size)
 def work(n):
     gram(matrix[:, :n])
+    preconditioned_gram(matrix[:, :n], moment[:n], correction=0.5, eps=1e-8)
     combine_(matrix[2, :n], matrix[:, :n], weights)
 def peak():  # kB of this process alone: ru_maxrss would start with that of the parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))

@@ -13,6 +13,7 @@ from unlearn_kernels import (
     combine_,
     gram,
     noise_and_target,
+    preconditioned_gram,
     regression_loss,
     retain_normal,
     surgery,
@@ -46,6 +47,9 @@ def test_opcheck_weighted_loss(terms: int, masked: bool) -> None:
 def test_opcheck_gram_and_combine() -> None:
     tensors = _samples(4)
     torch.library.opcheck(OPERATORS.gram.default, (tensors, 2))
+    torch.library.opcheck(
+        OPERATORS.preconditioned_gram.default, (tensors, [tensor.square() for tensor in tensors[:2]], 0.5, 1e-8)
+    )
     coefficients = torch.tensor([0.5, 2.0], dtype=torch.float64)
     torch.library.opcheck(OPERATORS.combine_.default, (_samples(2), tensors, coefficients))
 
@@ -63,7 +67,8 @@ def _noise(*tensors: Tensor) -> tuple[Tensor, Tensor]:
 def _surgery(*tensors: Tensor) -> Tensor:
     out = tensors[1].clone()
     combine_(out, tensors[:2], torch.tensor([0.25, 1.0], dtype=torch.float64))
-    return gram([out, *tensors[:2]])
+    plain, weighted = preconditioned_gram(tensors[:2], tensors[2].square(), correction=0.5, eps=1e-8)
+    return torch.cat([gram([out, *tensors[:2]]).flatten(), plain.flatten(), weighted.flatten()])
 
 
 @pytest.mark.parametrize("function", [_loss, _noise, _surgery])

@@ -20,7 +20,7 @@ TIMEOUT_S = 1500
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 100)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("module", ["test_samples.py", "test_gradients.py"])
+@pytest.mark.parametrize("module", ["test_samples.py", "test_gradients.py", "test_preconditioned.py"])
 def test_the_kernels_pass_the_tests_of_the_operations(module: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / module)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

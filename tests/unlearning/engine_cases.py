@@ -14,6 +14,8 @@ from tests.unlearning import plain
 # The size of the targets, step by step. AdamW divides by the size of gradients, so equal ones would hide the clip.
 SIZES = (4.0, 0.25, 2.0, 0.5)
 STEPS = len(SIZES)
+# After so many steps AdamW's second moment decides the geometry: fewer than a checkpoint's, so that resuming reads it.
+WARM_UP = 1
 SAMPLES = 8
 COMMITTED = Path(__file__).with_name("trajectories.json")
 
@@ -77,6 +79,10 @@ CASES: dict[str, Case] = {
     "tiny": replace(case((-1, 1)), sizes=(1, 1), bias=False),
     "layer": case((-1, 1, 1), surgery_granularity="layer"),
     "tensor": case((-1, 1, 1), surgery_granularity="tensor"),
+    "preconditioned": case((-1, 1, 1), surgery_geometry="optimizer"),
+    "preconditioned-layer": case((-1, 1, 1), surgery_geometry="optimizer", surgery_granularity="layer"),
+    "preconditioned-tensor": case((-1, 1, 1), surgery_geometry="optimizer", surgery_granularity="tensor"),
+    "preconditioned-tiny": replace(case((-1, 1), surgery_geometry="optimizer"), sizes=(1, 1), bias=False),
     "pcgrad": case((-1, 1, 1), surgery="pcgrad"),
     # The retain objective does not see the first layer.
     "unused": case((-1, 1)),
@@ -110,10 +116,14 @@ STAGES = (0, 1, 2, 3)
 # Cases that depend on where a stage keeps a gradient run on every stage; what the host decides from the Gram matrix
 # runs on one.
 EVERYWHERE = ("conflict", "tiny", "unused", "late", "layer", "tensor")
+PRECONDITIONED = ("preconditioned", "preconditioned-layer", "preconditioned-tensor", "preconditioned-tiny")
 ONCE = {"aligned": 0, "pcgrad": 0, "summed": 1, "unclipped": 2}
 # One of each behaviour, and each stage: these run in the fast tier, on two ranks.
 FAST = {
     *(f"conflict-stage{stage}-fp32-1x" for stage in STAGES),
+    *(f"preconditioned-stage{stage}-fp32-1x" for stage in STAGES),
+    "preconditioned-tiny-stage1-fp32-1x",
+    "preconditioned-tensor-stage2-fp32-1x",
     "aligned-stage0-fp32-1x",
     "pcgrad-stage0-fp32-1x",
     "tensor-stage0-fp32-1x",
@@ -131,6 +141,9 @@ VARIANTS = {
     variant.name: variant
     for variant in [
         *(Variant(name, stage) for name in EVERYWHERE for stage in STAGES),
+        *(Variant(name, stage) for name in PRECONDITIONED for stage in STAGES),
+        *(Variant("preconditioned", stage, "bf16") for stage in (1, 2, 3)),
+        *(Variant("preconditioned", 3, precision, offload=True) for precision in ("fp32", "bf16")),
         *(Variant(name, stage) for name, stage in ONCE.items()),
         *(Variant("three", stage, micro_batches=2) for stage in STAGES),
         *(Variant("conflict", stage, micro_batches=4) for stage in STAGES),
@@ -143,12 +156,13 @@ VARIANTS = {
 }
 
 # Those that run on one rank, too, where nothing is padded and nothing is sent.
-ALONE = {name for name, variant in VARIANTS.items() if variant.case in ("conflict", "three", "tiny")}
+ALONE = {name for name, variant in VARIANTS.items() if variant.case in ("conflict", "three", "tiny", "preconditioned")}
 # Those that go on on another number of ranks. In "tiny" the second rank holds nothing.
+ELASTIC_CASES = ("conflict", "tiny", "preconditioned", "preconditioned-tiny")
 ELASTIC = {
     name
     for name, variant in VARIANTS.items()
-    if variant.micro_batches == 1 and variant.case in ("conflict", "tiny") and not variant.offload
+    if variant.micro_batches == 1 and variant.case in ELASTIC_CASES and not variant.offload
 }
 
 
@@ -169,7 +183,10 @@ def reference(name: str) -> tuple[list[Tensor], list[Record]]:
     records: list[Record] = []
     for step, batches in enumerate(this.batches()):
         losses = [loss_of(name, network, k, (x.double(), y.double())) for k, (x, y) in enumerate(batches)]
-        done = plain.operate([plain.gradient_of(loss, parameters) for loss in losses], parts, training, step)
+        gradients = [plain.gradient_of(loss, parameters) for loss in losses]
+        warm = training.surgery_geometry == "optimizer" and step >= WARM_UP
+        p = plain.preconditioner_of(optimizer, parameters) if warm else None
+        done = plain.operate(gradients, parts, training, step, p)
         plain.hand_over(done.gradient, parameters)
         optimizer.step()
         figures = {"cosine": done.cosine, "conflict": done.conflict, "norm": done.norm}

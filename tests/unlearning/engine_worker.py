@@ -16,8 +16,8 @@ from deepspeed.comm import comm
 from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
-from expunge.unlearning.engine import ShardedEngine, stages
-from tests.unlearning.engine_cases import CASES, STEPS, VARIANTS, Batch, Record, Variant, loss_of
+from expunge.unlearning.engine import ShardedEngine, geometry, stages
+from tests.unlearning.engine_cases import CASES, STEPS, VARIANTS, WARM_UP, Batch, Record, Variant, loss_of
 
 
 def micro(
@@ -121,6 +121,7 @@ def main(out: Path, label: str, names: str, others: str) -> None:
     """Run variants, and go on with others that another number of ranks has run; both are JSON lists of names."""
     torch.set_num_threads(1)
     stages.BUCKET = 16  # several per gradient, as on a large network
+    geometry.WARM_UP = WARM_UP
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     results: dict[str, object] = {

@@ -8,7 +8,10 @@ the retain gradient r, and a weight w:
 - pcgrad: every one of w / K g_1, ..., w / K g_K, r is projected off each other that it points against, in random order;
   then they are added up (Yu et al., arXiv 2001.06782, algorithm 1)
 
-The clip comes last: the combination is scaled down to the norm `clip` where it is longer.
+<a, b> is sum_n p_n a_n b_n. In the Euclidean geometry p is 1; in that of the optimizer it is what AdamW multiplies a
+gradient by, 1 / (sqrt(v / (1 - beta2^t)) + eps), with its state after the step before.
+
+The clip comes last: the combination is scaled down to the Euclidean norm `clip` where it is longer.
 """
 
 import json
@@ -31,22 +34,35 @@ class Operation:
     gradient: Vector
     """Combined and clipped."""
     norm: float
-    """Before the clip."""
+    """Before the clip; Euclidean."""
     cosine: float
     """Of a forget gradient and the retain gradient, mean over the forget gradients."""
     conflict: float
     """The share of forget gradients that point against the retain gradient."""
 
 
-def operate(gradients: Sequence[Vector], parts: Sequence[Tensor], training: TrainingSettings, step: int) -> Operation:
-    """gradients: K forget gradients and the retain gradient. parts: indices [m] of what is projected on its own."""
+def operate(
+    gradients: Sequence[Vector],
+    parts: Sequence[Tensor],
+    training: TrainingSettings,
+    step: int,
+    preconditioner: Vector | None = None,
+) -> Operation:
+    """gradients: K forget gradients and the retain gradient. parts: indices [m] of what is projected on its own.
+
+    preconditioner: p; without it 1.
+    """
+    p = torch.ones_like(gradients[-1]) if preconditioner is None else preconditioner
     combined = torch.zeros_like(gradients[-1])
     for part in parts:
-        forget, retain = [g[part] for g in gradients[:-1]], gradients[-1][part]
-        combined[part] = _SURGERIES[training.surgery](forget, retain, training.forget_weight, training.seed + step)
+        # With a = sqrt(p) g the inner product is the plain one, and so is every formula.
+        root = p[part].sqrt()
+        forget, retain = [root * g[part] for g in gradients[:-1]], root * gradients[-1][part]
+        done = _SURGERIES[training.surgery](forget, retain, training.forget_weight, training.seed + step)
+        combined[part] = done / root
     norm = combined.square().sum().sqrt().item()
-    dots = [torch.dot(g, gradients[-1]).item() for g in gradients[:-1]]
-    lengths = [(g.square().sum().sqrt() * gradients[-1].square().sum().sqrt()).item() for g in gradients[:-1]]
+    dots = [torch.dot(p * g, gradients[-1]).item() for g in gradients[:-1]]
+    lengths = [((p * g * g).sum().sqrt() * (p * gradients[-1].square()).sum().sqrt()).item() for g in gradients[:-1]]
     cosines = [dot / length if length else 0.0 for dot, length in zip(dots, lengths, strict=True)]
     return Operation(
         combined * min(1.0, training.clip / norm) if norm else combined,
@@ -89,6 +105,15 @@ _SURGERIES: dict[str, Callable[[list[Vector], Vector, float, int], Vector]] = {
 def gradient_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Vector:
     """The whole gradient of one loss; where it does not depend on a parameter, 0."""
     parts = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
+    return torch.cat([part.flatten().double() for part in parts])
+
+
+def preconditioner_of(optimizer: torch.optim.AdamW, parameters: Sequence[nn.Parameter]) -> Vector:
+    """What AdamW multiplies each number of a gradient by, from its state."""
+    (beta2,) = {group["betas"][1] for group in optimizer.param_groups}
+    (eps,) = {group["eps"] for group in optimizer.param_groups}
+    states = [optimizer.state[p] for p in parameters]
+    parts = [1 / ((state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + eps) for state in states]
     return torch.cat([part.flatten().double() for part in parts])
 
 

@@ -1,6 +1,7 @@
 /* gram and combine: K gradients, each given as the same list of entries (tensors). */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,10 +33,12 @@ static int64_t entry_at(const gradients *s, int64_t position) {
 enum { NOT_A_PAIR = -1 };
 
 typedef struct {
-    gradients s;
-    int64_t first, pairs; /* the chunk of unit 0; the inner products of one chunk */
-    int pair; /* the type of two gradients that are all float32 or all bfloat16 */
-    double *partials; /* [units, pairs] */
+    gradients s; /* the `count` gradients, and behind them the second moment if there is one */
+    int64_t first, count, pairs; /* the chunk of unit 0; the gradients; the inner products of one chunk and matrix */
+    int pair; /* the type of two gradients that are all float32 or all bfloat16, without a second moment */
+    int matrices; /* 2 with a second moment: the plain one, and the one that it weighs */
+    float scale, eps;
+    double *partials; /* [units, matrices, pairs] */
 } gram_task;
 
 /* `n` elements of gradient k from `position` on, of type `wanted` (their own, or F32), padded by zeros. */
@@ -101,19 +104,67 @@ CLONES static void pair_bf16(const uint16_t *x, const uint16_t *y, int64_t n, do
     sums[0] += sum8(a) + sum8(d), sums[1] += sum8(b) + sum8(e), sums[TILE + 1] += sum8(c) + sum8(f);
 }
 
+/* The same for two rows of any type, widened, and beside it their products weighted by p. */
+CLONES static void weighted_pair(const float *x, const float *y, const float *p, int64_t n, double *sums,
+                                 double *weighted) {
+    v4d a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
+    for (int64_t i = 0; i < n; i += 8) {
+        v8f u = *(const v8f *)(x + i), v = *(const v8f *)(y + i), w = *(const v8f *)(p + i);
+        v4d u0 = low(u), u1 = high(u), v0 = low(v), v1 = high(v);
+        v4d wu0 = low(w) * u0, wu1 = high(w) * u1, wv0 = low(w) * v0, wv1 = high(w) * v1;
+        a += u0 * u0, b += u0 * v0, c += v0 * v0;
+        d += wu0 * u0, e += wu0 * v0, f += wv0 * v0;
+        a += u1 * u1, b += u1 * v1, c += v1 * v1;
+        d += wu1 * u1, e += wu1 * v1, f += wv1 * v1;
+    }
+    sums[0] += sum4(a), sums[1] += sum4(b), sums[TILE + 1] += sum4(c);
+    weighted[0] += sum4(d), weighted[1] += sum4(e), weighted[TILE + 1] += sum4(f);
+}
+
+/* What AdamW multiplies a gradient by: p = 1 / (scale sqrt(v) + eps). */
+CLONES static void precondition(const float *v, float scale, float eps, int64_t n, float *p) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) p[i] = 1.0f / (scale * sqrtf(v[i]) + eps);
+}
+
+CLONES static void multiply(const float *x, const float *p, int64_t n, float *out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * p[i];
+}
+
 static int64_t blocks_of(int64_t count) { return (count + TILE - 1) / TILE; }
+
+static int64_t rows_of(int64_t count) { return blocks_of(count) * TILE; }
+
+/* Every product of one row with another, for the blocks on and above the diagonal. */
+static void all_tiles(const float *const *x, const float *const *y, int64_t count, int64_t n, double *sums) {
+    int64_t rows = rows_of(count), blocks = blocks_of(count), tiles = blocks * (blocks + 1) / 2, done = 0;
+    for (int64_t a = 0; a < rows; a += TILE)
+        for (int64_t b = a; b < rows; b += TILE, done++) {
+            const char *soon = (const char *)(y[done * count / tiles] + n);
+            const char *later = (const char *)(y[((done + 1) * count - 1) / tiles] + n);
+            tile(x + a, y + b, n, soon, later, sums + done * TILE * TILE);
+        }
+}
+
+/* Bytes: panels of the rows, and with a second moment of the weighted rows, of it and of p; then pointers to the rows. */
+static int64_t gram_scratch(int64_t count, int matrices) {
+    int64_t rows = rows_of(count), panels = matrices == 1 ? rows : 2 * rows + 2;
+    return panels * PANEL * (int64_t)sizeof(float) + 2 * rows * (int64_t)sizeof(float *);
+}
 
 static void gram_chunk(void *task, int64_t unit, void *scratch) {
     const gram_task *t = task;
     const gradients *s = &t->s;
     int64_t from = (t->first + unit) * CHUNK, to = MIN(from + CHUNK, s->starts[s->entries]);
-    int64_t count = s->count, rows = blocks_of(count) * TILE;
-    double *sums = t->partials + unit * t->pairs;
-    float *buffer = scratch;
-    const float **row = (const float **)(buffer + rows * PANEL);
-    memset(sums, 0, (size_t)t->pairs * sizeof(double));
+    int64_t count = t->count, rows = rows_of(count);
+    double *sums = t->partials + unit * t->matrices * t->pairs, *weighted = sums + t->pairs;
+    float *buffer = scratch, *weighted_buffer = buffer + rows * PANEL;
+    float *moment = buffer + 2 * rows * PANEL, *p = moment + PANEL;
+    const float **row = (const float **)(t->matrices == 1 ? weighted_buffer : p + PANEL), **weighted_row = row + rows;
+    memset(sums, 0, (size_t)(t->matrices * t->pairs) * sizeof(double));
     memset(buffer + count * PANEL, 0, (size_t)((rows - count) * PANEL) * sizeof(float));
-    for (int64_t k = count; k < rows; k++) row[k] = buffer + k * PANEL;
+    for (int64_t k = count; k < rows; k++) row[k] = weighted_row[k] = buffer + k * PANEL;
     for (int64_t at = from; at < to; at += PANEL) {
         int64_t n = MIN(PANEL, to - at), whole = PADDED(n);
         if (t->pair != NOT_A_PAIR) {
@@ -125,13 +176,21 @@ static void gram_chunk(void *task, int64_t unit, void *scratch) {
             continue;
         }
         for (int64_t k = 0; k < count; k++) row[k] = load(s, k, at, n, F32, buffer + k * PANEL);
-        int64_t done = 0, tiles = t->pairs / (TILE * TILE);
-        for (int64_t a = 0; a < rows; a += TILE)
-            for (int64_t b = a; b < rows; b += TILE, done++) {
-                const char *soon = (const char *)(row[done * count / tiles] + whole);
-                const char *later = (const char *)(row[((done + 1) * count - 1) / tiles] + whole);
-                tile(row + a, row + b, whole, soon, later, sums + done * TILE * TILE);
-            }
+        if (t->matrices == 1) {
+            all_tiles(row, row, count, whole, sums);
+            continue;
+        }
+        precondition(load(s, count, at, n, F32, moment), t->scale, t->eps, whole, p);
+        if (count == 2) {
+            weighted_pair(row[0], row[1], p, whole, sums, weighted);
+            continue;
+        }
+        for (int64_t k = 0; k < count; k++) {
+            multiply(row[k], p, whole, weighted_buffer + k * PANEL);
+            weighted_row[k] = weighted_buffer + k * PANEL;
+        }
+        all_tiles(row, row, count, whole, sums);
+        all_tiles(weighted_row, row, count, whole, weighted);
     }
 }
 
@@ -141,32 +200,50 @@ static int64_t place(int64_t count, int64_t i, int64_t j) {
     return ((a * blocks - a * (a - 1) / 2 + b - a) * TILE + i % TILE) * TILE + j % TILE;
 }
 
+/* out [matrices, count, count] float64. Returns 0, or -1 where memory is lacking. */
+static int run_gram(gram_task *task, int threads, double *out) {
+    int64_t count = task->count, chunks = (task->s.starts[task->s.entries] + CHUNK - 1) / CHUNK;
+    int64_t blocks = blocks_of(count), pairs = blocks * (blocks + 1) / 2 * TILE * TILE, sums = task->matrices * pairs;
+    /* A megabyte of partial sums at a time, added in the order of the chunks: the bits do not depend on the size. */
+    int64_t wave = MIN(chunks, (1 << 20) / (sums * (int64_t)sizeof(double)) + 1);
+    double *total = calloc((size_t)sums, sizeof(double));
+    task->pairs = pairs;
+    task->partials = malloc((size_t)(wave * sums + 1) * sizeof(double));
+    int failed = total == NULL || task->partials == NULL;
+    for (; !failed && task->first < chunks; task->first += wave) {
+        int64_t units = MIN(wave, chunks - task->first);
+        failed = parallel(threads, units, gram_chunk, task, gram_scratch(count, task->matrices)) != 0;
+        for (int64_t unit = 0; unit < units; unit++)
+            for (int64_t i = 0; i < sums; i++) total[i] += task->partials[unit * sums + i];
+    }
+    for (int m = 0; !failed && m < task->matrices; m++)
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t j = i; j < count; j++) {
+                double *matrix = out + m * count * count;
+                matrix[i * count + j] = matrix[j * count + i] = total[m * pairs + place(count, i, j)];
+            }
+    free(total);
+    free(task->partials);
+    return failed ? -1 : 0;
+}
+
 /* out [count, count] float64: the inner products of all pairs. Returns 0, or -1 where memory is lacking. */
 EXPORT int unlearn_gram(int64_t entries, int64_t count, const void *const *data, const uint8_t *types,
                         const int64_t *starts, int threads, double *out) {
-    int64_t chunks = (starts[entries] + CHUNK - 1) / CHUNK, blocks = blocks_of(count), rows = blocks * TILE;
-    int64_t pairs = blocks * (blocks + 1) / 2 * TILE * TILE;
-    /* A megabyte of partial sums at a time, added in the order of the chunks: the bits do not depend on the size. */
-    int64_t wave = MIN(chunks, (1 << 20) / (pairs * (int64_t)sizeof(double)) + 1);
-    gram_task task = {.s = {entries, count, data, types, starts}, .pairs = pairs, .pair = NOT_A_PAIR};
+    gram_task task = {.s = {entries, count, data, types, starts}, .count = count, .pair = NOT_A_PAIR, .matrices = 1};
     if (count == 2 && entries > 0 && types[0] != F16) task.pair = types[0];
     for (int64_t i = 0; i < entries * count; i++)
         if (types[i] != types[0]) task.pair = NOT_A_PAIR;
-    double *total = calloc((size_t)pairs, sizeof(double));
-    task.partials = malloc((size_t)(wave * pairs + 1) * sizeof(double));
-    int failed = total == NULL || task.partials == NULL;
-    int64_t scratch = rows * (PANEL * (int64_t)sizeof(float) + (int64_t)sizeof(float *));
-    for (; !failed && task.first < chunks; task.first += wave) {
-        int64_t units = MIN(wave, chunks - task.first);
-        failed = parallel(threads, units, gram_chunk, &task, scratch) != 0;
-        for (int64_t unit = 0; unit < units; unit++)
-            for (int64_t i = 0; i < pairs; i++) total[i] += task.partials[unit * pairs + i];
-    }
-    for (int64_t i = 0; !failed && i < count; i++)
-        for (int64_t j = i; j < count; j++) out[i * count + j] = out[j * count + i] = total[place(count, i, j)];
-    free(total);
-    free(task.partials);
-    return failed ? -1 : 0;
+    return run_gram(&task, threads, out);
+}
+
+/* out [2, count, count] float64: the inner products of all pairs, plain and weighted by 1 / (scale sqrt(v) + eps).
+ * v is the last tensor of each entry, behind its gradients. 0, or -1 as above. */
+EXPORT int unlearn_preconditioned_gram(int64_t entries, int64_t count, const void *const *data, const uint8_t *types,
+                                       const int64_t *starts, float scale, float eps, int threads, double *out) {
+    gram_task task = {.s = {entries, count + 1, data, types, starts}, .count = count, .pair = NOT_A_PAIR,
+                      .matrices = 2, .scale = scale, .eps = eps};
+    return run_gram(&task, threads, out);
 }
 
 /* ---- combine ---- */

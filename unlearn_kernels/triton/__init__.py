@@ -7,6 +7,7 @@ No GPU has timed them: block sizes and thread counts are reasoned, and marked as
 
 from unlearn_kernels.triton.combine import combine_
 from unlearn_kernels.triton.grams import gram
+from unlearn_kernels.triton.preconditioned import preconditioned_gram
 from unlearn_kernels.triton.samples import noise_and_target, weighted_loss
 
-__all__ = ["combine_", "gram", "noise_and_target", "weighted_loss"]
+__all__ = ["combine_", "gram", "noise_and_target", "preconditioned_gram", "weighted_loss"]

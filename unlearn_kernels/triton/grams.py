@@ -126,7 +126,9 @@ def gram_pair_kernel(
 
 
 @triton.jit
-def _rows(table, entries, entry, offset, first, count, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr):
+def gradient_rows(
+    table, entries, entry, offset, first, count, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+):
     """Return pointers [TILE, 1] to a chunk of the gradients from `first` on, and which of these exist."""
     gradient = first + tl.arange(0, TILE)
     present = gradient < count
@@ -162,8 +164,8 @@ def gram_tile_kernel(
     total = tl.zeros([TILE, TILE], tl.float64)
     for chunk in range(program, chunks, tl.num_programs(0)):
         entry, offset, size = locate(table, entries, chunk, CHUNK)
-        x, x_present = _rows(table, entries, entry, offset, i, count, TYPE, ALIGNED, TILE)
-        y, y_present = _rows(table, entries, entry, offset, j, count, TYPE, ALIGNED, TILE)
+        x, x_present = gradient_rows(table, entries, entry, offset, i, count, TYPE, ALIGNED, TILE)
+        y, y_present = gradient_rows(table, entries, entry, offset, j, count, TYPE, ALIGNED, TILE)
         whole = size // BLOCK * BLOCK
         for at in range(0, whole, BLOCK):
             p = tl.load(x + at + lane, mask=x_present, other=0).to(FACTOR)

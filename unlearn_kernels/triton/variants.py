@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import triton.language as tl
 
-from unlearn_kernels.triton import combine, grams, samples
+from unlearn_kernels.triton import combine, grams, preconditioned, samples
 from unlearn_kernels.triton.launches import THREADS, Constants, Kernel, ordered_sum_kernel, sum_constants
 
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
@@ -43,8 +43,10 @@ def variants() -> Iterator[Variant]:
         yield _loss(dtype, TERMS[-1], masked=True, with_gradient=True, ragged=True)
         for aligned in (True, False):
             yield _gram_pair(dtype, aligned)
+            yield _preconditioned_pair(dtype, aligned)
             if dtype != MIXED:
                 yield from _gram_tiles(dtype, aligned)
+                yield from _preconditioned_tiles(dtype, aligned)
             yield _combine_pair(dtype, aligned)
             yield _combine_many(dtype, aligned)
     yield _sum("gram", "fp64", "fp64")
@@ -127,6 +129,41 @@ def _gram_tiles(dtype: str, aligned: bool) -> Iterator[Variant]:
             constants=grams.tile_constants(DTYPES[dtype], tile, diagonal=diagonal, aligned=aligned),
             streams=0 if not aligned else 1 if diagonal else 2,
             threads=grams.tile_threads(tile),
+        )
+
+
+_PRECONDITIONED_TYPES = {**_GRAM_TYPES, "scale": "fp32", "eps": "fp32"}
+
+
+def _preconditioned_pair(dtype: str, aligned: bool) -> Variant:
+    x, y = (DTYPES[name] for name in _pair(dtype))
+    return Variant(
+        kernel="preconditioned_pair",
+        detail=_words("K <= 2", "" if aligned else "unaligned"),
+        dtype=dtype,
+        function=preconditioned.preconditioned_pair_kernel,
+        types=_PRECONDITIONED_TYPES,
+        constants=preconditioned.pair_constants(x, y, aligned=aligned),
+        streams=3 if aligned else 0,
+    )
+
+
+def _preconditioned_tiles(dtype: str, aligned: bool) -> Iterator[Variant]:
+    small, large = preconditioned.TILES
+    for tile, diagonal, detail in (
+        (small, True, f"K <= {small}"),
+        (large, True, f"K <= {large}"),
+        (large, False, f"K > {large}"),
+    ):
+        yield Variant(
+            kernel="preconditioned_tile",
+            detail=_words(detail, "" if aligned else "unaligned"),
+            dtype=dtype,
+            function=preconditioned.preconditioned_tile_kernel,
+            types=_PRECONDITIONED_TYPES,
+            constants=preconditioned.tile_constants(DTYPES[dtype], tile, diagonal=diagonal, aligned=aligned),
+            streams=0 if not aligned else 2 if diagonal else 3,
+            threads=preconditioned.tile_threads(DTYPES[dtype], tile, aligned=aligned),
         )
 
 

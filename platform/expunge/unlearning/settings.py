@@ -75,6 +75,11 @@ class MethodSettings(Section):
     objectives_per_step: int = Field(
         default=32, ge=1, description="the largest number of requests that get a gradient of their own in one step"
     )
+    surgery_geometry: Literal["euclidean", "optimizer"] = Field(
+        default="euclidean",
+        description="the inner product in which surgery projects: the plain one, or the one under AdamW's "
+        "preconditioner, in which the step itself does not point against the retain gradient",
+    )
     surgery_granularity: Literal["global", "layer", "tensor"] = Field(
         default="global", description="what is projected separately: the whole gradient, each block, or each tensor"
     )
@@ -213,6 +218,16 @@ class TrainingSettings(RetainSettings, ClusterSettings, ShardingSettings, Method
         for name, batch in (("forget_batch", self.forget_batch), ("retain_batch", self.retain_batch)):
             if batch % self.workers:
                 raise ValueError(f"{name} must be a multiple of workers ({self.workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _moments_beside_gradients(self) -> Self:
+        """On stage 1 gradients stay on the GPU: fetching AdamW's state there at each step would undo the offload."""
+        if self.surgery_geometry == "optimizer" and self.offload_optimizer and self.zero_stage != 3:
+            raise ValueError(
+                "surgery_geometry: optimizer needs AdamW's state beside the gradients, which offload_optimizer has "
+                "only with zero_stage = 3: set that, or surgery_geometry = euclidean"
+            )
         return self
 
     @model_validator(mode="after")

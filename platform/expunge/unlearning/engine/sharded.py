@@ -3,10 +3,7 @@
 An objective is a loss with a gradient of its own. Each is backpropagated and reduced over the ranks separately, and the
 part of it that this rank keeps is a shard. Surgery needs nothing but the Gram matrix of the gradients: inner products
 of the local shards, one all-reduce of (K + 1)^2 numbers, coefficients on the host, and one combination in place. The
-extra memory is K shards.
-
-Surgery works in gradient space. AdamW divides the combination by its running size, so the update need not be orthogonal
-to the retain gradient.
+extra memory is K shards. `geometry.py` says which inner products.
 """
 
 import os
@@ -29,6 +26,7 @@ from torch.distributed import distributed_c10d
 from expunge.settings import TrainingSettings
 from expunge.unlearning.engine import checkpoint
 from expunge.unlearning.engine.config import deepspeed_config
+from expunge.unlearning.engine.geometry import SecondMoment
 from expunge.unlearning.engine.precision import keep_times_exact
 from expunge.unlearning.engine.shards import Shard, held_bytes
 from expunge.unlearning.engine.stages import reduced_gradients
@@ -56,15 +54,14 @@ class ShardedEngine:
         check_surgery(training)
         self._training = training
         names = {p: name for name, p in network.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(list(names), lr=training.rate("full"), weight_decay=0.0)
-        self._optimizer = optimizer
+        self._optimizer = torch.optim.AdamW(list(names), lr=training.rate("full"), weight_decay=0.0)
         exact: dict[nn.Parameter, Tensor] = {}
         if training.precision == "bf16":
             keep_times_exact(network, torch.bfloat16)
             exact = {p: p.detach().clone() for p in names}
         self._engine, *_ = deepspeed.initialize(
             model=network,
-            optimizer=optimizer,
+            optimizer=self._optimizer,
             model_parameters=list(names),  # pyright: ignore[reportArgumentType]  # its documentation asks for a list
             config=deepspeed_config(training),
         )
@@ -91,7 +88,8 @@ class ShardedEngine:
         shards = [*stash, self._gradients.current()]
         self._gradients.wait()
         stashed = sum(held_bytes(shard) for shard in stash)
-        grams = reduce_grams(shards, self._groups, losses, self.total, disjoint=self._gradients.disjoint)
+        moment = self._second_moment() if self._training.surgery_geometry == "optimizer" else None
+        grams = reduce_grams(shards, self._groups, moment, losses, self.total, disjoint=self._gradients.disjoint)
         bad = bad_objectives(grams, losses)
         nan = float("nan")
         if bad:
@@ -164,6 +162,10 @@ class ShardedEngine:
         values = values.to(self._engine.device)
         dist.all_reduce(values)
         return values.cpu()
+
+    def _second_moment(self) -> SecondMoment:
+        pieces, steps = self._gradients.second_moment()
+        return SecondMoment(pieces, steps, self._optimizer.defaults["betas"][1], self._optimizer.defaults["eps"])
 
     def _backward(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Accumulate and reduce the gradient of the mean loss of micro-batches; return this rank's mean loss."""

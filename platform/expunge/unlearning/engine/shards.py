@@ -49,6 +49,13 @@ class ReducedGradients(ABC):
         """Do what DeepSpeed's own forward does first: the families call their network directly."""
 
     @abstractmethod
+    def second_moment(self) -> tuple[Shard, int]:
+        """Return AdamW's running mean of squared gradients, in place, and the number of steps in it.
+
+        Its pieces are those of `current`, which must be there; before the first step there are none.
+        """
+
+    @abstractmethod
     def masters(self) -> Shard:
         """Return the float32 weights that the optimizer steps: this rank's part of them, or all of them."""
 

@@ -22,7 +22,13 @@ def reduced_gradients(optimizer: object, parameters: list[nn.Parameter]) -> Redu
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return ParametersPartitioned(optimizer)
     assert isinstance(optimizer, torch.optim.Optimizer), f"no supported stage makes a {type(optimizer)}"
-    return Replicated(parameters)
+    return Replicated(optimizer, parameters)
+
+
+def _second_moments(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """Return AdamW's second moments of `weights`, which are stepped together, and the steps in them."""
+    states = [optimizer.state[weight] for weight in weights if optimizer.state.get(weight)]
+    return [state["exp_avg_sq"] for state in states], int(states[0]["step"]) if states else 0
 
 
 class Replicated(ReducedGradients):
@@ -30,7 +36,8 @@ class Replicated(ReducedGradients):
 
     disjoint = False
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+        self._optimizer = optimizer
         self.parameters = parameters
 
     def current(self) -> Shard:
@@ -47,6 +54,9 @@ class Replicated(ReducedGradients):
     def clear(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+    def second_moment(self) -> tuple[Shard, int]:
+        return _second_moments(self._optimizer, self.parameters)
 
     def masters(self) -> Shard:
         return [p.detach() for p in self.parameters]
@@ -67,12 +77,14 @@ class GradientsPartitioned(ReducedGradients):
 
     def current(self) -> Shard:
         groups = self._optimizer.averaged_gradients
-        pieces: Shard = []
-        for group, parameters in enumerate(self._optimizer.params_in_partition):
-            real = [piece for piece in groups[group] if not getattr(piece, "_zero_padding", False)]
-            # Padding at the end is not always marked as such; pieces come in the order of the parameters.
-            pieces += real[: len(parameters)]
-        return pieces
+        return [piece for group in range(len(groups)) for piece in self._real(group, groups[group])]
+
+    def _real(self, group: int, pieces: Sequence[Tensor]) -> Shard:
+        """Leave out the padding among the pieces of a group's partition, or among what is cut as they are."""
+        gradients = self._optimizer.averaged_gradients[group]
+        real = [p for p, like in zip(pieces, gradients, strict=True) if not getattr(like, "_zero_padding", False)]
+        # Padding at the end is not always marked as such; pieces come in the order of the parameters.
+        return real[: len(self._optimizer.params_in_partition[group])]
 
     def stash(self) -> Shard:
         pieces = self.current()
@@ -91,6 +103,15 @@ class GradientsPartitioned(ReducedGradients):
 
     def before_forward(self) -> None:
         self._optimizer.clear_backward_seen_flag()
+
+    def second_moment(self) -> tuple[Shard, int]:
+        flat, steps = _second_moments(self._optimizer.optimizer, self._optimizer.single_partition_of_fp32_groups)
+        pieces: Shard = []
+        for group, moment in enumerate(flat):
+            gradients = self._optimizer.averaged_gradients[group]
+            parts = moment.split([gradient.numel() for gradient in gradients])
+            pieces += self._real(group, [part.view_as(like) for part, like in zip(parts, gradients, strict=True)])
+        return pieces, steps
 
     def masters(self) -> Shard:
         return [p.detach() for p in self._optimizer.single_partition_of_fp32_groups]
@@ -228,6 +249,11 @@ class ParametersPartitioned(ReducedGradients):
 
     def before_forward(self) -> None:
         self._optimizer.clear_backward_seen_flag()
+
+    def second_moment(self) -> tuple[Shard, int]:
+        flat, steps = _second_moments(self._optimizer.optimizer, self._optimizer.fp32_partitioned_groups_flat)
+        sizes = [[p.partition_numel() for p in group] for group in self._optimizer.fp16_groups]
+        return [part for moment, cut in zip(flat, sizes, strict=False) for part in moment.split(cut)], steps
 
     def masters(self) -> Shard:
         pieces: Shard = []

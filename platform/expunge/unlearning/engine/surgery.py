@@ -9,8 +9,9 @@ from torch import Tensor
 
 from expunge.errors import InputError
 from expunge.settings import MethodSettings
+from expunge.unlearning.engine.geometry import SecondMoment, local_grams
 from expunge.unlearning.engine.shards import Shard
-from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, gram, surgery
+from unlearn_kernels import clip_coefficient, combine_, conflicts, cosines, surgery
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class StepStatistics:
     losses: list[float]
     """[K + 1]: mean over micro-batches and ranks."""
     cosine: float
-    """Cosine of a forget gradient and the retain gradient, mean over the K."""
+    """Cosine of a forget gradient and the retain gradient, mean over the K, in the geometry of the surgery."""
     conflict: float
-    """Share of the K that point against the retain gradient."""
+    """Share of the K that point against the retain gradient, in the same geometry."""
     norm: float
-    """Norm of the combined gradient, before the clip."""
+    """Euclidean norm of the combined gradient, before the clip."""
     stashed: int
     """Bytes that this rank kept beside the gradient that the optimizer needs anyway."""
     bad: tuple[int, ...] = ()
@@ -34,17 +35,19 @@ class StepStatistics:
 def reduce_grams(
     shards: Sequence[Shard],
     groups: Sequence[Sequence[int]],
+    moment: SecondMoment | None,
     losses: Tensor,
     sum_over_ranks: Callable[[Tensor], Tensor],
     *,
     disjoint: bool,
 ) -> Tensor:
-    """Return each group's Gram matrix over all ranks, float64 [G, K + 1, K + 1], and average the losses in place.
+    """Return Gram matrices over all ranks, float64 [M, G, K + 1, K + 1], and average the losses in place.
 
     shards: this rank's K + 1. groups: G lists of indices into a shard, empty if this rank holds nothing of a group.
-    losses: float64 [K + 1]. It takes one all-reduce of G (K + 1)^2 + K + 1 numbers.
+    moment: AdamW's, to project in its geometry; M is then 2, else 1: the plain matrices first, and last those by which
+    to project. losses: float64 [K + 1]. It takes one all-reduce of M G (K + 1)^2 + K + 1 numbers.
     """
-    local = torch.stack([gram([[shard[i] for i in group] for shard in shards]).cpu() for group in groups])
+    local = torch.stack([local_grams(shards, group, moment) for group in groups], 1)
     world = dist.get_world_size()
     if world > 1:
         packed = sum_over_ranks(torch.cat([local.flatten() if disjoint else local.flatten() / world, losses / world]))
@@ -56,16 +59,20 @@ def reduce_grams(
 def operate(
     shards: Sequence[Shard], groups: Sequence[Sequence[int]], grams: Tensor, method: MethodSettings, step: int
 ) -> tuple[float, float, float]:
-    """Write the clipped combination over the last shard; return mean cosine, share of conflicts, and norm."""
-    coefficients = [choose(matrix, method, step) for matrix in grams]
-    square = sum((c @ matrix @ c for c, matrix in zip(coefficients, grams, strict=True)), torch.zeros(()))
+    """Write the clipped combination over the last shard; return mean cosine, share of conflicts, and norm.
+
+    grams: [M, G, K + 1, K + 1], from `reduce_grams`. The clip is by the plain norm in either geometry.
+    """
+    plain, inner = grams[0], grams[-1]
+    coefficients = [choose(matrix, method, step) for matrix in inner]
+    square = sum((c @ matrix @ c for c, matrix in zip(coefficients, plain, strict=True)), torch.zeros(()))
     # The Gram matrix [1, 1] of the combination itself: the norm is over all groups, whatever the granularity.
     clip = clip_coefficient(square.clamp_min(0).view(1, 1), torch.ones(1), method.clip)
     for group, c in zip(groups, coefficients, strict=True):
         if group:
             pieces = [[shard[i] for i in group] for shard in shards]
             combine_(pieces[-1], pieces, c * clip)
-    whole = grams.sum(0)
+    whole = inner.sum(0)
     conflict = conflicts(whole).double().mean().item()
     return cosines(whole).mean().item(), conflict, square.clamp_min(0).sqrt().item()
 
@@ -88,7 +95,7 @@ def check_surgery(method: MethodSettings) -> None:
 
 def bad_objectives(grams: Tensor, losses: Tensor) -> tuple[int, ...]:
     """Return the indices of the objectives whose loss or gradient holds a NaN or an infinity."""
-    fine = grams.sum(0).diagonal().isfinite() & losses.isfinite()
+    fine = grams.sum((0, 1)).diagonal().isfinite() & losses.isfinite()
     return tuple(torch.nonzero(~fine).flatten().tolist())
 
 
