@@ -64,7 +64,7 @@ class Arm:
         distilled = self.training.model_copy(update={"retain_target": "distill"})
         self.distilled = Losses(self.model, frozen, distilled, conditioning)
         self.weights = [p for p in self.model.network.parameters() if p.requires_grad]
-        self.adamw = torch.optim.AdamW(self.weights, lr=self.training.learning_rate, weight_decay=0.0)
+        self.adamw = torch.optim.AdamW(self.weights, lr=self.training.rate("full"), weight_decay=0.0)
         self.steps = Steps(self.losses, self.training, self.forget, self.retain, "request", 0, 1)
 
     def step(self, number: int) -> None:
@@ -82,7 +82,7 @@ class Arm:
             return
         clip = min(1.0, self.training.clip / norm)
         p = [1 / ((v / self._correction(number + 1)).sqrt() + 1e-8) for v in self._squares()]
-        rate = self.training.learning_rate
+        rate = self.training.rate("full")
         whole = -rate * _dot(retain, [a * b for a, b in zip(p, shards[-1], strict=True)])
         own = -rate * clip * _dot(retain, [a * b for a, b in zip(p, retain, strict=True)])
         added = [w.detach() - b for w, b in zip(self.weights, before, strict=True)]
