@@ -12,6 +12,7 @@ from expunge.batch.registering import all_open, promote_version, register_versio
 from expunge.batch.training import train_job
 from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.families import source_digest
+from expunge.generation.placement import resources
 from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, version_of
@@ -94,28 +95,29 @@ def _walk(
 ) -> bool:
     """Take the job through its stages; return whether its version was promoted."""
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
+    wanted = resources(job.training)
 
     def usable(prepared: PreparedJob) -> bool:
-        tensors = (prepared.forget, prepared.retain, prepared.conditioning)
+        tensors = (prepared.forget, prepared.retain, prepared.conditioning, *filter(None, [prepared.empty]))
         return folder.evidence.read() is not None or all_open(blobs, *tensors)
 
     progress("prepare")
     with timed(job.model, "prepare"):
-        _in_task(lambda: _prepare.remote(folder, home), folder.prepared, valid=usable)
+        _in_task(lambda: _prepare.options(**wanted).remote(folder, home), folder.prepared, valid=usable)
     # A job of a release that did not examine the base model goes on behind its training.
     if folder.hotfix.read() is None and folder.evidence.read() is None:
         progress("examine")
         with timed(job.model, "examine"):
-            _in_task(lambda: _examine.remote(folder, home), folder.baseline)
+            _in_task(lambda: _examine.options(**wanted).remote(folder, home), folder.baseline)
     if not _anything_to_train(folder, job):
-        _in_task(lambda: _examine.remote(folder, home), folder.evidence)
+        _in_task(lambda: _examine.options(**wanted).remote(folder, home), folder.evidence)
         return False
     progress("train")
     with timed(job.model, "train"):
         train_job(folder, tracker, run_id)
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
-        _in_task(lambda: _evaluate.remote(folder, home), folder.evidence)
+        _in_task(lambda: _evaluate.options(**wanted).remote(folder, home), folder.evidence)
     held.check()
     progress("register")
     with timed(job.model, "register"):
@@ -139,7 +141,7 @@ def _in_task(
     output.expect()
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _prepare(folder: JobFolder, home: str) -> None:
     from expunge.preparation.prepare import prepare
 
@@ -147,7 +149,7 @@ def _prepare(folder: JobFolder, home: str) -> None:
     folder.prepared.once(lambda: prepare(folder, settings, open_blobs(settings)))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _examine(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import examine, nothing_to_do
 
@@ -158,7 +160,7 @@ def _examine(folder: JobFolder, home: str) -> None:
         folder.evidence.once(lambda: nothing_to_do(folder, settings, blobs))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _evaluate(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import measure
 

@@ -24,6 +24,7 @@ from expunge.evaluation.views import VIEWS, all_views
 from expunge.evaluation.weights import State, state_of
 from expunge.families import load_model, source_digest
 from expunge.families.family import Family
+from expunge.generation.placement import device
 from expunge.pixels import to_tensor
 from expunge.preparation.dataset import RetainSet, load_set, load_tensors
 from expunge.preparation.pictures import load_picture
@@ -199,10 +200,11 @@ class _Work:
     def open(cls, folder: JobFolder, settings: Settings, blobs: BlobStore) -> "_Work":
         job, prepared = folder.job.expect(), folder.prepared.expect()
         options = settings.model(job.model)
-        model = load_model(options, job.resolution, job.base)
+        model = load_model(options, job.resolution, job.base, device=device())
         conditioning = load_tensors(blobs, prepared.conditioning)
+        empty = load_tensors(blobs, prepared.empty) if prepared.empty else model.condition([""])
         steps = settings.evaluation.sampling_steps
-        subject = ModelSubject(model, conditioning, model.condition([""]), guidance=options.guidance, steps=steps)
+        subject = ModelSubject(model, conditioning, empty, guidance=options.guidance, steps=steps)
         prompts = Prompts.of(job, options, hold_out=prepared.held_out_prompts > 0)
         counts = (len(prompts.unrelated), len(prompts.held_out), *map(len, conditioning.values()))
         if counts != (prepared.unrelated_prompts, prepared.held_out_prompts, *[len(prompts.all)] * len(conditioning)):

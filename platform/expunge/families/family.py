@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
-    from torch import nn
+    from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
+    from expunge.families.base import Conditioning
+    from expunge.families.components import Components
     from expunge.families.layout import Layout
     from expunge.settings import ModelSettings, Resolution
 
@@ -44,8 +46,29 @@ class Family(DiffusionModel):
     """Configs of published networks by name, so that a memory plan needs none of their files."""
 
     @abstractmethod
-    def __init__(self, pipeline: DiffusionPipeline, resolution: Resolution, settings: ModelSettings) -> None:
-        """Take over a loaded pipeline whose files passed `check`."""
+    def __init__(self, parts: Components, resolution: Resolution, settings: ModelSettings) -> None:
+        """Take the components of a pipeline whose files passed `check`. Reads no network."""
+        self.parts, self.device = parts, parts.device
+
+    @abstractmethod
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the output of `network`; everything given is on its device, and in its precision but for the time."""
+
+    def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        # Through `self.network`: the frozen copy takes its place while the base model is asked.
+        network = self.network
+        weight = next(network.parameters())
+        given = {name: table.to(weight.device, weight.dtype) for name, table in conditioning.items()}
+        return self.call(network, x_t.to(weight.device, weight.dtype), time.to(weight.device), given).to(x_t)
+
+    def release(self) -> None:
+        """Let go of all networks; one that is asked for later is read again."""
+        self._network = None
+        for name in self.parts.held:
+            self.parts.free(name)
+
+    def _read_network(self) -> nn.Module:
+        return self.parts.network(self.component)
 
     @classmethod
     @abstractmethod
@@ -85,7 +108,7 @@ class Family(DiffusionModel):
 
     @classmethod
     def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
-        """Read the pipeline in float32 from safetensors alone. Raises whatever diffusers raises."""
+        """Read the whole pipeline in float32 from safetensors alone. Raises whatever diffusers raises."""
         from expunge.families.loading import read_pipeline
 
         return read_pipeline(layout, variant)
