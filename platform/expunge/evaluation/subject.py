@@ -5,6 +5,7 @@ a model is.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,12 +40,24 @@ class ModelSubject(Subject):
     """A diffusion model, sampled deterministically from seeded noise."""
 
     def __init__(
-        self, model: DiffusionModel, conditioning: Conditioning, empty: Conditioning, *, guidance: float, steps: int
+        self,
+        model: DiffusionModel,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        *,
+        guidance: float,
+        steps: int,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take a model with the table of its prompts. empty: the row of the empty prompt. steps: from pure noise."""
+        """Take a model with the table of its prompts.
+
+        empty: the row of the empty prompt. steps: from pure noise. ready: called before the model is asked, where
+        several subjects share its network.
+        """
         self.model, self.conditioning, self.empty = model, conditioning, empty
         self.guidance, self.steps = guidance, steps
         self.passes = 0
+        self.ready = ready
         self._sample = Sampler(model, conditioning, empty, guidance=guidance)
 
     def regenerate(self, pictures: Tensor, prompts: Tensor, level: float, seeds: Tensor) -> Tensor:
@@ -63,6 +76,7 @@ class ModelSubject(Subject):
     def _pictures(
         self, prompts: Tensor, seeds: Tensor, steps: int, level: float = 1.0, pictures: Tensor | None = None
     ) -> Tensor:
+        self.ready()
         start = None if pictures is None else self.model.encode(pictures)
         latents = self._sample(Items(prompts, lambda index: self.noise(seeds[index]), steps, level, start))
         self.passes += len(prompts) * steps

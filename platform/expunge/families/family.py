@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
+    from diffusers.loaders import PeftAdapterMixin
     from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
@@ -120,20 +121,32 @@ class Family(DiffusionModel):
         Raises InputError where a LoRA adapter has no layer in this network, FileNotFoundError where the hotfix is of
         another component, and whatever torch raises where the shapes differ.
         """
-        from diffusers.loaders import PeftAdapterMixin
         from safetensors.torch import load_file
 
         if kind == "full":
             network.load_state_dict(load_file(folder / cls.component / FULL_FILE))
             return
-        takes_lora = isinstance(network, PeftAdapterMixin)
-        layers = load_file(folder / LORA_FILE) if takes_lora else {}
+        adapted = cls.attach_adapter(network, folder / LORA_FILE)
+        # One matrix product per layer instead of three.
+        adapted.fuse_lora()
+        adapted.unload_lora()
+
+    @classmethod
+    def attach_adapter(cls, network: nn.Module, file: Path) -> PeftAdapterMixin:
+        """Put a LoRA adapter beside the weights of `network`, which is returned.
+
+        Raises InputError where it has no layer in this network.
+        """
+        from diffusers.loaders import PeftAdapterMixin
+        from safetensors.torch import load_file
+
+        layers = load_file(file) if isinstance(network, PeftAdapterMixin) else {}
         # Where no layer is meant for the network, diffusers only warns, and it would stay the base model's.
-        if not takes_lora or not any(name.startswith(f"{cls.component}.") for name in layers):
+        if not isinstance(network, PeftAdapterMixin) or not any(
+            name.startswith(f"{cls.component}.") for name in layers
+        ):
             raise InputError(
                 f"hotfix: a LoRA adapter has no place in {type(network).__name__}", hint="train with adapter = full"
             )
         network.load_lora_adapter(layers, prefix=cls.component)
-        # One matrix product per layer instead of three.
-        network.fuse_lora()
-        network.unload_lora()
+        return network
