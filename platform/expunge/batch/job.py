@@ -3,9 +3,9 @@
 import socket
 from collections.abc import Callable
 from contextlib import closing, suppress
+from typing import Any
 
 import ray
-from ray.remote_function import RemoteFunction
 
 from expunge.batch.faults import cause_of, is_platforms, reason
 from expunge.batch.metrics import timed
@@ -103,21 +103,21 @@ def _walk(
 
     progress("prepare")
     with timed(job.model, "prepare"):
-        _in_task(lambda: _placed(_prepare, job).remote(folder, home), folder.prepared, valid=usable)
+        _in_task(lambda: _start(_prepare, folder, home), folder.prepared, valid=usable)
     # A job of a release that did not examine the base model goes on behind its training.
     if folder.hotfix.read() is None and folder.evidence.read() is None:
         progress("examine")
         with timed(job.model, "examine"):
-            _in_task(lambda: _placed(_examine, job).remote(folder, home), folder.baseline)
+            _in_task(lambda: _start(_examine, folder, home), folder.baseline)
     if not _anything_to_train(folder, job):
-        _in_task(lambda: _placed(_examine, job).remote(folder, home), folder.evidence)
+        _in_task(lambda: _start(_examine, folder, home), folder.evidence)
         return False
     progress("train")
     with timed(job.model, "train"):
         train_job(folder, tracker, run_id)
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
-        _in_task(lambda: _placed(_evaluate, job).remote(folder, home), folder.evidence)
+        _in_task(lambda: _start(_evaluate, folder, home), folder.evidence)
     held.check()
     progress("register")
     with timed(job.model, "register"):
@@ -141,9 +141,9 @@ def _in_task(
     output.expect()
 
 
-def _placed(stage: RemoteFunction, job: UnlearnJob) -> RemoteFunction:
-    """Ask Ray for what a stage computes on."""
-    return stage.options(**resources(job.training))
+def _start(stage: Any, folder: JobFolder, home: str) -> "ray.ObjectRef[None]":  # noqa: ANN401  # Ray types no `options`
+    """Start a stage, and ask Ray for what it computes on."""
+    return stage.options(**resources(folder.job.expect().training)).remote(folder, home)
 
 
 @ray.remote
