@@ -129,6 +129,7 @@ class PreparedJob(Value):
     forget: BlobId = Field(description="x_f, x_s [N, C, h, w], and the request and prompt index of each row")
     retain: BlobId = Field(description="x_0 [M, C, h, w], and the prompt index of each row")
     conditioning: BlobId = Field(description="one row per prompt, those of unrelated outputs first")
+    empty: BlobId | None = Field(default=None, description="the empty prompt's row; None: an earlier release made it")
     unrelated_prompts: int = Field(ge=1, description="how many of the conditioning's rows are for unrelated outputs")
     held_out_prompts: int = Field(default=0, ge=0, description="how many of the rows after those only test the hotfix")
     held_out: dict[str, tuple[int, ...]] = Field(

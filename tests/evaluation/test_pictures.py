@@ -4,11 +4,12 @@ from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from expunge.evaluation.pictures import GAP, curves, grid
+from expunge.evaluation.pictures import GAP, curves, grid, rows_that_fit
 
 
 @pytest.fixture
@@ -35,6 +36,20 @@ def test_the_gaps_are_transparent(images: torch.Tensor) -> None:
 def test_grey_images_and_values_out_of_range(images: torch.Tensor) -> None:
     picture = opened(grid(images[:1, :1] * 1e6, 1, scale=1))
     assert picture.getpixel((0, 0)) in {(0, 0, 0, 255), (255, 255, 255, 255)}
+
+
+@pytest.mark.parametrize(("side", "shown", "kind"), [(24, 96, "PNG"), (128, 256, "PNG"), (512, 512, "JPEG")])
+def test_large_pictures_are_not_magnified_and_make_a_jpeg(side: int, shown: int, kind: str) -> None:
+    image = torch.linspace(-1, 1, side).expand(1, 3, side, side)
+    picture = opened(grid(image, 1))
+    assert (picture.format, picture.size) == (kind, (shown, shown))
+    assert np.asarray(picture)[shown // 2, -1, :3] == pytest.approx([255] * 3, abs=8)
+
+
+def test_a_grid_of_large_pictures_has_fewer_rows() -> None:
+    assert rows_that_fit(10, 32, 48) > 64
+    assert 10 * rows_that_fit(10, 1024, 1024) <= 64
+    assert rows_that_fit(10, 8192, 8192) == 1
 
 
 def test_labels_take_room_and_are_not_cut(images: torch.Tensor) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from expunge.families.family import Family
 from expunge.families.path import PathPoint, point
 from expunge.families.resolution import divisible, own_resolution
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDIMScheduler
     from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
     from expunge.families.base import Conditioning
+    from expunge.families.components import Components
     from expunge.families.layout import Layout
     from expunge.settings import ModelSettings, Resolution
 
@@ -75,24 +76,25 @@ class LatentDiffusion(Family):
         latents = (channels, resolution[0] // FACTOR, resolution[1] // FACTOR)
         return {"vae": pass_through_autoencoder(layout, "vae", resolution, latents)}
 
-    def __init__(self, pipeline: StableDiffusionPipeline, resolution: Resolution, settings: ModelSettings) -> None:
-        self.pipeline = pipeline
-        self.network = pipeline.unet
+    def __init__(self, parts: Components, resolution: Resolution, settings: ModelSettings) -> None:
+        super().__init__(parts, resolution, settings)
         self.latent_shape = (4, resolution[0] // FACTOR, resolution[1] // FACTOR)
-        alpha_bar = pipeline.scheduler.alphas_cumprod.float()
+        alpha_bar = cast("DDIMScheduler", parts.other("scheduler")).alphas_cumprod.float()
         self._a, self._b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def encode(self, pictures: Tensor) -> Tensor:
-        vae = self.pipeline.vae
+        vae = cast("Any", self.parts.network("vae"))
         return vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
+        vae = cast("Any", self.parts.network("vae"))
         return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, _ = self.pipeline.encode_prompt(list(prompts), "cpu", 1, False)
-        return {"encoder_hidden_states": cast("Tensor", embeds)}
+        from expunge.families.text import Texts
+
+        hidden, _ = Texts(self.parts, list(prompts)).clip("")
+        return {"encoder_hidden_states": hidden}
 
     def at(self, time: Tensor) -> PathPoint:
         return point("epsilon", self._a[time], self._b[time])
@@ -103,8 +105,8 @@ class LatentDiffusion(Family):
     def time_from_uniform(self, u: Tensor) -> Tensor:
         return (u * len(self._a)).long()
 
-    def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.network(x_t, time, **conditioning).sample
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        return network(x_t, time, **conditioning).sample
 
     def times_down(self, first: Tensor, steps: int) -> list[Tensor]:
         import torch

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.errors import InputError
 from expunge.families import deep_preflight, load_model, preflight
 from expunge.families.ddpm import DDPM
+from expunge.families.loading import load_base
 from expunge.families.sampler import denoise, generate
 from expunge.settings import ModelSettings, Resolution, TrainingSettings
 from expunge.testbed import faces as face_data
@@ -186,7 +187,8 @@ def test_training_faces_are_recovered_from_noise(faces: DDPM) -> None:
 def test_denoising_is_ddim(faces: DDPM) -> None:
     """The same times, handed to diffusers' deterministic sampler."""
     steps = 7
-    scheduler: Any = DDIMScheduler.from_config(faces.pipeline.scheduler.config, clip_sample=True, set_alpha_to_one=True)
+    config = load_base("testbed:faces").scheduler.config
+    scheduler: Any = DDIMScheduler.from_config(config, clip_sample=True, set_alpha_to_one=True)
     times = [int(t) for t in faces.times_down(faces.time_at(torch.tensor([1.0])), steps)]
     x = start = noise(2, *faces.latent_shape)
     with torch.no_grad():
@@ -232,7 +234,7 @@ def name(value: object) -> str:
 @pytest.mark.parametrize(("changes", "steps"), CASES, ids=name)
 def test_a_ddim_generates_what_its_pipeline_does(changes: dict[str, object], steps: int, tmp_path: Path) -> None:
     model = load(ddim(tmp_path / "model", **changes))
-    pipeline = DDIMPipeline(model.pipeline.unet, model.pipeline.scheduler)
+    pipeline: Any = load_base(str(tmp_path / "model"))
     pipeline.set_progress_bar_config(disable=True)
     # With an offset diffusers would ask for a time beyond the last.
     most = int(str(changes.get("num_train_timesteps", 50))) - ("steps_offset" in changes)
@@ -260,7 +262,7 @@ def test_a_ddpm_pipeline_with_a_ddim_scheduler_is_a_ddim(tmp_path: Path) -> None
     folder = ddim(tmp_path / "model", timestep_spacing="trailing")
     edit(folder / INDEX, {"_class_name": "DDPMPipeline"})
     model = load(folder)
-    pipeline: Any = model.pipeline
+    pipeline: Any = load_base(str(folder))
     result = pipeline(1, torch.Generator().manual_seed(0), num_inference_steps=5, output_type="pt")
     mine = generate(model, noise(1, 1, 8, 8), {}, steps=5, guidance=1.0, empty={})
     torch.testing.assert_close((mine / 2 + 0.5).clamp(0, 1), result.images, rtol=0, atol=1e-3)

@@ -121,4 +121,4 @@ def test_an_incomplete_folder_is_refused(damage: Callable[[Path], None], tmp_pat
     folder = ddpm(tmp_path / "model")
     damage(folder)
     with pytest.raises(InputError, match="complete diffusers pipeline"):
-        load_model(ModelSettings(source=str(folder)), SIZE)
+        _ = load_model(ModelSettings(source=str(folder)), SIZE).network

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from typing import Any
 
 import ray
 
@@ -13,6 +14,7 @@ from expunge.batch.registering import all_open, promote_version, register_versio
 from expunge.batch.training import train_job
 from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.families import source_digest
+from expunge.generation.placement import resources
 from expunge.logs import configure, get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, version_of
@@ -97,26 +99,26 @@ def _walk(
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
 
     def usable(prepared: PreparedJob) -> bool:
-        tensors = (prepared.forget, prepared.retain, prepared.conditioning)
+        tensors = (prepared.forget, prepared.retain, prepared.conditioning, *filter(None, [prepared.empty]))
         return folder.evidence.read() is not None or all_open(blobs, *tensors)
 
     progress("prepare")
     with timed(job.model, "prepare"):
-        _in_task(lambda: _prepare.remote(folder, home), folder.prepared, valid=usable)
+        _in_task(lambda: _start(_prepare, folder, home), folder.prepared, valid=usable)
     # A job of a release that did not examine the base model goes on behind its training.
     if folder.hotfix.read() is None and folder.evidence.read() is None:
         progress("examine")
         with timed(job.model, "examine"):
-            _in_task(lambda: _examine.remote(folder, home), folder.baseline)
+            _in_task(lambda: _start(_examine, folder, home), folder.baseline)
     if not _anything_to_train(folder, job):
-        _in_task(lambda: _examine.remote(folder, home), folder.evidence)
+        _in_task(lambda: _start(_examine, folder, home), folder.evidence)
         return False
     progress("train")
     with timed(job.model, "train"):
         train_job(folder, tracker, run_id)
     progress("evaluate", 0, len(job.everything) + 1)
     with timed(job.model, "evaluate"):
-        _in_task(lambda: _evaluate.remote(folder, home), folder.evidence)
+        _in_task(lambda: _start(_evaluate, folder, home), folder.evidence)
     held.check()
     progress("register")
     with timed(job.model, "register"):
@@ -140,7 +142,12 @@ def _in_task(
     output.expect()
 
 
-@ray.remote(num_cpus=1)
+def _start(stage: Any, folder: JobFolder, home: str) -> "ray.ObjectRef[None]":  # noqa: ANN401  # Ray types no `options`
+    """Start a stage, and ask Ray for what it computes on."""
+    return stage.options(**resources(folder.job.expect().training)).remote(folder, home)
+
+
+@ray.remote
 def _prepare(folder: JobFolder, home: str) -> None:
     from expunge.batch.judging import sample_judging
     from expunge.preparation.prepare import prepare
@@ -149,7 +156,7 @@ def _prepare(folder: JobFolder, home: str) -> None:
     folder.prepared.once(lambda: prepare(folder, settings, open_blobs(settings), partial(sample_judging, settings)))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _examine(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import examine, nothing_to_do
 
@@ -160,7 +167,7 @@ def _examine(folder: JobFolder, home: str) -> None:
         folder.evidence.once(lambda: nothing_to_do(folder, settings, blobs))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _evaluate(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import measure
 

@@ -30,7 +30,9 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
     tracker.log_artifact_bytes(run_id, "curves.svg", curves(tracker.curves(run_id, CURVES), "training"))
     unrelated = evidence.pictures.get(UNRELATED)
     if unrelated is not None and all_open(blobs, unrelated):  # a lost picture must not cost a training
-        tracker.log_artifact_bytes(run_id, "unrelated.png", blobs.get(unrelated))
+        picture = blobs.get(unrelated)
+        kind = "jpg" if picture[:2] == b"\xff\xd8" else "png"
+        tracker.log_artifact_bytes(run_id, f"unrelated.{kind}", picture)
     stands = evidence.passed | evidence.kept(job.ledger)
     removed = [request.id for request in job.everything if request.id in stands]
     before = ledger(tracker, job.model)

@@ -105,6 +105,7 @@ def _calibrate(
     from expunge.evaluation.space import Space
     from expunge.evaluation.subject import ModelSubject
     from expunge.families import load_model, source_digest
+    from expunge.generation.placement import device
 
     for library in (diffusers, transformers):  # whose bars would tear this one
         library.utils.logging.disable_progress_bar()
@@ -114,7 +115,7 @@ def _calibrate(
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         bar = progress.add_task("samples", total=SAMPLES)
-        loaded = load_model(options, resolution)
+        loaded = load_model(options, resolution, device=device())
         prompts = tuple(dict.fromkeys(options.retain_prompts))
         subject = ModelSubject(
             loaded,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from expunge.errors import InputError
 from expunge.evaluation.cache import Cache
 from expunge.evaluation.calibration import find_calibration
 from expunge.evaluation.gate import loosened, verdict_of
-from expunge.evaluation.pictures import grid
+from expunge.evaluation.pictures import grid, rows_that_fit
 from expunge.evaluation.robustness import Known, Lab, Memory, not_tested, robustness_rule
 from expunge.evaluation.robustness import examine as attack
 from expunge.evaluation.rotation import detection_time
@@ -24,6 +23,8 @@ from expunge.evaluation.views import VIEWS, all_views
 from expunge.evaluation.weights import State, state_of
 from expunge.families import load_model, source_digest
 from expunge.families.family import Family
+from expunge.families.switch import Switch
+from expunge.generation.placement import device
 from expunge.pixels import to_tensor
 from expunge.preparation.dataset import RetainSet, load_set, load_tensors
 from expunge.preparation.pictures import load_picture
@@ -94,14 +95,15 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
     total = len(due) + 1
     progress = partial(folder.progress, "evaluate")
     progress(0, total)
-    before = {case.id: work.show(case) for case in due}
+    before = {case.id: work.show(case, work.subject) for case in due}
     for case in work.cases:  # while the network is still the base model
         work.bench.examine(case)
         for prompt in case.prompts:
             work.bench.free(work.bench.base, prompt)
     full = settings.evaluation.robustness == "full"
     base = state_of(work.model.network) if full else {}
-    fixed = work.hotfixed(hotfix.kind, hotfix.path)
+    switch = Switch(work.model, hotfix.kind, hotfix.path)
+    fixed = work.hotfixed(switch)
 
     integrity, was, now = judge_integrity(work.bench, fixed, work.cases)
     pictures = {UNRELATED: blobs.put(_pairs(was, now))}
@@ -110,9 +112,9 @@ def measure(folder: JobFolder, settings: Settings, blobs: BlobStore) -> Evidence
     if any(evidence.verdict == "failed" and evidence.request in work.earlier for evidence in judged):
         due, others = [*due, *others], []
         judged = judge_all(work.bench, due, fixed)
-    robustness = _attacked(work, blobs, due, judged, fixed, base)
+    robustness = _attacked(work, blobs, due, judged, fixed, base, switch)
     for case in (case for case in due if case.id in before):
-        pictures[case.id] = blobs.put(_grid(case, work.bench.levels, before[case.id], work.show(case)))
+        pictures[case.id] = blobs.put(_grid(case, work.bench.levels, before[case.id], work.show(case, fixed)))
     return Evidence(
         job=work.job.id,
         protocol_version=PROTOCOL_VERSION,
@@ -138,6 +140,7 @@ def _attacked(
     judged: Sequence[RequestEvidence],
     fixed: ModelSubject,
     base: State,
+    switch: Switch,
 ) -> tuple[Robustness, ...]:
     """Attack the hotfix, as far as the settings ask for it and a request has passed. base: its weights, if `full`."""
     amount, bench = work.settings.evaluation.robustness, work.bench
@@ -145,6 +148,7 @@ def _attacked(
     passed = [case for case, evidence in zip(cases, judged, strict=True) if evidence.verdict == "passed"]
     if amount == "off" or not passed:
         return ()
+    switch.settle()
     lab = Lab(
         subject=fixed,
         judge=judge,
@@ -199,10 +203,11 @@ class _Work:
     def open(cls, folder: JobFolder, settings: Settings, blobs: BlobStore) -> "_Work":
         job, prepared = folder.job.expect(), folder.prepared.expect()
         options = settings.model(job.model)
-        model = load_model(options, job.resolution, job.base)
+        model = load_model(options, job.resolution, job.base, device=device())
         conditioning = load_tensors(blobs, prepared.conditioning)
+        empty = load_tensors(blobs, prepared.empty) if prepared.empty else model.condition([""])
         steps = settings.evaluation.sampling_steps
-        subject = ModelSubject(model, conditioning, model.condition([""]), guidance=options.guidance, steps=steps)
+        subject = ModelSubject(model, conditioning, empty, guidance=options.guidance, steps=steps)
         prompts = Prompts.of(job, options, hold_out=prepared.held_out_prompts > 0)
         counts = (len(prompts.unrelated), len(prompts.held_out), *map(len, conditioning.values()))
         if counts != (prepared.unrelated_prompts, prepared.held_out_prompts, *[len(prompts.all)] * len(conditioning)):
@@ -241,11 +246,18 @@ class _Work:
     def earlier(self) -> set[str]:
         return {request.id for request in self.job.ledger}
 
-    def hotfixed(self, kind: str, path: Path) -> ModelSubject:
-        """Turn the network into the hotfix. From here on, the base model cannot be asked."""
-        self.model.apply_hotfix(self.model.network, kind, path)
+    def hotfixed(self, switch: Switch) -> ModelSubject:
+        """Return the hotfix. It shares its network with the base model: each becomes itself before it is asked."""
         base = self.subject
-        return ModelSubject(self.model, base.conditioning, base.empty, guidance=base.guidance, steps=base.steps)
+        base.ready = partial(switch.become, "base")
+        return ModelSubject(
+            self.model,
+            base.conditioning,
+            base.empty,
+            guidance=base.guidance,
+            steps=base.steps,
+            ready=partial(switch.become, "hotfix"),
+        )
 
     def all(self, judged: Sequence[RequestEvidence]) -> tuple[RequestEvidence, ...]:
         """Return the evidence in the job's order, with the requests that could not be prepared."""
@@ -283,13 +295,12 @@ class _Work:
             not_tested=_not_tested(options, self.prepared, unverified),
         )
 
-    def show(self, case: Case) -> Tensor:
-        """Re-generate a case's pictures at every level, for a person to look at: float32 [L, T, 3, h, w]."""
-        prompts = torch.full((len(case.pictures),), case.prompts[0])
-        seeds = torch.zeros(len(case.pictures), dtype=torch.long)
-        return torch.stack(
-            [self.subject.regenerate(case.pictures, prompts, level, seeds) for level in self.bench.levels]
-        )
+    def show(self, case: Case, subject: ModelSubject) -> Tensor:
+        """Re-generate a case's first pictures at every level, for a person to look at: float32 [L, S, 3, h, w]."""
+        pictures = case.pictures[: _shown(case, self.bench.levels)]
+        prompts = torch.full((len(pictures),), case.prompts[0])
+        seeds = torch.zeros(len(pictures), dtype=torch.long)
+        return torch.stack([subject.regenerate(pictures, prompts, level, seeds) for level in self.bench.levels])
 
 
 def _case(request: RemovalRequest, job: UnlearnJob, prepared: PreparedJob, prompts: Prompts, blobs: BlobStore) -> Case:
@@ -331,9 +342,16 @@ def _not_tested(options: EvaluationSettings, prepared: PreparedJob, unverified: 
     return tuple(silent)
 
 
+def _shown(case: Case, levels: tuple[float, ...]) -> int:
+    """Return how many of a case's pictures there is room for in its grid: all of them, unless they are large."""
+    count, _, height, width = case.pictures.shape
+    return min(count, rows_that_fit(2 + 2 * len(levels), height, width))
+
+
 def _grid(case: Case, levels: tuple[float, ...], base: Tensor, after: Tensor) -> bytes:
-    """Draw one row per target: target, surrogate, then `base` and `after` [L, T, 3, h, w] at each noise level."""
-    columns = [case.pictures, case.surrogates]
+    """Draw one row per target: target, surrogate, then `base` and `after` [L, S, 3, h, w] at each noise level."""
+    shown = _shown(case, levels)
+    columns = [case.pictures[:shown], case.surrogates[:shown]]
     labels = ["target", "surrogate"]
     for index, level in enumerate(levels):
         columns += [base[index], after[index]]

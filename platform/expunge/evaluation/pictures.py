@@ -16,6 +16,10 @@ GREY = (128, 128, 128, 255)
 COLOURS = ("#3b82c4", "#d9822b", "#4a9d6e", "#b65c9c", "#7d6cc9", "#a08a3c")
 GAP = 4
 FONT_SIZE = 13
+SHOWN_AT = 256
+"""Pixels up to which a small picture is magnified; a grid of larger ones is a JPEG, a tenth of the PNG's size."""
+LARGEST = 2**26
+"""Pixels of pictures in a grid, 64 of 1024 x 1024: at 4 bytes each, it takes 256 MB to draw."""
 RUNNING_MEAN = 20  # points; shorter series are drawn without one
 
 
@@ -23,16 +27,19 @@ def grid(
     images: Tensor,
     columns: int,
     *,
-    scale: int = 4,
+    scale: int | None = None,
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
 ) -> bytes:
     """Return a PNG of `images`, float [R * columns, 3 or 1, H, W] in [-1, 1], laid out row by row.
 
-    Each pixel becomes `scale` x `scale` pixels, without smoothing.
+    Each pixel becomes `scale` x `scale` pixels, without smoothing; default: up to 4 where that stays below SHOWN_AT.
+    Pictures above SHOWN_AT make a JPEG on white instead.
     Raises ValueError if the images do not fill the rows, or the number of labels is wrong.
     """
     count, channels, height, width = images.shape
+    if scale is None:
+        scale = max(1, min(4, SHOWN_AT // max(height, width)))
     if columns < 1 or count == 0 or count % columns or channels not in (1, 3) or scale < 1:
         raise ValueError(f"cannot lay {tuple(images.shape)} out in {columns} columns at scale {scale}")
     rows = count // columns
@@ -54,7 +61,8 @@ def grid(
     for row, label in enumerate(row_labels):
         middle = top + row * (height * scale + GAP) + height * scale / 2
         draw.text((left - GAP, middle), label, fill=GREY, font=font, anchor="rm")
-    for index, picture in enumerate(_pictures(images)):
+    for index, image in enumerate(images):
+        picture = Image.fromarray(to_pictures(image[None].expand(-1, 3, -1, -1))[0])
         row, column = divmod(index, columns)
         x = left + column * (cell + GAP) + (cell - width * scale) // 2
         canvas.paste(
@@ -62,8 +70,18 @@ def grid(
             (x, top + row * (height * scale + GAP)),
         )
     buffer = BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
+    if max(height, width) > SHOWN_AT:
+        page = Image.new("RGB", canvas.size, "white")
+        page.paste(canvas, mask=canvas)
+        page.save(buffer, format="JPEG", quality=90)
+    else:
+        canvas.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def rows_that_fit(columns: int, height: int, width: int) -> int:
+    """Return how many rows of pictures a grid can have; at least one."""
+    return max(1, LARGEST // (columns * height * width))
 
 
 def curves(
@@ -124,7 +142,3 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     half = window // 2
     parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
-
-
-def _pictures(images: Tensor) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in to_pictures(images.expand(-1, 3, -1, -1))]

@@ -158,7 +158,7 @@ def _template() -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["png"] = lambda data: _data_uri(data, "image/png")
+    environment.filters["png"] = lambda data: _data_uri(data, "image/jpeg" if data[:2] == b"\xff\xd8" else "image/png")
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
     environment.filters["digits"] = digits
     environment.filters["sentence"] = sentence

@@ -5,16 +5,17 @@ a model is.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.families.base import Conditioning, DiffusionModel, rows
-from expunge.families.sampler import denoise
+from expunge.families.base import Conditioning, DiffusionModel
+from expunge.generation.noise import seeded_noise
+from expunge.generation.sampling import Items, Sampler
 
 CHUNK = 64
-"""Samples per forward pass."""
+"""Pictures that are encoded, sampled and decoded together."""
 
 
 class Subject(ABC):
@@ -39,43 +40,44 @@ class ModelSubject(Subject):
     """A diffusion model, sampled deterministically from seeded noise."""
 
     def __init__(
-        self, model: DiffusionModel, conditioning: Conditioning, empty: Conditioning, *, guidance: float, steps: int
+        self,
+        model: DiffusionModel,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        *,
+        guidance: float,
+        steps: int,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take a model with the table of its prompts. empty: the row of the empty prompt. steps: from pure noise."""
+        """Take a model with the table of its prompts.
+
+        empty: the row of the empty prompt. steps: from pure noise. ready: called before the model is asked, where
+        several subjects share its network.
+        """
         self.model, self.conditioning, self.empty = model, conditioning, empty
         self.guidance, self.steps = guidance, steps
         self.passes = 0
+        self.ready = ready
+        self._sample = Sampler(model, conditioning, empty, guidance=guidance)
 
     def regenerate(self, pictures: Tensor, prompts: Tensor, level: float, seeds: Tensor) -> Tensor:
-        point = self.model.at(self.model.time_at(torch.tensor([level])))
-        a, b = (v.view(-1, 1, 1, 1) for v in (point.a, point.b))
         steps = max(2, round(level * self.steps))
-        parts = [
-            self._denoise(
-                a * self.model.encode(pictures[part]) + b * self.noise(seeds[part]), prompts[part], level, steps
-            )
-            for part in torch.arange(len(pictures)).split(CHUNK)
-        ]
-        return torch.cat(parts)
+        parts = torch.arange(len(pictures)).split(CHUNK)
+        return torch.cat([self._pictures(prompts[i], seeds[i], steps, level, pictures[i]) for i in parts])
 
     def generate(self, prompts: Tensor, seeds: Tensor) -> Tensor:
-        parts = [
-            self._denoise(self.noise(seeds[part]), prompts[part], 1.0, self.steps)
-            for part in torch.arange(len(prompts)).split(CHUNK)
-        ]
-        return torch.cat(parts)
+        parts = torch.arange(len(prompts)).split(CHUNK)
+        return torch.cat([self._pictures(prompts[i], seeds[i], self.steps) for i in parts])
 
     def noise(self, seeds: Tensor) -> Tensor:
         """Draw standard normal latents [N, C, H, W]; seeds: int64 [N], of which each decides its own alone."""
-        # Not torch's generator, which on a CPU looks at the lowest 32 bits of a seed only.
-        generators = (np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds)
-        drawn = [generator.standard_normal(self.model.latent_shape, dtype=np.float32) for generator in generators]
-        return torch.from_numpy(np.stack(drawn))
+        return seeded_noise(seeds, self.model.latent_shape)
 
-    @torch.no_grad()
-    def _denoise(self, x_t: Tensor, prompts: Tensor, level: float, steps: int) -> Tensor:
-        blank = rows(self.empty, torch.zeros(len(x_t), dtype=torch.long))
-        cond = rows(self.conditioning, prompts)
-        clean = denoise(self.model, x_t, level, cond, steps=steps, guidance=self.guidance, empty=blank)
-        self.passes += len(x_t) * steps
-        return self.model.decode(clean)
+    def _pictures(
+        self, prompts: Tensor, seeds: Tensor, steps: int, level: float = 1.0, pictures: Tensor | None = None
+    ) -> Tensor:
+        self.ready()
+        start = None if pictures is None else self.model.encode(pictures)
+        latents = self._sample(Items(prompts, lambda index: self.noise(seeds[index]), steps, level, start))
+        self.passes += len(prompts) * steps
+        return self.model.decode(latents)

@@ -15,6 +15,8 @@ from expunge.families.supported import family_of
 from expunge.settings import ModelSettings, Resolution
 
 if TYPE_CHECKING:
+    import torch
+
     from expunge.families.family import Family
 
 __all__ = [
@@ -27,8 +29,17 @@ __all__ = [
 ]
 
 
-def load_model(settings: ModelSettings, resolution: Resolution, digest: str | None = None) -> "Family":
-    """Load a base model in float32 for one resolution, with all of its weights frozen.
+def load_model(
+    settings: ModelSettings,
+    resolution: Resolution,
+    digest: str | None = None,
+    *,
+    device: "torch.device | str" = "cpu",
+    exact: bool = False,
+) -> "Family":
+    """Open a base model for one resolution: each network is read, frozen, when it is first asked for.
+
+    device: where the networks go. exact: compute in float32 even what is large and stored in half precision.
 
     Raises InputError where weights or files are missing, where the model is not supported at this resolution, or where
     its files are not those of `digest`.
@@ -41,12 +52,6 @@ def load_model(settings: ModelSettings, resolution: Resolution, digest: str | No
             hint="give every node the same files, and run the night again",
         )
 
-    from torch import nn  # not above: it costs seconds
+    from expunge.families.components import Components  # not above: it costs seconds
 
-    from expunge.families.loading import load
-
-    pipeline = load(layout)
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            component.eval().requires_grad_(False)
-    return family_of(layout)(pipeline, resolution, settings)
+    return family_of(layout)(Components(layout, device, exact=exact), resolution, settings)

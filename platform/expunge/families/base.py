@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from expunge.families.path import PathPoint
@@ -28,9 +29,13 @@ def rows(conditioning: Conditioning, index: Tensor) -> Conditioning:
 
 
 class DiffusionModel(ABC):
-    """A base model at one resolution. `network` is what gets trained; everything else is frozen."""
+    """A base model at one resolution. `network` is what gets trained; everything else is frozen.
 
-    network: nn.Module
+    Pictures, latents and conditioning that a model returns are on the host.
+    """
+
+    device: torch.device | str = "cpu"
+    """Where the networks are."""
     latent_shape: tuple[int, int, int]
     component: str
     """The pipeline component that `network` is, and the folder that its weights are saved in."""
@@ -38,6 +43,22 @@ class DiffusionModel(ABC):
     """Linear layers that a LoRA adapter attaches to; empty where full weights are trained."""
     noise_of_clipped: bool = True
     """Sampling goes on with the noise that belongs to the clipped estimate; if False, with the predicted noise."""
+
+    _network: nn.Module | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that predicts; read from disk when it is first asked for."""
+        if self._network is None:
+            self._network = self._read_network()
+        return self._network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        self._network = network
+
+    def _read_network(self) -> nn.Module:
+        raise NotImplementedError
 
     @abstractmethod
     def encode(self, pictures: Tensor) -> Tensor:
@@ -65,7 +86,7 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the network's output [B, C, H, W] at x_t."""
+        """Return the network's output [B, C, H, W] at x_t, on the device and in the precision of x_t."""
 
     @abstractmethod
     def times_down(self, first: Tensor, steps: int) -> list[Tensor]:

@@ -5,7 +5,6 @@ Two layouts occur: a folder for each component, and, as in google/ddpm-*, everyt
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
@@ -15,11 +14,12 @@ from expunge.families.path import PathPoint, Prediction, point
 from expunge.families.resolution import divisible, own_resolution
 
 if TYPE_CHECKING:
-    from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
-    from torch import Tensor
+    from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+    from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
     from expunge.families.base import Conditioning
+    from expunge.families.components import Components
     from expunge.families.layout import Config, Layout
     from expunge.settings import ModelSettings, Resolution
 
@@ -101,12 +101,11 @@ class DDPM(Family):
         pipeline = DDIMPipeline if layout.kind == "DDIMPipeline" else DDPMPipeline
         return pipeline(unet, scheduler)  # pyright: ignore[reportArgumentType]  # annotated as if with its own alone
 
-    def __init__(self, pipeline: DDPMPipeline | DDIMPipeline, resolution: Resolution, settings: ModelSettings) -> None:
+    def __init__(self, parts: Components, resolution: Resolution, settings: ModelSettings) -> None:
         from diffusers import DDIMScheduler
 
-        self.pipeline = pipeline
-        self.network = pipeline.unet
-        schedule = pipeline.scheduler
+        super().__init__(parts, resolution, settings)
+        schedule = _schedule(parts)
         self._prediction: Prediction = cast(Prediction, schedule.config["prediction_type"])
         alpha_bar = schedule.alphas_cumprod.float()
         self._a, self._b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -114,9 +113,9 @@ class DDPM(Family):
         self._bound = float(schedule.config["clip_sample_range"]) if schedule.config["clip_sample"] else None
         # A DDIM's own sampling is deterministic, so it is followed here. A DDPM's is not, so there is none to follow:
         # it starts at the last time and keeps to the clipped estimate.
-        self._ddim = copy.deepcopy(schedule) if isinstance(schedule, DDIMScheduler) else None
+        self._ddim = schedule if isinstance(schedule, DDIMScheduler) else None
         self.noise_of_clipped = self._ddim is None
-        self._channels = int(pipeline.unet.config["in_channels"])
+        self._channels = parts.layout.config("unet").integer("in_channels", 3)
         self.latent_shape = (self._channels, *resolution)
 
     def encode(self, pictures: Tensor) -> Tensor:
@@ -137,9 +136,8 @@ class DDPM(Family):
     def time_from_uniform(self, u: Tensor) -> Tensor:
         return (u * len(self._a)).long().clamp_max(len(self._a) - 1)
 
-    def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        # Through `self.network`: the frozen copy takes its place while the base model is asked.
-        return cast("UNet2DModel", self.network)(x_t, time).sample
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        return network(x_t, time).sample
 
     def clip(self, clean: Tensor) -> Tensor:
         return clean if self._bound is None else clean.clamp(-self._bound, self._bound)
@@ -166,6 +164,17 @@ class DDPM(Family):
         if time < 0 and self._ddim.config["set_alpha_to_one"]:
             return None
         return self.at(time.clamp_min(0))
+
+
+def _schedule(parts: Components) -> DDIMScheduler | DDPMScheduler:
+    """Read the scheduler. A DDIMPipeline turns whatever it is given into a DDIMScheduler."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    schedule = parts.other("scheduler")
+    if parts.layout.kind == "DDIMPipeline" and isinstance(schedule, DDPMScheduler):
+        schedule = DDIMScheduler.from_config(schedule.config)
+    assert isinstance(schedule, DDIMScheduler | DDPMScheduler)
+    return schedule
 
 
 def _sample_size(unet: Config) -> list[int]:

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
-    from torch import nn
+    from diffusers.loaders import PeftAdapterMixin
+    from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
+    from expunge.families.base import Conditioning
+    from expunge.families.components import Components
     from expunge.families.layout import Layout
     from expunge.settings import ModelSettings, Resolution
 
@@ -44,8 +47,29 @@ class Family(DiffusionModel):
     """Configs of published networks by name, so that a memory plan needs none of their files."""
 
     @abstractmethod
-    def __init__(self, pipeline: DiffusionPipeline, resolution: Resolution, settings: ModelSettings) -> None:
-        """Take over a loaded pipeline whose files passed `check`."""
+    def __init__(self, parts: Components, resolution: Resolution, settings: ModelSettings) -> None:
+        """Take the components of a pipeline whose files passed `check`. Reads no network."""
+        self.parts, self.device = parts, parts.device
+
+    @abstractmethod
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the output of `network`; everything given is on its device, and in its precision but for the time."""
+
+    def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        # Through `self.network`: the frozen copy takes its place while the base model is asked.
+        network = self.network
+        weight = next(network.parameters())
+        given = {name: table.to(weight.device, weight.dtype) for name, table in conditioning.items()}
+        return self.call(network, x_t.to(weight.device, weight.dtype), time.to(weight.device), given).to(x_t)
+
+    def release(self) -> None:
+        """Let go of all networks; one that is asked for later is read again."""
+        self._network = None
+        for name in self.parts.held:
+            self.parts.free(name)
+
+    def _read_network(self) -> nn.Module:
+        return self.parts.network(self.component)
 
     @classmethod
     @abstractmethod
@@ -85,7 +109,7 @@ class Family(DiffusionModel):
 
     @classmethod
     def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
-        """Read the pipeline in float32 from safetensors alone. Raises whatever diffusers raises."""
+        """Read the whole pipeline in float32 from safetensors alone. Raises whatever diffusers raises."""
         from expunge.families.loading import read_pipeline
 
         return read_pipeline(layout, variant)
@@ -97,20 +121,32 @@ class Family(DiffusionModel):
         Raises InputError where a LoRA adapter has no layer in this network, FileNotFoundError where the hotfix is of
         another component, and whatever torch raises where the shapes differ.
         """
-        from diffusers.loaders import PeftAdapterMixin
         from safetensors.torch import load_file
 
         if kind == "full":
             network.load_state_dict(load_file(folder / cls.component / FULL_FILE))
             return
-        takes_lora = isinstance(network, PeftAdapterMixin)
-        layers = load_file(folder / LORA_FILE) if takes_lora else {}
+        adapted = cls.attach_adapter(network, folder / LORA_FILE)
+        # One matrix product per layer instead of three.
+        adapted.fuse_lora()
+        adapted.unload_lora()
+
+    @classmethod
+    def attach_adapter(cls, network: nn.Module, file: Path) -> PeftAdapterMixin:
+        """Put a LoRA adapter beside the weights of `network`, which is returned.
+
+        Raises InputError where it has no layer in this network.
+        """
+        from diffusers.loaders import PeftAdapterMixin
+        from safetensors.torch import load_file
+
+        layers = load_file(file) if isinstance(network, PeftAdapterMixin) else {}
         # Where no layer is meant for the network, diffusers only warns, and it would stay the base model's.
-        if not takes_lora or not any(name.startswith(f"{cls.component}.") for name in layers):
+        if not isinstance(network, PeftAdapterMixin) or not any(
+            name.startswith(f"{cls.component}.") for name in layers
+        ):
             raise InputError(
                 f"hotfix: a LoRA adapter has no place in {type(network).__name__}", hint="train with adapter = full"
             )
         network.load_lora_adapter(layers, prefix=cls.component)
-        # One matrix product per layer instead of three.
-        network.fuse_lora()
-        network.unload_lora()
+        return network

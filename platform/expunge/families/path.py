@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Prediction = Literal["flow", "epsilon", "v_prediction"]
@@ -29,6 +30,10 @@ class PathPoint:
     b: Tensor
     alpha: Tensor
     beta: Tensor
+
+    def to(self, device: torch.device | str) -> PathPoint:
+        """Return the point on a device."""
+        return PathPoint(*(part.to(device) for part in (self.a, self.b, self.alpha, self.beta)))
 
     @property
     def scales(self) -> Tensor:

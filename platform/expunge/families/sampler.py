@@ -42,7 +42,8 @@ def descend(
     every move except the last, which leads to the clean estimate.
 
     DDIM and Euler are one rule here: estimate (x_0, eps) at x_t and move along the path to the next, lower level.
-    Gradients pass through; `denoise` is the same without them.
+    x_t, conditioning and empty are on one device, in float32, whatever the network computes in. Gradients pass through;
+    `denoise` is the same without them.
     """
     x = x_t
     guided = _unlike(conditioning, empty) if guidance > 1 and empty else x_t.new_zeros(0, dtype=torch.long)
@@ -52,7 +53,7 @@ def descend(
     if len(guided):
         conditions = {name: torch.cat([table, empty[name][guided]]) for name, table in conditioning.items()}
     for time, there in model.path_down(torch.tensor([start], dtype=torch.float32), steps):
-        here = model.at(time.expand(len(x)))
+        here = model.at(time.expand(len(x))).to(x.device)
         both = model.predict(x[asked], time.expand(len(asked)), conditions)
         prediction, unguided = both[: len(x)], both[len(x) :]
         prediction[guided] = unguided + guidance * (prediction[guided] - unguided)
@@ -60,6 +61,7 @@ def descend(
         clean = model.clip(estimate)
         if there is None:
             return clean
+        there = there.to(x.device)
         a, b = (v.view(-1, 1, 1, 1) for v in (here.a, here.b))
         noise = (x - a * (clean if model.noise_of_clipped else estimate)) / b
         x = there.a.view(-1, 1, 1, 1) * clean + there.b.view(-1, 1, 1, 1) * noise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -17,11 +16,12 @@ from expunge.families.weights import COMPLETE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline
+    from diffusers import AutoencoderKL, DiffusionPipeline
     from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
     from expunge.families.base import Conditioning
+    from expunge.families.components import Components
     from expunge.families.layout import Config, Layout
     from expunge.settings import ModelSettings, Resolution
 
@@ -154,36 +154,56 @@ class SD3(Family):
         channels = layout.config("vae").integer("latent_channels", 4)
         return {"vae": pass_through_autoencoder(layout, "vae", resolution, (channels, *sides))}
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: Resolution, settings: ModelSettings) -> None:
-        self.pipeline = pipeline
-        self.network = pipeline.transformer
-        self._vae = pipeline.vae
+    def __init__(self, parts: Components, resolution: Resolution, settings: ModelSettings) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        super().__init__(parts, resolution, settings)
+        transformer = parts.layout.config("transformer")
         self._prompt_tokens = settings.prompt_tokens
-        self._scheduler = copy.deepcopy(pipeline.scheduler)
-        self._unit = int(pipeline.scheduler.config["num_train_timesteps"])
-        factor = pipeline.vae_scale_factor
-        self.latent_shape = (
-            int(pipeline.transformer.config["in_channels"]),
-            resolution[0] // factor,
-            resolution[1] // factor,
-        )
-        self._patches = math.prod(self.latent_shape[1:]) // int(pipeline.transformer.config["patch_size"]) ** 2
+        self._width = transformer.integer("joint_attention_dim", 4096)
+        scheduler = parts.other("scheduler")
+        assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self._scheduler = scheduler
+        self._unit = int(scheduler.config["num_train_timesteps"])
+        factor = _downscaling(parts.layout)
+        self._pixels = math.prod(resolution)
+        self.latent_shape = (transformer.integer("in_channels", 16), resolution[0] // factor, resolution[1] // factor)
+        self._patches = math.prod(self.latent_shape[1:]) // transformer.integer("patch_size", 2) ** 2
+
+    @property
+    def _vae(self) -> AutoencoderKL:
+        vae = cast("AutoencoderKL", self.parts.network("vae"))
+        fill_in_shift(vae)
+        return vae
 
     def encode(self, pictures: Tensor) -> Tensor:
+        from expunge.families.autoencoder import in_chunks
+
+        vae = self._vae
+        shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
         # The mode, not a sample: x_f and x_s must not differ by the encoder's noise.
-        latents = self._vae.encode(pictures).latent_dist.mode()
-        return (latents - self._vae.config.shift_factor) * self._vae.config.scaling_factor
+        return in_chunks(
+            vae, lambda part: (cast("Any", vae.encode(part)).latent_dist.mode() - shift) * scale, pictures, self._pixels
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
-        latents = latents / self._vae.config.scaling_factor + self._vae.config.shift_factor
-        return self._vae.decode(latents).sample.clamp(-1, 1)
+        from expunge.families.autoencoder import in_chunks
+
+        vae = self._vae
+        shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
+        return in_chunks(
+            vae, lambda part: cast("Any", vae.decode(part / scale + shift)).sample.clamp(-1, 1), latents, self._pixels
+        )
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
-        texts = list(prompts)
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=self._prompt_tokens
-        )
-        return {"encoder_hidden_states": cast("Tensor", embeds), "pooled_projections": cast("Tensor", pooled)}
+        from expunge.families.text import Texts
+
+        texts = Texts(self.parts, list(prompts))
+        (first, pooled), (second, pooled_2) = texts.clip(""), texts.clip("_2")
+        return {
+            "encoder_hidden_states": texts.joined([first, second], texts.t5(self._prompt_tokens, self._width)),
+            "pooled_projections": texts.joined([pooled, pooled_2]),
+        }
 
     def at(self, time: Tensor) -> PathPoint:
         sigma = (time / self._unit).clamp_min(MIN_B)
@@ -195,8 +215,8 @@ class SD3(Family):
     def time_from_uniform(self, u: Tensor) -> Tensor:
         return u.clamp_min(MIN_B) * self._unit
 
-    def predict(self, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.network(hidden_states=x_t, timestep=time, **conditioning).sample
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        return network(hidden_states=x_t, timestep=time, **conditioning).sample
 
     def times_down(self, first: Tensor, steps: int) -> list[Tensor]:
         from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
@@ -209,7 +229,7 @@ class SD3(Family):
             ends = about["base_image_seq_len"], about["max_image_seq_len"], about["base_shift"], about["max_shift"]
             mu = calculate_shift(self._patches, *ends)
         self._scheduler.set_timesteps(steps, mu=mu)
-        sigma = self._scheduler.sigmas[:-1]
+        sigma = cast("Tensor", self._scheduler.sigmas)[:-1]
         if not sigma.isfinite().all():
             raise InputError(
                 f"the model's scheduler has no levels for {steps} steps", hint="set evaluation.sampling_steps higher"

@@ -1,7 +1,7 @@
 """The prepare stage: decode pictures, make surrogates, encode latents and prompts, generate the retain set."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,11 +9,12 @@ import torch
 
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError
 from expunge.families import load_model
-from expunge.families.base import DiffusionModel
-from expunge.pixels import to_pictures, to_png, to_tensor
+from expunge.families.base import Conditioning, DiffusionModel
+from expunge.generation.placement import device
+from expunge.pixels import to_png, to_tensor
 from expunge.preparation.dataset import ForgetSet, RetainSet, join, store_set, store_tensors
 from expunge.preparation.pictures import load_folder, load_picture, load_surrogates
-from expunge.preparation.retain import generate_latents, prompt_rows, unlike
+from expunge.preparation.retain import DONORS, encoded, generate_latents, pictures_of, prompt_rows, unlike
 from expunge.preparation.views import views_of_pair
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.runs.job import JobFolder
@@ -45,11 +46,23 @@ def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore, judging: Ma
     """
     job = folder.job.expect()
     options = settings.model(job.model)
-    model = load_model(options, job.resolution, job.base)
+    model = load_model(options, job.resolution, job.base, device=device())
     prompts = Prompts.of(job, options)
-    generated = _generate_retain(job, model, options, prompts.unrelated, settings)
-    donors = to_pictures(model.decode(generated.x_0))
-    painter = Painter(model, options.retain_prompts[0], options.guidance, settings.evaluation.sampling_steps)
+    # One kind of network after the other, so that the largest alone decides how much memory this takes.
+    rows = model.condition([*prompts.all, ""])
+    conditioning = {name: table[:-1] for name, table in rows.items()}
+    empty = {name: table[-1:] for name, table in rows.items()}
+    generated = _generate_retain(job, model, options, len(prompts.unrelated), conditioning, empty, settings)
+    model.release()
+    donors = pictures_of(model, generated.x_0[:DONORS])
+    general = prompts.unrelated[0]
+    painter = Painter(
+        model,
+        general,
+        options.guidance,
+        settings.evaluation.sampling_steps,
+        {"": empty, general: {name: table[:1] for name, table in conditioning.items()}},
+    )
     studio = Studio(donors, painter, judging(job, donors) if judging else None)
     pairs = _Pairing(job, model, options, prompts, studio, settings.evaluation.held_out, blobs).all()
     forget = join(pairs.forget)
@@ -60,7 +73,8 @@ def prepare(folder: JobFolder, settings: Settings, blobs: BlobStore, judging: Ma
         job=job.id,
         forget=store_set(blobs, forget),
         retain=store_set(blobs, retain),
-        conditioning=store_tensors(blobs, model.condition(prompts.all)),
+        conditioning=store_tensors(blobs, conditioning),
+        empty=store_tensors(blobs, empty),
         unrelated_prompts=len(prompts.unrelated),
         held_out_prompts=len(prompts.held_out),
         held_out=pairs.held_out,
@@ -192,23 +206,29 @@ def turn(night: str) -> int:
 
 
 def _generate_retain(
-    job: UnlearnJob, model: DiffusionModel, options: ModelSettings, prompts: Sequence[str], settings: Settings
+    job: UnlearnJob,
+    model: DiffusionModel,
+    options: ModelSettings,
+    prompts: int,
+    conditioning: Conditioning,
+    empty: Conditioning,
+    settings: Settings,
 ) -> RetainSet:
-    """Generate or load the retain images, cycling through `prompts`, which are the conditioning's first rows."""
+    """Generate or load the retain images, cycling through the conditioning's first `prompts` rows."""
     training = job.training
     if training.retain_folder:
         limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
         pictures = load_folder(training.retain_folder, job.resolution, field="training.retain_folder", **limits)
-        return RetainSet(model.encode(to_tensor(pictures)), prompt_rows(len(pictures), len(prompts)))
-    prompt = prompt_rows(round(SURPLUS * training.retain_size), len(prompts))
+        return RetainSet(encoded(model, pictures), prompt_rows(len(pictures), prompts))
+    prompt = prompt_rows(round(SURPLUS * training.retain_size), prompts)
     latents = generate_latents(
         model,
-        model.condition(prompts),
+        conditioning,
         prompt,
         seed=training.seed,
         steps=settings.evaluation.sampling_steps,
         guidance=options.guidance,
-        empty=model.condition([""]),
+        empty=empty,
     )
     return RetainSet(latents, prompt)
 

@@ -1,15 +1,22 @@
 """The retain images, which the model must keep generating: how they are generated, and told from targets."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.families.base import Conditioning, DiffusionModel, rows
-from expunge.families.sampler import generate
+from expunge.families.base import Conditioning, DiffusionModel
+from expunge.generation.sampling import Items, Sampler
+from expunge.pixels import to_pictures, to_tensor
 
 RESEMBLES = 0.9
 """Centred cosine in latent space above which two images count as the same. A guess, checked by eye on the testbed."""
 
 CHUNK = 32
+"""Pictures per pass."""
+DONORS = 80
+"""Pictures that editors may take parts of, as many as the default retain set starts with: 240 MB at 1024 x 1024."""
 
 
 def generate_latents(
@@ -23,12 +30,22 @@ def generate_latents(
     empty: Conditioning,
 ) -> Tensor:
     """Generate latents [N, C, H, W] for the prompt rows `prompt` [N]; (seed, i) alone decides the noise of sample i."""
-    parts = []
-    for index in torch.arange(len(prompt)).split(CHUNK):
-        noise = torch.stack([torch.randn(model.latent_shape, generator=_generator(seed, int(i))) for i in index])
-        cond, blank = rows(conditioning, prompt[index]), rows(empty, torch.zeros(len(index), dtype=torch.long))
-        parts.append(generate(model, noise, cond, steps=steps, guidance=guidance, empty=blank))
-    return torch.cat(parts)
+
+    def noise(index: Tensor) -> Tensor:
+        return torch.stack([torch.randn(model.latent_shape, generator=_generator(seed, int(i))) for i in index])
+
+    return Sampler(model, conditioning, empty, guidance=guidance, most=CHUNK)(Items(prompt, noise, steps))
+
+
+def pictures_of(model: DiffusionModel, latents: Tensor) -> np.ndarray:
+    """Decode latents [N, C, H, W] to uint8 [N, h, w, 3], a few at a time: as floats they would take four times that."""
+    return np.concatenate([to_pictures(model.decode(part)) for part in latents.split(CHUNK)])
+
+
+def encoded(model: DiffusionModel, pictures: Sequence[np.ndarray], at_once: int = CHUNK) -> Tensor:
+    """Encode uint8 [h, w, 3] each to latents [N, C, H, W], a few at a time."""
+    parts = [pictures[first : first + at_once] for first in range(0, len(pictures), at_once)]
+    return torch.cat([model.encode(to_tensor(part)) for part in parts])
 
 
 def unlike(latents: Tensor, targets: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Painter:
     guidance: float
     steps: int
     """Steps from pure noise; fewer from a lower level."""
-    _rows: dict[str, Conditioning] = field(default_factory=dict)
+    rows: dict[str, Conditioning] = field(default_factory=dict)
+    """Prompts that are encoded already, each to a table of one row; others are encoded when they are asked for."""
 
     def repaint(
         self, picture: np.ndarray, *, mask: np.ndarray | None, level: float, seed: int, prompt: str | None = None
@@ -44,23 +45,24 @@ class Painter:
         from expunge.families.sampler import denoise
         from expunge.pixels import to_pictures, to_tensor
 
-        model, (height, width) = self.model, picture.shape[:2]
-        x_f = model.encode(to_tensor(picture[None]))
+        model, device, (height, width) = self.model, self.model.device, picture.shape[:2]
+        x_f = model.encode(to_tensor(picture[None])).to(device)
         generator = np.random.Generator(np.random.Philox(key=seed))
-        noise = torch.from_numpy(generator.standard_normal(x_f.shape, dtype=np.float32))
+        noise = torch.from_numpy(generator.standard_normal(x_f.shape, dtype=np.float32)).to(device)
 
         def noised(point: PathPoint) -> Tensor:
             return point.a.view(-1, 1, 1, 1) * x_f + point.b.view(-1, 1, 1, 1) * noise
 
         free = torch.ones(1, 1, height, width) if mask is None else torch.from_numpy(mask)[None, None].float()
-        free = adaptive_max_pool2d(free, x_f.shape[-2:]) > 0  # a latent pixel is free if any of its pixels is
+        # A latent pixel is free if any of its pixels is.
+        free = (adaptive_max_pool2d(free, x_f.shape[-2:]) > 0).to(device)
 
         def keep_around(x: Tensor, there: PathPoint) -> Tensor:
             return torch.where(free, x, noised(there))
 
         clean = denoise(
             model,
-            noised(model.at(model.time_at(torch.tensor([level])))),
+            noised(model.at(model.time_at(torch.tensor([level]))).to(device)),
             level,
             self._condition(self.prompt if prompt is None else prompt),
             steps=max(2, round(level * self.steps)),
@@ -68,11 +70,11 @@ class Painter:
             empty=self._condition(""),
             between=keep_around,
         )
-        painted = to_pictures(model.decode(clean))[0]
+        painted = to_pictures(model.decode(clean.cpu()))[0]
         return painted if mask is None else np.where(mask[..., None], painted, picture)
 
     def _condition(self, prompt: str) -> Conditioning:
-        """Encode a prompt once."""
-        if prompt not in self._rows:
-            self._rows[prompt] = self.model.condition([prompt])
-        return self._rows[prompt]
+        """Encode a prompt once, and bring it to the model's device."""
+        if prompt not in self.rows:
+            self.rows[prompt] = self.model.condition([prompt])
+        return {name: table.to(self.model.device) for name, table in self.rows[prompt].items()}

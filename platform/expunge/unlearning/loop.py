@@ -65,8 +65,8 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     blobs = open_blobs(settings)
     forget, retain, conditioning = load_job(blobs, folder.prepared.expect())
     forget = forget.without(_nothing_to_remove(baseline, job))
-    model = load_model(settings.model(job.model), job.resolution, job.base)
-    model.network.to(device)
+    exact = training.precision == "fp32"
+    model = load_model(settings.model(job.model), job.resolution, job.base, device=device, exact=exact)
     frozen = attach(model, training, warm_start)
     losses = Losses(model, frozen, training, conditioning, device)
     engine = ShardedEngine(model.network, training)

@@ -1,0 +1,1 @@
+"""Samples from a denoiser on whatever devices there are: preparation and evaluation both draw theirs here."""
