@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from expunge.errors import InputError, first_line
@@ -73,9 +73,10 @@ class Components:
             return self._class(name).from_pretrained(self.layout.part(name))
 
     def precision(self, name: str) -> torch.dtype:
-        """Return the precision that a network is computed in."""
+        """Return the precision that a network is computed in. Raises InputError where its files are damaged."""
         files = self._weights.files[name]
-        own = _HALF.get(_stored(files[0]), torch.float32)
+        with self._explained():
+            own = _HALF.get(_stored(files[0]), torch.float32)
         in_float32 = sum(path.stat().st_size for path in files) * (4 // own.itemsize)
         return torch.float32 if in_float32 <= SMALL else own
 
@@ -96,7 +97,7 @@ class Components:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             raise InputError(f"{self.layout.label}: {first_line(error).rstrip('.')}", hint=COMPLETE) from error
 
 
