@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import backup, calibrate, config, doctor, night, plan, report, requests, submit, testbed
+from expunge.commands import (
+    backup,
+    calibrate,
+    config,
+    doctor,
+    ledger,
+    night,
+    plan,
+    report,
+    requests,
+    submit,
+    testbed,
+)
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
 
@@ -43,6 +55,7 @@ app.command("requeue")(requests.requeue)
 app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
+app.command("ledger")(ledger.ledger)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

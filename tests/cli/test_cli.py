@@ -37,6 +37,7 @@ FLAGS = {
     "doctor": {"--deep", "--json"},
     "backup": {"--passphrase-file", "--allow-damaged", "--json"},
     "restore": {"--passphrase-file", "--unverified", "--json"},
+    "ledger": {"--against", "--json"},
     "version": {"--json"},
     "config show": {"--json"},
 }

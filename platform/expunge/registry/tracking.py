@@ -63,6 +63,11 @@ class Tracker:
                     hint="use sqlite:///PATH, or start `mlflow server` and use http://HOST:PORT",
                 )
 
+    @property
+    def embedded(self) -> bool:
+        """True if the artifacts are files on this machine."""
+        return self._artifacts is not None
+
     @cached_property
     def client(self) -> "MlflowClient":
         for name, value in RECORDS.items():
