@@ -15,8 +15,10 @@ from expunge.commands import (
     ledger,
     night,
     plan,
+    promote,
     report,
     requests,
+    rollback,
     submit,
     testbed,
 )
@@ -56,6 +58,8 @@ app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
 app.command("ledger")(ledger.ledger)
+app.command("promote")(promote.promote)
+app.command("rollback")(rollback.rollback)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

@@ -38,6 +38,8 @@ FLAGS = {
     "backup": {"--passphrase-file", "--allow-damaged", "--json"},
     "restore": {"--passphrase-file", "--unverified", "--json"},
     "ledger": {"--against", "--json"},
+    "promote": {"--accept-resurfacing", "--accept-failed", "--yes", "--json"},
+    "rollback": {"--to", "--accept-resurfacing", "--json"},
     "version": {"--json"},
     "config show": {"--json"},
 }

@@ -8,7 +8,7 @@ import pytest
 
 from expunge.registry import versions
 from expunge.registry.tracking import Tracker
-from expunge.settings import TrainingSettings
+from expunge.settings import TrainingSettings, load_settings
 from expunge.types import (
     Evidence,
     Hotfix,
@@ -41,6 +41,15 @@ def tracker(migrated: Path, tmp_path: Path) -> Tracker:
     folder.mkdir()
     shutil.copy(migrated, folder / "mlflow.db")
     return Tracker(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+@pytest.fixture
+def empty_registry(migrated: Path) -> Tracker:
+    """The tracker of the test's own home, in which the commands look."""
+    settings = load_settings()
+    tracker = Tracker(settings.tracking)
+    shutil.copy(migrated, settings.home / "mlflow" / "mlflow.db")
+    return tracker
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ class Tracker:
     def client(self) -> "MlflowClient":
         for name, value in RECORDS.items():
             os.environ.setdefault(name, value)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own output
         from mlflow import MlflowClient
 
         for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 BATCH_TAG, REQUESTS_TAG, PASSED_TAG = "expunge.batch", "expunge.requests", "expunge.passed"
 PREVIOUS_TAG, NO_PREVIOUS = "expunge.previous_champion", "none"
-LOOSENED_TAG = "expunge.gate_loosened"
+LOOSENED_TAG, ACCEPTED_TAG = "expunge.gate_loosened", "expunge.accepted"
 SEAL_TAG, VERIFICATION_TAG = "expunge.seal", "expunge.verification"
 FOLDER, VERIFICATIONS = "hotfix", "verification"
 # MLflow 3 allows 100,000 characters, version 2 only 5,000. The full list is in ledger.json.
@@ -80,8 +80,14 @@ def register(
     return _fresh(tracker, job.model, found.version)
 
 
-def promote(tracker: Tracker, version: ModelVersion) -> ModelVersion:
-    """Make `version` the champion and remember its predecessor. Repeating the call changes nothing."""
+def promote(tracker: Tracker, version: ModelVersion, *, accepted: str = "") -> ModelVersion:
+    """Make `version` the champion and remember its predecessor. Repeating the call changes nothing.
+
+    accepted: what a person has accepted although the evidence fails, in words; it is kept as a tag.
+    """
+    if accepted:
+        with tracker.reaching():
+            tracker.client.set_model_version_tag(version.name, version.version, ACCEPTED_TAG, accepted[:TAG_LENGTH])
     before = _by_alias(tracker, version.name, CHAMPION)
     if before is None or str(before.version) != version.version:
         previous = NO_PREVIOUS if before is None else str(before.version)
