@@ -16,6 +16,7 @@ from expunge.commands import (
     night,
     plan,
     promote,
+    prune,
     report,
     requests,
     rollback,
@@ -60,6 +61,7 @@ app.command("report")(report.report)
 app.command("ledger")(ledger.ledger)
 app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)
+app.command("prune")(prune.prune)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

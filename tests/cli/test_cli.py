@@ -39,6 +39,7 @@ FLAGS = {
     "restore": {"--passphrase-file", "--unverified", "--json"},
     "ledger": {"--against", "--json"},
     "promote": {"--accept-resurfacing", "--accept-failed", "--yes", "--json"},
+    "prune": {"--dry-run", "--yes", "--json"},
     "rollback": {"--to", "--accept-resurfacing", "--json"},
     "version": {"--json"},
     "config show": {"--json"},

@@ -13,6 +13,7 @@ from expunge.registry.ledgers import contents
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore, open_store
+from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings, load_settings
 from expunge.types import Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
 from tests import evidence as made
@@ -310,3 +311,40 @@ def test_of_two_changes_that_were_weighed_at_once_the_second_is_refused(
     assert champion(tracker) == "2"
     assert states(store)["r-2"] is REMOVED
     assert states(store)["r-3"] is ACCEPTED
+
+
+def test_only_superseded_candidates_and_the_weights_of_ended_nights_are_pruned(
+    command: Command, night: Night, tracker: Tracker, store: RequestStore
+) -> None:
+    night(1, new="r-1")
+    night(2, new="r-2", promoted=False)
+    night(3, new="r-3")
+    night(4, new="r-4", promoted=False)
+    night(5, new="r-5", promoted=False)
+    tracker.client.set_registered_model_alias("flags", "canary", "4")
+    gone = versions.download(tracker, "models:/flags/2")
+    runs = load_settings().runs
+    job = UnlearnJob(
+        batch="night-1", model="flags", source="s", resolution=(32, 48), requests=(), training=TrainingSettings()
+    )
+    ended, other = JobFolder(runs / "night-1" / job.id), JobFolder(runs / "open" / job.id)
+    store.add(request("r-6"))
+    store.drain("open", only=["r-6"])
+    for folder in (ended, other):
+        folder.job.write(job)
+        (folder.checkpoints / "checkpoint_1").mkdir(parents=True)
+        (folder.checkpoints / "checkpoint_1" / "part-0").write_bytes(b"0" * 1000)
+    assert command("prune", "flags").code == 2
+    planned = command("prune", "flags", "--dry-run", "--json").json
+    assert (planned["versions"], planned["folders"]) == (["models:/flags/2"], [str(ended.checkpoints)])
+    assert planned["folder_bytes"] == 1000
+    assert gone.is_dir()
+    assert ended.checkpoints.is_dir()
+    assert command("prune", "flags", "--yes", "--json").json == {**planned, "deleted": True}
+    assert [str(version.version) for version in versions.all_versions(tracker, "flags")] == ["1", "3", "4", "5"]
+    assert not gone.exists()
+    assert not ended.checkpoints.exists()
+    assert ended.job.read() == job
+    assert other.checkpoints.is_dir()
+    assert versions.download(tracker, "models:/flags@champion").is_dir()
+    assert command("prune", "flags", "--yes", "--json").json["versions"] == []
