@@ -12,6 +12,7 @@ from expunge.commands import (
     calibrate,
     config,
     doctor,
+    export,
     ledger,
     night,
     plan,
@@ -61,6 +62,7 @@ app.command("report")(report.report)
 app.command("ledger")(ledger.ledger)
 app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)
+app.command("export")(export.export)
 app.command("prune")(prune.prune)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
