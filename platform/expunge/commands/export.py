@@ -1,6 +1,8 @@
 """`expunge export`: hand a version over as files for plain diffusers."""
 
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,7 +41,8 @@ def export(version: Version, form: Format, out: Out, base: Base = None, as_json:
     from expunge.registry.export import export
 
     folder = out.expanduser().absolute()
-    export(tracker, found.uri, form, folder, base=base)
+    with redirect_stdout(sys.stderr):  # DeepSpeed, which transformers imports to save a model, logs to stdout
+        export(tracker, found.uri, form, folder, base=base)
     if as_json:
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         print_json({"version": found.uri, "format": form, "folder": str(folder), "files": files})

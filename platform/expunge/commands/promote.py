@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,8 @@ def _verified(found: "Contents", weights: "Path", tracker: "Tracker", opened: Op
         typer.echo(f"verifying {counted(len(found.ledger.requests), 'removal')} on {found.version.uri}", err=True)
         # transformers says on import that it does without torchvision, which nothing here needs.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        evidence = verify_again(found, weights, opened.settings, opened.store, opened.blobs)
+        with redirect_stdout(sys.stderr):  # some libraries log to stdout
+            evidence = verify_again(found, weights, opened.settings, opened.store, opened.blobs)
     elif not unproven(found, evidence):
         return found
     return replace(found, evidence=evidence, ledger=ledger_after(tracker, found, evidence))
