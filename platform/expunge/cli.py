@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import backup, calibrate, config, doctor, night, plan, report, requests, submit, testbed
+from expunge.commands import (
+    backup,
+    calibrate,
+    config,
+    doctor,
+    export,
+    ledger,
+    night,
+    plan,
+    promote,
+    prune,
+    report,
+    requests,
+    rollback,
+    submit,
+    testbed,
+)
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
 
@@ -43,6 +59,11 @@ app.command("requeue")(requests.requeue)
 app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
+app.command("ledger")(ledger.ledger)
+app.command("promote")(promote.promote)
+app.command("rollback")(rollback.rollback)
+app.command("export")(export.export)
+app.command("prune")(prune.prune)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

@@ -64,6 +64,7 @@ def removed(
         run_id=tracker.ensure_run("flags", job.id, params={}, tags={}),
         batch_id=batch.id,
         ledger=Ledger(model="flags", version=None, requests=(request.id,)),
+        key=b"k" * 32,
     )
     return request, promote(tracker, version)
 

@@ -4,17 +4,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
+from expunge.batch.job import walk_job
 from expunge.batch.plan import plan_night
 from expunge.batch.registering import promote_version, register_version
+from expunge.errors import UnavailableError
+from expunge.files import file_digest
 from expunge.registry.tracking import Tracker
+from expunge.registry.versions import all_versions, promote
 from expunge.registry.versions import champion as champion_of
-from expunge.registry.versions import promote
 from expunge.requests.blobs import open_blobs
+from expunge.requests.home import remember
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings
-from expunge.types import Evidence, Hotfix, ModelVersion, RemovalRequest, RequestState, UnlearnJob
+from expunge.types import Evidence, Hotfix, ModelVersion, PreparedJob, RemovalRequest, RequestState, UnlearnJob
 from tests import evidence as made
 from tests.batch.versions import registered
 
@@ -100,6 +107,44 @@ def test_what_is_not_reproduced_is_no_reason_to_promote_and_none_against_it(
     evidence = judge(job, trained=trained, **verdicts)
     version = registered(job, evidence, tracker, tmp_path / "hotfix")
     assert promote_version(evaluated(job, evidence, version, settings), tracker, store) is promoted
+
+
+@pytest.mark.parametrize("call", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
+def test_a_registry_that_goes_down_during_the_registration_costs_a_job_nothing(
+    store: RequestStore,
+    settings: Settings,
+    tracker: Tracker,
+    ask: Ask,
+    judge: Judge,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """The job is not ended, and the next submission registers and promotes what this one has trained."""
+    store.add(ask("a"))
+    (job,) = plan_night(store.drain("night-1"), settings, lambda model: (None, [])).jobs
+    folder = evaluated(job, judge(job), ModelVersion(name="flags", version="0", run_id=""), settings)
+    folder.version.path.unlink()
+    folder.weights.mkdir()
+    weights = folder.weights / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    folder.hotfix.write(Hotfix(job=job.id, kind="full", path=folder.weights, steps=1, digest=file_digest(weights)))
+    tensors = {"forget": "0" * 64, "retain": "0" * 64, "conditioning": "0" * 64, "unrelated_prompts": 1}
+    folder.prepared.write(PreparedJob.model_validate({"job": job.id, **tensors, "surrogates": {}}))
+
+    def down(*arguments: object, **options: object) -> None:
+        raise MlflowException("API request failed", error_code=TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, down)
+        with pytest.raises(UnavailableError, match="cannot be used"):
+            walk_job(folder, remember(settings).id)
+    assert folder.end.read() is None
+    assert champion_of(tracker, "flags") is None
+    walk_job(folder, remember(settings).id)
+    outcome = folder.outcome
+    assert outcome is not None
+    assert outcome.promoted
+    assert [str(version.version) for version in all_versions(tracker, "flags")] == ["1"]
 
 
 def logged(evidence: Evidence, job: UnlearnJob, settings: Settings, tracker: Tracker) -> dict[str, float]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import register
+from expunge.requests.blobs import open_blobs
+from expunge.settings import load_settings
 from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 
@@ -19,4 +21,5 @@ def registered(job: UnlearnJob, evidence: Evidence, tracker: Tracker, folder: Pa
         run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
         batch_id=job.batch,
         ledger=Ledger(model=job.model, version=None, requests=tuple(request.id for request in job.requests)),
+        key=open_blobs(load_settings()).derive("ledger"),
     )

@@ -37,6 +37,11 @@ FLAGS = {
     "doctor": {"--deep", "--json"},
     "backup": {"--passphrase-file", "--allow-damaged", "--json"},
     "restore": {"--passphrase-file", "--unverified", "--json"},
+    "export": {"--format", "--out", "--base", "--json"},
+    "ledger": {"--against", "--json"},
+    "promote": {"--accept-resurfacing", "--accept-failed", "--yes", "--json"},
+    "prune": {"--dry-run", "--yes", "--json"},
+    "rollback": {"--to", "--accept-resurfacing", "--json"},
     "version": {"--json"},
     "config show": {"--json"},
 }

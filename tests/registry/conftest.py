@@ -6,9 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from expunge.registry import versions
 from expunge.registry.tracking import Tracker
-from expunge.settings import TrainingSettings
-from expunge.types import Evidence, Hotfix, IntegrityEvidence, RemovalRequest, RequestEvidence, UnlearnJob
+from expunge.settings import TrainingSettings, load_settings
+from expunge.types import (
+    Evidence,
+    Hotfix,
+    IntegrityEvidence,
+    Ledger,
+    ModelVersion,
+    RemovalRequest,
+    RequestEvidence,
+    UnlearnJob,
+)
+from tests.cli.conftest import command
+
+__all__ = ["command"]
+
+KEY = b"k" * 32
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +41,15 @@ def tracker(migrated: Path, tmp_path: Path) -> Tracker:
     folder.mkdir()
     shutil.copy(migrated, folder / "mlflow.db")
     return Tracker(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+@pytest.fixture
+def empty_registry(migrated: Path) -> Tracker:
+    """The tracker of the test's own home, in which the commands look."""
+    settings = load_settings()
+    tracker = Tracker(settings.tracking)
+    shutil.copy(migrated, settings.home / "mlflow" / "mlflow.db")
+    return tracker
 
 
 @pytest.fixture
@@ -73,3 +97,26 @@ def make_hotfix(tmp_path: Path) -> Callable[..., Hotfix]:
         return Hotfix(job=job.id, kind="lora", path=folder, steps=3, digest="d" * 64)
 
     return make
+
+
+@pytest.fixture
+def register(
+    tracker: Tracker,
+    make_job: Callable[..., UnlearnJob],
+    make_evidence: Callable[..., Evidence],
+    make_hotfix: Callable[..., Hotfix],
+) -> Callable[..., ModelVersion]:
+    def run(*ids: str, seed: int = 0) -> ModelVersion:
+        job = make_job(*ids, seed=seed)
+        return versions.register(
+            tracker,
+            job=job,
+            hotfix=make_hotfix(job),
+            evidence=make_evidence(job, "r-1"),
+            run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
+            batch_id="night-1",
+            ledger=Ledger(model=job.model, version=None, requests=tuple(r.id for r in job.everything)),
+            key=KEY,
+        )
+
+    return run

@@ -19,6 +19,7 @@ from expunge.errors import InputError
 from expunge.registry import load_pipeline, versions
 from expunge.registry.tracking import Tracker
 from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
+from tests.registry.conftest import KEY
 
 
 def unet(seed: int) -> UNet2DModel:
@@ -77,6 +78,7 @@ def published(
             run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
             batch_id="night-1",
             ledger=Ledger(model=job.model, version=None, requests=("r-1",)),
+            key=KEY,
         )
         versions.promote(tracker, version)
         return "models:/flags@champion"

@@ -12,30 +12,9 @@ from expunge.registry import versions
 from expunge.registry.tracking import Tracker
 from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 from tests import evidence as made
+from tests.registry.conftest import KEY
 
 Register = Callable[..., ModelVersion]
-
-
-@pytest.fixture
-def register(
-    tracker: Tracker,
-    make_job: Callable[..., UnlearnJob],
-    make_evidence: Callable[..., Evidence],
-    make_hotfix: Callable[..., Hotfix],
-) -> Register:
-    def run(*ids: str, seed: int = 0) -> ModelVersion:
-        job = make_job(*ids, seed=seed)
-        return versions.register(
-            tracker,
-            job=job,
-            hotfix=make_hotfix(job),
-            evidence=make_evidence(job, "r-1"),
-            run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
-            batch_id="night-1",
-            ledger=Ledger(model=job.model, version=None, requests=tuple(r.id for r in job.everything)),
-        )
-
-    return run
 
 
 def count(tracker: Tracker) -> int:
@@ -48,6 +27,7 @@ def test_a_version_has_its_tags_files_and_alias(
     version = register()
     assert (version.name, version.version, version.aliases) == ("flags", "1", ("candidate",))
     tags = tracker.client.get_model_version("flags", "1").tags
+    assert len(tags.pop("expunge.seal").split()) == 2
     assert tags == {
         "expunge.batch": "night-1",
         "expunge.job": make_job().id,
@@ -82,6 +62,7 @@ def test_a_version_says_whether_its_gate_was_loosened(
         run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
         batch_id="night-1",
         ledger=Ledger(model=job.model, version=None, requests=("r-1",)),
+        key=KEY,
     )
     tag = tracker.client.get_model_version("flags", version.version).tags.get("expunge.gate_loosened")
     assert tag == ("; ".join(loosened) or None)
@@ -134,29 +115,27 @@ def test_an_older_job_does_not_take_the_alias_back(register: Register) -> None:
     assert register(seed=0).aliases == ()
 
 
-def test_promotion_and_rollback(tracker: Tracker, register: Register) -> None:
+def test_a_champion_is_replaced_and_can_be_reinstated(tracker: Tracker, register: Register) -> None:
     assert versions.champion(tracker, "flags") is None
-    first, second = register(seed=0), register(seed=1)
+    assert versions.former_champions(tracker, "flags") == frozenset()
+    first, second, third = register(seed=0), register(seed=1), register(seed=2)
     assert versions.promote(tracker, first).aliases == ("champion",)
-    assert versions.promote(tracker, second).aliases == ("candidate", "champion")
-    versions.promote(tracker, second)  # again: its predecessor must not become itself
-    assert versions.rollback(tracker, "flags").version == first.version
-    champion = versions.champion(tracker, "flags")
-    assert champion is not None
-    assert champion.version == first.version
-    with pytest.raises(NotFoundError, match="version 1 is the first champion"):
-        versions.rollback(tracker, "flags")
+    assert versions.promote(tracker, third).aliases == ("candidate", "champion")
+    versions.promote(tracker, third)  # again: its predecessor must not become itself
+    assert versions.former_champions(tracker, "flags") == {"1", "3"}
+    assert versions.reinstate(tracker, first).aliases == ("champion",)
+    assert versions.former_champions(tracker, "flags") == {"1", "3"}
+    with pytest.raises(InputError, match="models:/flags/2 was never the champion"):
+        versions.reinstate(tracker, second)
 
 
-def test_rollback_goes_back_more_than_once(tracker: Tracker, register: Register) -> None:
-    for seed in range(3):
-        versions.promote(tracker, register(seed=seed))
-    assert [versions.rollback(tracker, "flags").version for _ in range(2)] == ["2", "1"]
-
-
-def test_rollback_needs_a_champion(tracker: Tracker) -> None:
-    with pytest.raises(NotFoundError, match="flags has no champion"):
-        versions.rollback(tracker, "flags")
+def test_the_first_champion_of_an_earlier_release_is_known_by_its_successor(
+    tracker: Tracker, register: Register
+) -> None:
+    first, second = register(seed=0), register(seed=1)
+    tracker.client.set_registered_model_alias("flags", "champion", first.version)
+    versions.promote(tracker, second)
+    assert versions.reinstate(tracker, first).aliases == ("champion",)
 
 
 def test_the_ledger_is_the_champions(tracker: Tracker, register: Register) -> None:
@@ -224,6 +203,7 @@ def test_a_hotfix_without_weights_is_refused(
             run_id=tracker.ensure_run(job.model, job.id, params={}, tags={}),
             batch_id="night-1",
             ledger=Ledger(model=job.model, version=None, requests=()),
+            key=KEY,
         )
     assert count(tracker) == 0
 
@@ -247,6 +227,9 @@ def test_a_ledger_that_is_gone_or_damaged_shows_no_removal(tracker: Tracker, reg
 def test_a_description_that_was_cut_short_is_a_damaged_version(tracker: Tracker, register: Register, text: str) -> None:
     version = register()
     (versions.download(tracker, version.uri) / "expunge.json").write_text(text)
+    with pytest.raises(versions.DamagedVersionError, match=r"models:/flags/1: expunge\.json does not match"):
+        versions.download(tracker, version.uri)
+    tracker.client.delete_model_version_tag("flags", "1", "expunge.seal")  # as release 0.1.0 left it
     with pytest.raises(versions.DamagedVersionError, match=r"models:/flags/1: expunge\.json is damaged"):
         versions.download(tracker, version.uri)
 

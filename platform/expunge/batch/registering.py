@@ -51,6 +51,7 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
             night=night,
             verified=record_verified(removed, before.verified, night=night, proven=evidence.passed),
         ),
+        key=blobs.derive("ledger"),
     )
 
 

@@ -56,7 +56,7 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
     mine = next((r for r in outcome.evidence.requests if r.request == request), None)
     if mine is None:
         return _again(store, settings, request, "the evaluation left no evidence for it")
-    evidence = _kept(outcome.evidence, mine)
+    evidence = kept_evidence(outcome.evidence, mine)
     if outcome.version:
         evidence["version"] = outcome.version.uri
     if mine.verdict == "skipped":
@@ -80,7 +80,7 @@ def _fate(request: str, outcome: JobOutcome, store: RequestStore, settings: Sett
     return Fate(RequestState.ACCEPTED, why, evidence, attempt=False)
 
 
-def _kept(evidence: Evidence, mine: RequestEvidence) -> dict[str, JsonValue]:
+def kept_evidence(evidence: Evidence, mine: RequestEvidence) -> dict[str, JsonValue]:
     """Return what a request keeps of its night: its own evidence, that of unrelated outputs, and what both rest on."""
     whole = evidence.model_dump(mode="json", include={"protocol_version", "integrity", "basis"})
     return {**whole, **mine.model_dump(mode="json")}

@@ -63,10 +63,16 @@ class Tracker:
                     hint="use sqlite:///PATH, or start `mlflow server` and use http://HOST:PORT",
                 )
 
+    @property
+    def embedded(self) -> bool:
+        """True if the artifacts are files on this machine."""
+        return self._artifacts is not None
+
     @cached_property
     def client(self) -> "MlflowClient":
         for name, value in RECORDS.items():
             os.environ.setdefault(name, value)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own output
         from mlflow import MlflowClient
 
         for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):

@@ -122,6 +122,16 @@ def release(connection: Connection, batch: str, why: str) -> None:
     connection.execute(update(batches).where(batches.c.id == batch).values(closed=now()))
 
 
+def note(connection: Connection, request_ids: Sequence[str], detail: str) -> None:
+    """Adds a line about each request to the audit trail, and leaves its state; unknown ids are left out."""
+    at = now()
+    for start in range(0, len(request_ids), queries.IDS_PER_STATEMENT):
+        some = request_ids[start : start + queries.IDS_PER_STATEMENT]
+        rows = connection.execute(select(requests.c.id, requests.c.state).where(requests.c.id.in_(some))).all()
+        for state in {row.state for row in rows}:
+            _record(connection, [row.id for row in rows if row.state is state], state, state, at, detail=detail)
+
+
 def now() -> datetime:
     return datetime.now(UTC)
 

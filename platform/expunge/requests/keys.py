@@ -14,7 +14,7 @@ from expunge.errors import InputError
 
 KEY_BYTES = 32
 
-Purpose = Literal["manifest", "checkpoint", "cache"]
+Purpose = Literal["manifest", "checkpoint", "cache", "ledger"]
 """What a derived key signs. No two purposes share a key, and none shares the sealing key."""
 
 

@@ -193,6 +193,11 @@ class RequestStore:
         with self.database.write() as connection:
             changes.resurface(connection, batch_id, request_ids, why)
 
+    def note(self, request_ids: Sequence[str], detail: str) -> None:
+        """Adds a line about each request to the audit trail without moving it; unknown ids are left out."""
+        with self.database.write() as connection:
+            changes.note(connection, request_ids, detail)
+
     def transition(
         self,
         request_id: str,

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from expunge.errors import StorageError
 from expunge.files import write_atomically
 from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
-from expunge.settings import RENAMED
+from expunge.settings import RENAMED, TrainingSettings
 from expunge.types import CHAMPION, GradientMode, Hotfix, PreparedJob, UnlearnJob
 
 FORMAT = 2
@@ -119,6 +119,11 @@ def read_night(data: bytes) -> NightEnd | NightOutcome:
     for outcome, id in zip(content["outcomes"], ids, strict=True):
         outcome["job"] = _job(outcome["job"], id)
     return NightOutcome.model_validate(content)
+
+
+def read_training(content: dict[str, Any]) -> TrainingSettings:
+    """Parse training settings of this release or an earlier one, as a registered version states them."""
+    return TrainingSettings.model_validate(_renamed(content))
 
 
 def _job(content: dict[str, Any], id: str) -> UnlearnJob:
