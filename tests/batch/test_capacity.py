@@ -110,8 +110,7 @@ def test_a_long_queue_is_read_in_parts(store: RequestStore, ask: Ask) -> None:
     from expunge.requests.changes import now
     from expunge.requests.tables import requests
 
-    template, at, count = ask("a"), now(), 20_000
-    body = template.model_dump_json()
+    at, count = now(), 20_000
     with store.database.write() as connection:
         rows = [
             {
@@ -123,7 +122,7 @@ def test_a_long_queue_is_read_in_parts(store: RequestStore, ask: Ask) -> None:
                 "state": RequestState.ACCEPTED,
                 "attempts": 0,
                 "accepted_at": at,
-                "body": body,
+                "body": ask("a", id=f"r{i}").model_dump_json(),
             }
             for i in range(count)
         ]
@@ -134,4 +133,4 @@ def test_a_long_queue_is_read_in_parts(store: RequestStore, ask: Ask) -> None:
     assert len(store.drain(None, limit=16).requests) == 16
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4_000_000, f"{count} requests of {len(body)} bytes must not be held at once"
+    assert peak < 4_000_000, f"{count} requests must not be held at once"

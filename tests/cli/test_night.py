@@ -279,15 +279,16 @@ def test_a_night_of_days_on_cpus_needs_a_yes(
 def test_a_night_takes_what_fits_and_says_what_waits(
     command: Command, drivers: Drivers, store: RequestStore, accept: Accept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EXPUNGE_NIGHT_LIMIT", "1")
     accept("a")
     accept("b")
+    monkeypatch.setattr(submit, "cluster_of", lambda settings: (1, 2))
+    monkeypatch.setenv("EXPUNGE_NIGHT__HOURS", "1e-9")
+    none = command("night")
+    assert (none.code, drivers.submitted) == (0, [])
+    assert "faces: one request alone takes about" in none.err
+    monkeypatch.setenv("EXPUNGE_NIGHT__HOURS", "1")
+    monkeypatch.setenv("EXPUNGE_NIGHT_LIMIT", "1")
     done = command("night")
     assert done.code == 0
     assert "1 request waits for a later night: at 1 per night, the last is expected on " in done.err
-    monkeypatch.setattr(submit, "cluster_of", lambda settings: (1, 2))
-    monkeypatch.setenv("EXPUNGE_NIGHT__HOURS", "1e-9")
-    left = command("night")
-    assert left.code == 0
-    assert "faces: one request alone takes about" in left.err
     assert store.count(RequestState.ACCEPTED) == 1
