@@ -172,9 +172,9 @@ def queue(
     Only a few hundred are held at a time. With `only`, yields no other requests; they may be more than a statement
     takes, and so are picked out here.
     """
-    query = _in_turn(select(requests.c.id, requests.c.body), models).with_for_update().execution_options(yield_per=IDS_PER_STATEMENT)
+    query = _in_turn(select(requests.c.id, requests.c.body), models).with_for_update()
     mine = None if only is None else {*only}
-    with connection.execute(query) as rows:
+    with connection.execute(query.execution_options(yield_per=IDS_PER_STATEMENT)) as rows:
         for row in rows:
             if mine is None or row.id in mine:
                 yield RemovalRequest.model_validate_json(row.body)
