@@ -259,3 +259,36 @@ def test_a_url_that_others_would_see_with_its_key_is_refused(command: Command, d
     done = command("night", "--requests", "https://example.org/r.jsonl?X-Amz-Signature=hunter2")
     assert done.code == 2
     assert "hunter2" not in done.out + done.err
+
+
+def test_a_night_of_days_on_cpus_needs_a_yes(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "cluster_of", lambda settings: (0, 2))
+    monkeypatch.setenv("EXPUNGE_NIGHT__CPU_TFLOPS", "1e-6")
+    request = accept("a")
+    refused = command("night")
+    assert refused.code == 2
+    assert "days: Ray has no GPU, and 2 CPU cores" in refused.err
+    assert "--yes" in refused.err
+    assert (drivers.submitted, store.get(request).state) == ([], RequestState.ACCEPTED)
+    assert command("night", "--yes").code == 0
+    assert store.get(request).state is RequestState.REMOVED
+
+
+def test_a_night_takes_what_fits_and_says_what_waits(
+    command: Command, drivers: Drivers, store: RequestStore, accept: Accept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept("a")
+    accept("b")
+    monkeypatch.setattr(submit, "cluster_of", lambda settings: (1, 2))
+    monkeypatch.setenv("EXPUNGE_NIGHT__HOURS", "1e-9")
+    none = command("night")
+    assert (none.code, drivers.submitted) == (0, [])
+    assert "faces: one request alone takes about" in none.err
+    monkeypatch.setenv("EXPUNGE_NIGHT__HOURS", "1")
+    monkeypatch.setenv("EXPUNGE_NIGHT_LIMIT", "1")
+    done = command("night")
+    assert done.code == 0
+    assert "1 request waits for a later night: at 1 per night, the last is expected on " in done.err
+    assert store.count(RequestState.ACCEPTED) == 1

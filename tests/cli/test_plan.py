@@ -38,14 +38,40 @@ def test_offload_moves_the_optimizer_to_the_host(command: Command) -> None:
     assert "host" in shown.out
 
 
+def test_the_cost_of_a_batch_is_printed_by_stage(command: Command) -> None:
+    arguments = ["plan", "--model", "flags", "--requests", "16", "--gpus", "2", "--utilisation", "0.5", "--price", "4"]
+    rows = {row["stage"]: row for row in command(*arguments, "--gpu", "a100", "--json").json["cost"]}
+    assert list(rows) == ["prepare", "examine", "train", "evaluate", "total"]
+    total = rows.pop("total")
+    assert total["passes"] == sum(row["passes"] for row in rows.values())
+    assert total["gpu_hours"] == pytest.approx(total["flop"] / (312e12 * 0.5) / 3600)
+    assert total["hours"] == pytest.approx(total["gpu_hours"] / 2)
+    assert total["cost"] == pytest.approx(4 * total["gpu_hours"])
+    assert total["cost_per_request"] == pytest.approx(total["cost"] / 16)
+    shown = command(*arguments, "--gpu", "a100")
+    assert "156 TFLOP/s per GPU, 50% of its peak; 4 per GPU-hour" in shown.out
+    assert f"{total['passes']:,}" in shown.out
+
+
+def test_three_batches_are_priced_where_none_is_asked_for(command: Command) -> None:
+    printed = command("plan", "--model", "flags", "--json").json
+    totals = [row for row in printed["cost"] if row["stage"] == "total"]
+    assert [row["requests"] for row in totals] == [1, 16, 256]
+    assert totals[0]["cost_per_request"] > totals[2]["cost_per_request"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--model", "flags", "--adapter", "tiny"], "--adapter: Input should be 'auto', 'lora' or 'full'"),
         (["--model", "flags", "--precision", "int8"], "--precision: Input should be "),
         (["--model", "flags", "--precision", "fp16"], "precision: fp16 needs a loss scale"),
+        (["--model", "flags", "--gpu", "v100"], "--gpu: Input should be 'a100', 'h100' or 'h200'"),
         (["--model", "faces", "--adapter", "lora"], "this family has no LoRA layers"),
-        (["--model", "sd9"], "'sd9' is not known: use one of faces, flags, people, sd3-medium, sd3.5-large"),
+        (
+            ["--model", "sd9"],
+            "'sd9' is not known: use one of faces, flags, people, sd3-medium, sd3.5-large, ",
+        ),
     ],
 )
 def test_bad_input_is_one_line(command: Command, arguments: list[str], says: str) -> None:

@@ -1,6 +1,7 @@
 """A model that cannot work is refused before a night begins, whatever its configs hold; a success is remembered."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,40 @@ def test_a_success_is_remembered_until_the_model_changes(tmp_path: Path, monkeyp
     for _ in range(2):
         with pytest.raises(InputError, match="forward pass"):
             deep_preflight("mine", options(folder), cache)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2/tokenizer.json", "text_encoder", "vae", "scheduler"])
+def test_a_missing_part_is_named(part: str, stable: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stable, folder)
+    path = folder / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=rf"{part.partition('/')[0]}.* (has none of|cannot be read)"):
+        preflight("mine", options(folder))
+
+
+def test_a_text_encoder_comes_with_its_tokenizer(stable: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stable, folder)
+    shutil.copytree(folder / "tokenizer", folder / "tokenizer_3")
+    edit(folder / "model_index.json", {"tokenizer_3": ["transformers", "T5TokenizerFast"]})
+    with pytest.raises(InputError, match="tokenizer_3 and text_encoder_3 are there together or not at all"):
+        preflight("mine", options(folder))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "name"),
+    [
+        ("StableDiffusionPipeline", "Stable Diffusion 1 or 2"),
+        ("StableDiffusionXLPipeline", "Stable Diffusion XL"),
+        ("FluxPipeline", "Flux"),
+    ],
+)
+def test_another_architecture_is_named_with_what_is_supported(
+    pipeline: str, name: str, stable: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stable, folder)
+    edit(folder / "model_index.json", {"_class_name": pipeline})
+    with pytest.raises(InputError, match=rf"{pipeline} is not supported \({name}\): .*StableDiffusion3Pipeline"):
+        preflight("mine", options(folder))

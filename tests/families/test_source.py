@@ -5,7 +5,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from expunge.errors import InputError
@@ -88,13 +96,47 @@ def test_a_pinned_source_is_one_string(tmp_path: Path, cache: Path) -> None:
         ("nowhere", "there is no folder nowhere"),
         ("/no/such/folder", "there is no folder /no/such/folder"),
         ("~/no/such/folder", "there is no folder /"),
-        (f"{REPOSITORY}@{'f' * 40}", "can be fetched"),
+        (f"{REPOSITORY}@{'f' * 40}", f"{REPOSITORY} is not in the cache, and .*hf download {REPOSITORY}"),
     ],
 )
 def test_what_cannot_be_found_or_could_move_is_refused(source: str, says: str, cache: Path) -> None:
     for ask in (lambda settings: preflight("test", settings), lambda settings: load_model(settings, SIZE)):
         with pytest.raises(InputError, match=says):
             ask(ModelSettings(source=source))
+
+
+@pytest.mark.parametrize(
+    ("kind", "offline", "says"),
+    [
+        (GatedRepoError, False, f"access to {REPOSITORY} is gated: accept its terms at .*HF_TOKEN"),
+        (RepositoryNotFoundError, False, f"the hub has no {REPOSITORY}, or HF_TOKEN may not read it"),
+        (RevisionNotFoundError, False, f"{REPOSITORY} has no commit {COMMIT}.*git ls-remote"),
+        (None, True, "HF_HUB_OFFLINE forbids to ask the hub: unset it, or fetch .*hf download"),
+        (None, False, "is not in the cache, and the hub does not answer: check the network"),
+    ],
+)
+def test_a_hub_that_gives_nothing_says_why(
+    kind: type[HfHubHTTPError] | None, offline: bool, says: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client raises them: a refusal as it is, or wrapped in "not in the cache"."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+
+    def download(repository: str, *, local_files_only: bool = False, **asked: object) -> str:
+        if local_files_only or kind is None:
+            raise LocalEntryNotFoundError("not there")
+        refused = kind("no", response=httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co")))
+        raise LocalEntryNotFoundError("not there") from refused
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(InputError, match=says):
+        preflight("mine", hub())
+
+
+def test_a_single_file_is_no_pipeline(tmp_path: Path) -> None:
+    file = tmp_path / "sd3.safetensors"
+    file.touch()
+    with pytest.raises(InputError, match=r"is a single file: .*from_single_file"):
+        preflight("mine", ModelSettings(source=str(file)))
 
 
 @pytest.mark.parametrize("revision", ["main", "0123456", COMMIT.upper(), f"{COMMIT}\n"])
@@ -132,8 +174,6 @@ def test_no_more_is_fetched_than_is_needed(
         allow_patterns: Sequence[str] = (),
         ignore_patterns: Sequence[str] = (),
     ) -> str:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
         assert (repository, revision) == (REPOSITORY, COMMIT)
         if local_files_only and not snapshot.exists():
             raise LocalEntryNotFoundError("not there")

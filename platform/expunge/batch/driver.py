@@ -15,6 +15,7 @@ from expunge.batch.job import run_job
 from expunge.batch.lost import WHY, lost_removals
 from expunge.batch.metrics import report_outcomes, report_queue
 from expunge.batch.plan import plan_night
+from expunge.batch.queue import capacity
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
 from expunge.errors import ExpungeError, NotFoundError
@@ -53,7 +54,8 @@ def run_night(
     if home is not None:
         check_home(settings, home)
     store, tracker = open_store(settings, patience=PATIENCE_S), Tracker(settings.tracking)
-    batch = store.drain(batch_id, models, settings.night_limit)
+    fits = capacity(store, settings, _cluster)
+    batch = store.drain(batch_id, models, settings.night_limit, choose=fits.choose if fits else None)
     report_queue(store, settings)
     if not batch.requests and not lost_removals(store, tracker, models):
         log.info("nothing waits", batch=batch.id)
@@ -76,6 +78,12 @@ def run_night(
                 raise
             log.exception("the night ended with an error", batch=batch.id)
             raise ExpungeError(f"batch {batch.id}: {reason(error)}", hint=RELEASED) from error
+
+
+def _cluster() -> tuple[int, int]:
+    """Return how many GPUs and CPU cores Ray has."""
+    has = ray.cluster_resources()
+    return int(has.get("GPU", 0)), int(has.get("CPU", 0))
 
 
 def _verdicts(folder: NightFolder) -> NightOutcome:

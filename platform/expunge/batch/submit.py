@@ -74,6 +74,20 @@ def check_reachable(address: str) -> None:
         ) from None
 
 
+def cluster_of(settings: Settings) -> tuple[int, int] | None:
+    """Return how many GPUs and CPU cores Ray has; None if it does not say."""
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        nodes = list_nodes(address_of(settings), filters=[("state", "=", "ALIVE")], timeout=REACH_TIMEOUT_S)
+    except (RayStateApiException, RuntimeError, OSError):
+        return None
+    totals = [vars(node)["resources_total"] for node in nodes]
+    gpus, cores = (int(sum(total.get(name, 0) for total in totals)) for name in ("GPU", "CPU"))
+    return gpus, cores
+
+
 def submit_night(batch: str, settings: Settings) -> str:
     """Submit the night of `batch` to Ray and return the submission id.
 

@@ -1,17 +1,20 @@
 """`expunge night` runs the queue and shows the progress; `expunge verdicts` prints what a finished night decided."""
 
 import time
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from expunge.commands.common import AsJson, one_line, open_settings, print_error, print_json, print_table
-from expunge.errors import ExpungeError, GateError, NotFoundError, UnavailableError
+from expunge.errors import ExpungeError, GateError, InputError, NotFoundError, UnavailableError
+from expunge.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from expunge.batch.capacity import Capacity
     from expunge.requests.batch_file import BatchFile
     from expunge.requests.store import RequestStore
     from expunge.runs.outcomes import JobOutcome, NightOutcome
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from expunge.types import IntegrityEvidence, RemovalBatch, RequestEvidence
 
 POLL_S = 1.0
+LONG_H = 24.0
+"""Hours on CPUs that a night may take without being asked for."""
 # Where each stage begins on a job's bar, and its share of it: as measured on the testbed, a guess elsewhere.
 SHARES = {
     "wait": (0, 0),
@@ -59,6 +64,7 @@ def night(
     model: Models = None,
     requests: Requests = None,
     wait: Wait = True,
+    yes: Annotated[bool, typer.Option("--yes", help="Run even what would take more than a day on CPUs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the queue as one batch, with `ray job submit`. Exit 3 if a verdict is not `passed`.
@@ -69,24 +75,65 @@ def night(
     them to decide is continued first. A line that is refused does not stop the others: it is printed with its number
     and the reason, and the exit code is 2 where the night itself ends with 0.
     """
-    from expunge.batch.queue import batches_to_run
-    from expunge.batch.submit import address_of, check_reachable
+    from expunge.batch.queue import batches_to_run, capacity
+    from expunge.batch.submit import address_of, check_reachable, cluster_of
     from expunge.requests.store import nothing_to_do, open_store
 
     settings = open_settings()
     check_reachable(address_of(settings))  # before anything is taken in or drained
     store = open_store(settings)
+    fits = capacity(store, settings, partial(cluster_of, settings))
+    if fits is None and not yes:
+        _check_length(store, settings, model)
+    choose = fits.choose if fits else None
     if requests is None:
         lost = partial(_lost, store, settings, model)
-        batches = batches_to_run(store, batch, model, settings.night_limit, lost=lost)
-        if not _run(batches, settings, wait, as_json):
+        batches = batches_to_run(store, batch, model, settings.night_limit, lost=lost, choose=choose)
+        if not _run(batches, store, settings, wait, as_json):
             _print_nothing(nothing_to_do(store, model), as_json)
+        _print_too_long(fits)
         return
     file = _take_in(requests, settings, store)
-    batches = batches_to_run(store, batch, model, settings.night_limit, only=file.ids)
-    if not _run(batches, settings, wait, as_json):
+    batches = batches_to_run(store, batch, model, settings.night_limit, only=file.ids, choose=choose)
+    if not _run(batches, store, settings, wait, as_json):
         _print_nothing("nothing to do: no request of the file waits", as_json)
     file.check()
+
+
+def _check_length(store: "RequestStore", settings: "Settings", models: list[str] | None) -> None:
+    """Raise InputError if the night would take days on CPUs, which hardly anybody wants."""
+    from expunge.batch.submit import cluster_of
+    from expunge.types import RequestState
+
+    cluster = cluster_of(settings) if store.count(RequestState.ACCEPTED, models) else None
+    if cluster is None or cluster[0]:
+        return
+    from expunge.batch.capacity import hours_on_cpus  # imports torch: seconds
+
+    hours = hours_on_cpus(store, settings, cluster[1], models)
+    if hours > LONG_H:
+        raise InputError(
+            f"the night would take about {hours / 24:,.0f} days: Ray has no GPU, and {counted(cluster[1], 'CPU core')}",
+            hint="add GPUs to Ray, set night.hours to do a part each night, or run it with --yes",
+        )
+
+
+def _print_too_long(fits: "Capacity | None") -> None:
+    """Name the models of which no night of these hours can hold a request."""
+    for model, hours in (fits.too_long if fits else {}).items():
+        typer.echo(
+            f"warning: {model}: one request alone takes about {hours:,.1f} hours: set night.hours higher, or add GPUs",
+            err=True,
+        )
+
+
+def _print_outlook(store: "RequestStore", taken: int, night_of: date) -> None:
+    """Say how many requests are left in the queue, and when they are expected."""
+    from expunge.batch.outlook import outlook
+
+    left = outlook(store.expected(), taken, night_of)
+    if left.left:
+        typer.echo(str(left), err=True)
 
 
 def _print_nothing(why: str, as_json: bool) -> None:
@@ -96,7 +143,13 @@ def _print_nothing(why: str, as_json: bool) -> None:
         typer.echo(why)
 
 
-def _run(batches: "Iterator[tuple[RemovalBatch, bool]]", settings: "Settings", wait: bool, as_json: bool) -> bool:
+def _run(
+    batches: "Iterator[tuple[RemovalBatch, bool]]",
+    store: "RequestStore",
+    settings: "Settings",
+    wait: bool,
+    as_json: bool,
+) -> bool:
     """Run each batch, or without `wait` submit the first one only. Return False if there is none.
 
     One that fails does not hold up the next. At the end, raises the first failure; UnavailableError is raised at once,
@@ -108,6 +161,8 @@ def _run(batches: "Iterator[tuple[RemovalBatch, bool]]", settings: "Settings", w
     for batch, more in batches:
         submission = submit_night(batch.id, settings)
         typer.echo(f"{batch.id}: {len(batch.requests)} requests, Ray job {submission}", err=True)
+        if not more:  # this batch is what tonight took from the queue
+            _print_outlook(store, len(batch.requests), batch.created.date())
         ran = True
         if not wait:
             print_json({"batch": batch.id, "submission": submission}) if as_json else typer.echo(batch.id)

@@ -49,10 +49,23 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
 
     Raises InputError where the name is neither, its files are not there, or they do not make a network.
     """
-    published = {name: family for family in supported.FAMILIES for name in family.published}
-    if name in published:
-        return published[name].published_architecture(name)
+    family = published_family(name)
+    if family is not None:
+        return family.published_architecture(name)
+    layout, resolution = located(name, models)
+    with no_other_error(layout.label):
+        return family_of(layout).architecture(layout, resolution)
+
+
+def published_family(name: str) -> type[Family] | None:
+    """Find the family that has a published model of this name; None where none has."""
+    return next((family for family in supported.FAMILIES if name in family.published), None)
+
+
+def located(name: str, models: Mapping[str, ModelSettings]) -> tuple[Layout, Resolution]:
+    """Find the files of a configured model, and the resolution that it is used at. Raises as `architecture` does."""
     if name not in models:
+        published = [name for family in supported.FAMILIES for name in family.published]
         known = ", ".join(sorted({*published, *models}))
         raise InputError(
             f"model: {name!r} is not known", hint=f"use one of {known}, or add [models.{name}] to the config"
@@ -61,8 +74,7 @@ def architecture(name: str, models: Mapping[str, ModelSettings]) -> Architecture
     label = f"model {name} ({settings.source})"
     with no_other_error(label):
         layout = locate(pinned_source(settings), label)
-        resolution = check(layout, settings.resolution)
-        return family_of(layout).architecture(layout, resolution)
+        return layout, check(layout, settings.resolution)
 
 
 def fake_networks(layout: Layout, resolution: Resolution) -> dict[str, dict[str, Shape]]:

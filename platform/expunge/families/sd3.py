@@ -43,6 +43,12 @@ _MEDIUM = {
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 192,
 }
+_MEDIUM_3_5 = {
+    **_MEDIUM,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
 _LARGE = {
     **_MEDIUM,
     "num_layers": 38,
@@ -73,7 +79,7 @@ class SD3(Family):
             "tokenizer_3": ("T5Tokenizer", "T5TokenizerFast", ""),
         }
     )
-    published = MappingProxyType({"sd3-medium": _MEDIUM, "sd3.5-large": _LARGE})
+    published = MappingProxyType({"sd3-medium": _MEDIUM, "sd3.5-medium": _MEDIUM_3_5, "sd3.5-large": _LARGE})
     # Every linear layer of a block, of both streams: after as many steps, 9 of 16 instances are forgotten, and 4 with
     # the attention projections alone, as LoRA is often trained (README of `unlearning`).
     lora_targets = (

@@ -60,6 +60,11 @@ def folder_or_commit(source: str, label: str, hint: str) -> Path | tuple[str, st
     path = resolve_source(source)
     if Path(path).is_dir():
         return Path(path)
+    if Path(path).is_file():
+        loaded = "from_single_file('FILE').save_pretrained('FOLDER')"
+        raise InputError(
+            f"{label}: {path} is a single file", hint=f"save it as a folder with diffusers, {loaded}, and give that"
+        )
     repository, at, commit = source.partition("@")
     if not _HUB_ID.fullmatch(repository):
         # Not as a Path, which makes one slash of two: a URL must still be known as one, so that it can be masked.
@@ -116,6 +121,8 @@ def complete(layout: Layout, weights: bool) -> bool:
         for name in layout.components():
             if layout.library_of(name) == "diffusers":
                 layout.config(name)
+            elif not layout.part(name).is_dir():
+                return False
         if weights:
             layout.weights()
     except InputError:
@@ -135,10 +142,39 @@ def fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, wi
             snapshot_download(repository, revision=commit, allow_patterns=list(wanted), ignore_patterns=list(without))
         )
     except Exception as error:  # the hub, its HTTP client and the disk each raise types of their own
-        raise InputError(
-            f"{label}: neither a folder nor a hub id that can be fetched ({type(error).__name__})",
-            hint="give a folder, or check that the hub answers, that the commit exists, and that HF_TOKEN may read it",
-        ) from error
+        raise _not_fetched(repository, commit, label, error) from error
+
+
+def _not_fetched(repository: str, commit: str, label: str, error: Exception) -> InputError:
+    """Say why the hub does not give a file, and how to get it."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoRevisionError
+
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:  # the hub's client wraps what went wrong in "not in the cache"
+        causes.append(causes[-1].__cause__)
+    by_hand = f"fetch it where there is a network, `hf download {repository} --revision {commit}`, and copy the folder"
+    kinds = tuple(type(cause) for cause in causes)
+    if any(issubclass(kind, GatedRepoError) for kind in kinds):
+        why = f"access to {repository} is gated"
+        hint = f"accept its terms at https://huggingface.co/{repository}, and set HF_TOKEN to a token of that account"
+    elif any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+        why = f"the hub has no {repository}, or HF_TOKEN may not read it"
+        hint = "give a folder, or correct the id, or set HF_TOKEN to a token that may read it"
+    elif any(issubclass(kind, NoRevisionError) for kind in kinds):
+        why = f"{repository} has no commit {commit}"
+        hint = f"set revision to one of its commits, as printed by `git ls-remote https://huggingface.co/{repository}`"
+    elif HF_HUB_OFFLINE:
+        why = f"{repository} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+        hint = f"unset it, or {by_hand}"
+    elif any(issubclass(kind, LocalEntryNotFoundError | ConnectionError | TimeoutError) for kind in kinds):
+        why = f"{repository} is not in the cache, and the hub does not answer"
+        hint = f"check the network and HF_ENDPOINT, or {by_hand}"
+    else:
+        why = f"neither a folder nor a hub id that can be fetched ({type(error).__name__})"
+        hint = "give a folder, or check that the hub answers, and that the disk has room for the model"
+    return InputError(f"{label}: {why}", hint=hint)
 
 
 def _layout(folder: Path, label: str, commit: str | None = None) -> Layout:

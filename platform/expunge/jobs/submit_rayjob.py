@@ -18,7 +18,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from expunge.batch.queue import batches_to_run
+from expunge.batch.queue import batches_to_run, capacity
 from expunge.errors import ExpungeError, InputError, UnavailableError
 from expunge.jobs.kubernetes import Api, Json, in_cluster
 from expunge.logs import configure, get_logger
@@ -55,7 +55,10 @@ def run(api: Api, template: Json, args: argparse.Namespace, settings: Settings) 
     home = remember(settings).id
     codes: list[int] = []
     with closing(open_store(settings)) as store:
-        drained = batches_to_run(store, None, args.model, settings.night_limit)
+        # There is no Ray yet that could say what it has, so night.hours needs night.gpus here.
+        fits = capacity(store, settings, lambda: None)
+        choose = fits.choose if fits else None
+        drained = batches_to_run(store, None, args.model, settings.night_limit, choose=choose)
         for batch in [args.batch] if args.batch else (batch.id for batch, _ in drained):
             name = submit(api, template, prefix=args.prefix, batch=batch, night=args.night, home=home)
             try:

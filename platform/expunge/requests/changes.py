@@ -2,8 +2,10 @@
 
 import json
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
+from itertools import islice
 
 from pydantic import JsonValue
 from sqlalchemy import Connection, func, insert, select, update
@@ -12,6 +14,9 @@ from expunge.errors import TransitionError
 from expunge.requests import lifecycle, queries
 from expunge.requests.tables import batch_requests, batches, events, requests
 from expunge.types import RemovalBatch, RemovalRequest, RequestState
+
+Choose = Callable[[Iterator[RemovalRequest]], Iterator[RemovalRequest]]
+"""Yields, of requests that wait, those that a batch takes."""
 
 
 def accept(connection: Connection, request: RemovalRequest) -> None:
@@ -35,6 +40,7 @@ def drain(
     limit: int | None,
     skip: Collection[str],
     only: Collection[str] | None,
+    choose: Choose | None = None,
 ) -> RemovalBatch:
     """Moves what waits into a batch, or returns the batch that is to be continued; see `RequestStore.drain`."""
     name = batch_id if batch_id is not None else queries.oldest_open(connection, models, skip, only)
@@ -44,10 +50,12 @@ def drain(
         if known.requests:
             return RemovalBatch(id=known.id, created=known.created, requests=queries.bodies(connection, known.id))
     at = now()
+    with closing(queries.queue(connection, models, only)) as waiting:
+        chosen = tuple(islice(waiting if choose is None else choose(waiting), limit))
     batch = RemovalBatch(
         id=name or f"night-{at:%Y%m%d}-{secrets.token_hex(3)}",
         created=at,
-        requests=tuple(queries.queue(connection, models, limit, only)),
+        requests=chosen,
     )
     if not batch.requests:
         return batch

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -165,27 +165,42 @@ def undecided(connection: Connection, batch_id: str) -> list[str]:
 
 
 def queue(
-    connection: Connection, models: Sequence[str] | None, limit: int | None, only: Collection[str] | None = None
-) -> list[RemovalRequest]:
-    """Returns what waits: highest priority first, then nearest due date, then arrival; locked by the transaction.
+    connection: Connection, models: Sequence[str] | None, only: Collection[str] | None = None
+) -> Generator[RemovalRequest, None, None]:
+    """Yields what waits: highest priority first, then nearest due date, then arrival; locked by the transaction.
 
-    With `only`, returns no other requests. They may be more than a statement takes, and so are picked out here.
+    Only a few hundred are held at a time. With `only`, yields no other requests; they may be more than a statement
+    takes, and so are picked out here.
     """
+    query = _in_turn(select(requests.c.id, requests.c.body), models).with_for_update()
+    mine = None if only is None else {*only}
+    with connection.execute(query.execution_options(yield_per=IDS_PER_STATEMENT)) as rows:
+        for row in rows:
+            if mine is None or row.id in mine:
+                yield RemovalRequest.model_validate_json(row.body)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A request that waits, as far as its turn depends on it."""
+
+    id: str
+    model: str
+    due: date | None
+
+
+def expected(connection: Connection, models: Sequence[str] | None) -> Iterator[Expected]:
+    """Yields what waits in the order of `queue`, without its content; only a few hundred are held at a time."""
+    query = _in_turn(select(requests.c.id, requests.c.model, requests.c.due), models)
+    with connection.execute(query.execution_options(yield_per=IDS_PER_STATEMENT)) as rows:
+        for row in rows:
+            yield Expected(row.id, row.model, row.due)
+
+
+def _in_turn(query: Select, models: Sequence[str] | None) -> Select:
     order = (requests.c.priority.desc(), requests.c.due.asc().nulls_last(), requests.c.accepted_at, requests.c.id)
-    query = (
-        select(requests.c.id, requests.c.body)
-        .where(requests.c.state == RequestState.ACCEPTED)
-        .order_by(*order)
-        .limit(limit if only is None else None)
-        .with_for_update()
-    )
-    if models is not None:
-        query = query.where(requests.c.model.in_(models))
-    rows = connection.execute(query).all()
-    if only is not None:
-        mine = {*only}
-        rows = [row for row in rows if row.id in mine][:limit]
-    return [RemovalRequest.model_validate_json(row.body) for row in rows]
+    query = query.where(requests.c.state == RequestState.ACCEPTED).order_by(*order)
+    return query if models is None else query.where(requests.c.model.in_(models))
 
 
 def backlog(connection: Connection, states: Collection[RequestState]) -> Backlog:

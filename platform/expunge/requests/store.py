@@ -149,23 +149,30 @@ class RequestStore:
         limit: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
+        choose: changes.Choose | None = None,
     ) -> RemovalBatch:
         """Moves accepted requests into a batch, by priority, due date and arrival: all of them, or the first `limit`.
 
         If `batch_id` already holds requests, returns them again and drains nothing. Without a `batch_id`, continues the
         oldest open batch (with `models`: one of those models only; never one of `skip`), else makes
         `night-YYYYMMDD-xxxxxx`. If nothing waits, the batch returned is empty and not kept. With `only`, drains no
-        other requests, and continues an open batch only if it has one of them to decide. Raises InputError for an id
-        that is not an identifier.
+        other requests, and continues an open batch only if it has one of them to decide. With `choose`, a new
+        batch takes what that yields of what waits, which it is given in turn. Raises InputError for an id that is not
+        an identifier.
         """
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", IDENTIFIER_RULE)
         try:
             with self.database.write() as connection:
-                return changes.drain(connection, batch_id, models, limit, skip, only)
+                return changes.drain(connection, batch_id, models, limit, skip, only, choose)
         except IntegrityError:  # another process made the same batch in between: read it
             with self.database.write() as connection:
-                return changes.drain(connection, batch_id, models, limit, skip, only)
+                return changes.drain(connection, batch_id, models, limit, skip, only, choose)
+
+    def expected(self, models: Sequence[str] | None = None) -> Iterator[queries.Expected]:
+        """Yields what waits in the order in which it is drained; only a few hundred are held at a time."""
+        with self.database.read() as connection:
+            yield from queries.expected(connection, models)
 
     def start_batch(self, batch_id: str, advance: int) -> int:
         """Counts one more driver that begins on a batch; returns how many have begun since it last got any further.

@@ -4,6 +4,7 @@ Precedence: `EXPUNGE_*` variables (nested by `__`, e.g. `EXPUNGE_GATE__MIN_PSNR=
 `EXPUNGE_CONFIG` or `$EXPUNGE_HOME/config.toml`, then the defaults of the sections.
 """
 
+from expunge.batch.settings import NightSettings
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
 from expunge.section import IDENTIFIER, IDENTIFIER_RULE, Fraction, Resolution, Section
 from expunge.settings.assembled import Settings
@@ -32,6 +33,7 @@ __all__ = [
     "GateSettings",
     "MethodSettings",
     "ModelSettings",
+    "NightSettings",
     "Resolution",
     "RetainSettings",
     "Section",
