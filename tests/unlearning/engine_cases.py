@@ -179,7 +179,7 @@ def reference(name: str) -> tuple[list[Tensor], list[Record]]:
     network, training = this.network().double(), this.settings()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
     parameters, parts = list(trained.values()), parts_of(trained, training.surgery_granularity)
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=training.rate("full"), weight_decay=0.0)
     records: list[Record] = []
     for step, batches in enumerate(this.batches()):
         losses = [loss_of(name, network, k, (x.double(), y.double())) for k, (x, y) in enumerate(batches)]

@@ -120,7 +120,7 @@ def reference(job: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     start = {name: p.detach().clone() for name, p in trained.items()}
     parameters = list(trained.values())
     whole = [torch.arange(sum(p.numel() for p in parameters))]
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=training.rate("full"), weight_decay=0.0)
     records = []
     for step in range(STEPS):
         losses = [micro() for [micro] in step_of(step)[1]]
