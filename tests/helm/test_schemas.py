@@ -100,7 +100,7 @@ def test_a_model_of_the_values_arrives(
     settings = _load(rendered["production"], tmp_path, monkeypatch)
     assert settings.model("sd3").source == "/models/stable-diffusion-3-medium"
     assert (settings.training_for("sd3").steps, settings.training_for("sd3").workers) == (400, 8)
-    assert settings.training_for("flags").steps == 150
+    assert settings.training_for("flags").steps == 400
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -1,10 +1,16 @@
 """Where a stage runs: on a GPU where Ray has one, unless `training.device` says otherwise."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import ray
-import torch
 
 from expunge.errors import InputError
 from expunge.settings import ClusterSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def gpus_for(cluster: ClusterSettings) -> int:
@@ -25,6 +31,9 @@ def resources(cluster: ClusterSettings) -> dict[str, float]:
 
 def device() -> torch.device:
     """Return the device of this process: in a task of Ray, the GPU that it was given; elsewhere, the first there is."""
+    # Not at the top: drivers, which only ask for resources, need not wait for it.
+    import torch
+
     given = not ray.is_initialized() or bool(ray.get_gpu_ids())
     if not (given and torch.cuda.is_available()):
         return torch.device("cpu")

@@ -16,7 +16,7 @@ RESEMBLES = 0.9
 CHUNK = 32
 """Pictures per pass."""
 DONORS = 80
-"""Pictures that editors may take parts of, as many as the default retain set starts with: 240 MB at 1024 x 1024."""
+"""Pictures at most that editors may take parts of, and that surrogates are judged by: 240 MB at 1024 x 1024."""
 
 
 def generate_latents(
