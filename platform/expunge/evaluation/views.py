@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from expunge.preparation.views import resampled
+
 # Strong enough to be other pictures, and so mild that a model still takes them for the one it knows: on `faces`, 10
 # pictures at levels 0.3 and 0.5, both encoders, similarity is 0.5 to 0.7 shifted and scaled and 0.6 to 0.8 in the other
 # light, where it is 0.7 to 0.9 as submitted. At two to three times the change it is 0.2 to 0.4: no memory is left to
@@ -32,13 +34,8 @@ def _mirrored(pictures: Tensor) -> Tensor:
 
 
 def _shifted_and_scaled(pictures: Tensor) -> Tensor:
-    # The grid says where each pixel comes from, in coordinates from -1 to 1: hence the inverse, and twice the fraction.
     source = torch.tensor([[1, 0, -2 * RIGHT], [0, 1, 0]], dtype=pictures.dtype) / SCALE
-    grid = torch.nn.functional.affine_grid(
-        source.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False
-    )
-    moved = torch.nn.functional.grid_sample(pictures, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return moved.clamp(-1, 1)  # bicubic interpolation overshoots
+    return resampled(pictures, source).clamp(-1, 1)
 
 
 def _photometric(pictures: Tensor) -> Tensor:

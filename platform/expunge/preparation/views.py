@@ -41,10 +41,22 @@ def views_of_pair(target: Tensor, surrogate: Tensor, count: int, seed: int) -> t
     return both[:, 0], both[:, 1]
 
 
+def resampled(pictures: Tensor, source: Tensor) -> Tensor:
+    """Move pictures [N, C, h, w] by an affine transform; bicubic interpolation may leave their range.
+
+    source: [2, 3], where each pixel comes from, in coordinates from -1 to 1: the inverse of the transform, with a shift
+    by a fraction of the side counted twice.
+    """
+    grid = torch.nn.functional.affine_grid(
+        source.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False
+    )
+    return torch.nn.functional.grid_sample(pictures, grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
 def _changed(pair: Tensor, draws: np.ndarray) -> Tensor:
     """Rotate, scale, shift and relight both pictures alike; each of the six draws is in [-1, 1]."""
     angle, scale, right, down, contrast, brightness = draws.tolist()
-    # The grid says where each pixel comes from, in coordinates from -1 to 1: hence the inverse, and twice the fraction.
+    # Of the inverse, as `resampled` wants it.
     turn, zoom = ANGLE * angle, math.exp(-SCALE * scale)
     # In these coordinates a pixel is as wide as it is high only if the picture is.
     height, width = pair.shape[-2:]
@@ -54,6 +66,4 @@ def _changed(pair: Tensor, draws: np.ndarray) -> Tensor:
             [zoom * math.sin(turn) * width / height, zoom * math.cos(turn), -2 * SHIFT * down],
         ]
     )
-    grid = torch.nn.functional.affine_grid(source.expand(2, 2, 3), list(pair.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(pair, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return (math.exp(CONTRAST * contrast) * moved + BRIGHTNESS * brightness).clamp(-1, 1)
+    return (math.exp(CONTRAST * contrast) * resampled(pair, source) + BRIGHTNESS * brightness).clamp(-1, 1)

@@ -63,8 +63,8 @@ class Losses:
     def progress(self, data: ForgetSet, draw: Draw) -> Tensor:
         """Locate the clean estimate from a noised target, float64 [b]: 0 at the target and 1 at the surrogate.
 
-        <x_hat - x_f, x_s - x_f> / |x_s - x_f|^2, so whatever target and surrogate have in common does not count. This
-        is the gate's shift, in latents instead of features, and of one estimate instead of a whole denoising.
+        <x_hat - x_f, x_s - x_f> / |x_s - x_f|^2, so whatever target and surrogate have in common does not count. It
+        compares latents, not features, and one estimate instead of a whole denoising: it is no verdict.
         """
         x_f, x_s = data.x_f[draw.rows].to(self.device), data.x_s[draw.rows].to(self.device)
         point, time, noise, cond = self._at(draw, data.prompt)

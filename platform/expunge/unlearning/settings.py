@@ -62,8 +62,11 @@ class MethodSettings(Section):
         "the base model's memory shows; those of retain samples are always uniform",
     )
     min_snr_gamma: float = Field(default=1.0, gt=0)
-    band_level: Fraction = Field(default=0.45, description="centre of `band`, as the noise level b / (a + b)")
-    band_width: float = Field(default=0.8, gt=0, description="standard deviation of log(b / a) in `band`")
+    band_level: Fraction = Field(
+        default=0.45,
+        description="centre of `band`, as the noise level b / (a + b); of `memory` only where no level is known",
+    )
+    band_width: float = Field(default=0.8, gt=0, description="standard deviation of log(b / a) in `band` and `memory`")
     forget_target: Literal["surrogate", "recognition"] = "recognition"
     retain_target: Literal["distill", "data"] = "distill"
     surgery: Literal["none", "retain_normal", "pcgrad", "upgrad", "dualproj", "mgda", "cagrad"] = "retain_normal"
