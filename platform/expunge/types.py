@@ -114,12 +114,11 @@ class UnlearnJob(Value):
         return self.verify is None or request in self.verify or any(new.id == request for new in self.requests)
 
     def steps(self, *, warm: bool) -> int:
-        """Return the number of training steps, which grows in proportion beyond `training.steps_cover` requests.
+        """Return the number of training steps.
 
         warm: training starts from `warm_start`, whose weights remove the ledger already, so only new requests count.
         """
-        new, cover = len(self.requests if warm else self.everything), self.training.steps_cover
-        return -(-self.training.steps * max(new, cover) // cover)
+        return self.training.steps_for(len(self.requests if warm else self.everything))
 
 
 class PreparedJob(Value):

@@ -74,7 +74,7 @@ def job_hours(store: RequestStore, settings: Settings, gpus: int, cores: int) ->
         options, training = settings.model(model), settings.training_for(model)
         ledger = Load.typical(removed.get(model, 0), options, settings.evaluation)
         calls = night_calls(new, ledger, options, training, settings.evaluation, cached=ledger.requests > 0)
-        hardware = Hardware.of(gpus, cores, settings.night, "fp32" if training.precision == "fp32" else "bf16")
+        hardware = Hardware.of(gpus, cores, settings.night, training.precision)
         return hardware.hours(sum(each.operations(flops) for each in calls.values()))
 
     return hours

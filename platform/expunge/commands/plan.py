@@ -2,17 +2,23 @@
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from expunge.commands.common import AsJson, open_settings, print_json, print_table
 from expunge.commands.cost import BATCHES, Batch, costs, print_costs
+from expunge.text import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from expunge.batch.cost import Hardware
+    from expunge.section import Section
     from expunge.settings import Settings, TrainingSettings
     from expunge.unlearning.memory import Estimate
+
+S = TypeVar("S", bound="Section")
 
 GB = 10**9
 APART = 32
@@ -76,8 +82,8 @@ def plan(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from expunge.unlearning.memory import choose, estimates, footprint
 
-    counted = footprint(model, settings.models, training, micro_batch)
-    options = estimates(counted, gpus=gpus, requests=requests or APART, offload=offload)
+    needs = footprint(model, settings.models, training, micro_batch)
+    options = estimates(needs, gpus=gpus, requests=requests or APART, offload=offload)
     gpu_bytes = int(gpu_memory * GB)
     choice = choose(options, gpu_bytes)
     hardware = _hardware(settings, gpus, gpu=gpu, utilisation=utilisation, price=price, precision=precision)
@@ -86,15 +92,15 @@ def plan(
     found = costs(model, settings, training, hardware, batches)
     if as_json:
         rows = [{**option.as_dict(), "fits": option.fits(gpu_bytes), "chosen": option is choice} for option in options]
-        weights = {"parameters": counted.parameters, "trained": counted.trained}
+        weights = {"parameters": needs.parameters, "trained": needs.trained}
         assumed = {"flop_per_second": hardware.rate, "price": hardware.price, **asdict(batches[0])}
         del assumed["requests"]
         cost = {"assumed": {"gpu": hardware.name, **assumed}, "cost": [stage.as_dict() for stage in found]}
         print_json({"model": model, **weights, "gpus": gpus, "estimates": rows, **cost})
         return
     typer.echo(
-        f"{model}: {counted.parameters / 1e6:,.1f}M parameters, {counted.trained / 1e6:,.1f}M trained, {precision}, "
-        f"{gpus} GPUs of {gpu_memory:g} GB, {micro_batch} samples at once"
+        f"{model}: {needs.parameters / 1e6:,.1f}M parameters, {needs.trained / 1e6:,.1f}M trained, {precision}, "
+        f"{counted(gpus, 'GPU')} of {gpu_memory:g} GB, {counted(micro_batch, 'sample')} at once"
     )
     _print_estimates(options, choice, gpu_bytes)
     typer.echo(_advice(choice, offload, (requests or APART) * gpus))
@@ -104,31 +110,27 @@ def plan(
 
 def _hardware(settings: "Settings", gpus: int, *, precision: str, **asked: object) -> "Hardware":
     """Return the GPUs that are reckoned with: `[night]`, with what the options ask for. Raises InputError."""
-    from pydantic import ValidationError
-
     from expunge.batch.cost import Hardware
-    from expunge.settings import NightSettings
-    from expunge.validation import input_error
 
-    given = {name: value for name, value in asked.items() if value is not None}
-    try:
-        night = NightSettings.model_validate({**settings.night.model_dump(), **given})
-    except ValidationError as error:
-        raise input_error(error, names=OPTIONS, hint=lambda _: "see `expunge plan --help`") from None
+    night = _changed(settings.night, {name: value for name, value in asked.items() if value is not None})
     return Hardware.gpus(gpus, night.gpu, night.utilisation, night.price, precision)
 
 
 def _training(settings: "Settings", model: str, **asked: object) -> "TrainingSettings":
     """Return the model's training settings with what the options ask for. Raises InputError that names the option."""
+    known = settings.training_for(model) if model in settings.models else settings.training
+    # Any stage that offloading works on: the estimates are for every stage.
+    return _changed(known, {**asked, "zero_stage": 1})
+
+
+def _changed(section: "S", asked: "Mapping[str, object]") -> "S":
+    """Return settings with what the options ask for. Raises InputError that names the option."""
     from pydantic import ValidationError
 
-    from expunge.settings import TrainingSettings
     from expunge.validation import input_error
 
-    known = settings.training_for(model) if model in settings.models else settings.training
     try:
-        # Any stage that offloading works on: the estimates are for every stage.
-        return TrainingSettings.model_validate({**known.model_dump(), **asked, "zero_stage": 1})
+        return section.model_validate({**section.model_dump(), **asked})
     except ValidationError as error:
         raise input_error(error, names=OPTIONS, hint=lambda _: "see `expunge plan --help`") from None
 

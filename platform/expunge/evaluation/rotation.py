@@ -20,6 +20,11 @@ def nights_until_verified(share: float) -> int:
     return _ceil(1 / share)
 
 
+def quota(share: float, ledger: int) -> int:
+    """Return how many of a ledger's requests are verified at each promotion, at least; share in (0, 1]."""
+    return _ceil(share * ledger)
+
+
 def due_for_verification(
     ledger: Sequence[str],
     verified: Mapping[str, int],
@@ -38,7 +43,7 @@ def due_for_verification(
     `nights_until_verified(share)` promotions is always among them, and so is what has no record or one from the future,
     as a restored backup may leave. Everything is, if `everything`: before a promotion that a person makes.
     """
-    patience, quota = nights_until_verified(share), _ceil(share * len(ledger))
+    patience, least = nights_until_verified(share), quota(share, len(ledger))
     if everything:
         return tuple(ledger)
 
@@ -51,7 +56,7 @@ def due_for_verification(
 
     order = sorted(ledger, key=lambda request: (last(request), lot(request)))
     overdue = sum(night - last(request) >= patience for request in ledger)
-    due = {*order[: max(quota, overdue)]}
+    due = {*order[: max(least, overdue)]}
     return tuple(request for request in ledger if request in due)
 
 

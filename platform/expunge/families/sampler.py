@@ -12,6 +12,11 @@ Between = Callable[[Tensor, PathPoint], Tensor]
 """Changes a sample [B, C, H, W] that has just moved to a point of the path [1]."""
 
 
+def steps_from(level: float, steps: int) -> int:
+    """Return the number of denoising steps from noise level `level`, where pure noise takes `steps`; at least two."""
+    return max(2, round(level * steps))
+
+
 def generate(
     model: DiffusionModel,
     noise: Tensor,

@@ -148,27 +148,34 @@ def fetch(repository: str, commit: str, label: str, wanted: Sequence[str], *, wi
 def _not_fetched(repository: str, commit: str, label: str, error: Exception) -> InputError:
     """Say why the hub does not give a file, and how to get it."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError as NoRevisionError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:  # the hub's client wraps what went wrong in "not in the cache"
         causes.append(causes[-1].__cause__)
     by_hand = f"fetch it where there is a network, `hf download {repository} --revision {commit}`, and copy the folder"
-    kinds = tuple(type(cause) for cause in causes)
-    if any(issubclass(kind, GatedRepoError) for kind in kinds):
+
+    def is_among_them(*kinds: type[Exception]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if is_among_them(GatedRepoError):
         why = f"access to {repository} is gated"
         hint = f"accept its terms at https://huggingface.co/{repository}, and set HF_TOKEN to a token of that account"
-    elif any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+    elif is_among_them(RepositoryNotFoundError):
         why = f"the hub has no {repository}, or HF_TOKEN may not read it"
         hint = "give a folder, or correct the id, or set HF_TOKEN to a token that may read it"
-    elif any(issubclass(kind, NoRevisionError) for kind in kinds):
+    elif is_among_them(RevisionNotFoundError):
         why = f"{repository} has no commit {commit}"
         hint = f"set revision to one of its commits, as printed by `git ls-remote https://huggingface.co/{repository}`"
     elif HF_HUB_OFFLINE:
         why = f"{repository} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
         hint = f"unset it, or {by_hand}"
-    elif any(issubclass(kind, LocalEntryNotFoundError | ConnectionError | TimeoutError) for kind in kinds):
+    elif is_among_them(LocalEntryNotFoundError, ConnectionError, TimeoutError):
         why = f"{repository} is not in the cache, and the hub does not answer"
         hint = f"check the network and HF_ENDPOINT, or {by_hand}"
     else:

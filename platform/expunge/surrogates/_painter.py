@@ -42,7 +42,7 @@ class Painter:
         import torch
         from torch.nn.functional import adaptive_max_pool2d
 
-        from expunge.families.sampler import denoise
+        from expunge.families.sampler import denoise, steps_from
         from expunge.pixels import to_pictures, to_tensor
 
         model, device, (height, width) = self.model, self.model.device, picture.shape[:2]
@@ -65,7 +65,7 @@ class Painter:
             noised(model.at(model.time_at(torch.tensor([level]))).to(device)),
             level,
             self._condition(self.prompt if prompt is None else prompt),
-            steps=max(2, round(level * self.steps)),
+            steps=steps_from(level, self.steps),
             guidance=self.guidance,
             empty=self._condition(""),
             between=keep_around,

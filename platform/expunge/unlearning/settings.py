@@ -112,6 +112,10 @@ class MethodSettings(Section):
         """
         return (self.learning_rate or LEARNING_RATES[kind]) * (1 + math.cos(math.pi * done)) / 2
 
+    def steps_for(self, requests: int) -> int:
+        """Return the number of steps for so many new requests, which grows in proportion beyond `steps_cover`."""
+        return -(-self.steps * max(requests, self.steps_cover) // self.steps_cover)
+
     def at_the_memory(self, levels: Sequence[float]) -> Self:
         """Centre the band of `density = "memory"` on the noise levels at which the base model's memory shows."""
         if self.density != "memory" or not levels:

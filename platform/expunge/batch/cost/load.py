@@ -3,19 +3,20 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from expunge.batch.cost.amounts import Amounts
 from expunge.evaluation.views import VIEWS
 from expunge.settings import EvaluationSettings, ModelSettings
 from expunge.types import RemovalRequest
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(Amounts):
     """Some requests of one model. Loads add up."""
 
     requests: int = 0
     pictures: int = 0
     rows: int = 0
-    """Rows of the forget set: each picture once per prompt."""
+    """Each picture once per prompt; the forget set has as many of every view."""
     conditions: int = 0
     """Picture, view and prompt, as the evaluation tests them."""
     guided: int = 0
@@ -23,23 +24,13 @@ class Load:
     prompts: int = 0
     """Prompts that requests bring themselves; two requests with the same prompt count twice."""
 
-    def __add__(self, other: "Load") -> "Load":
-        return Load(
-            requests=self.requests + other.requests,
-            pictures=self.pictures + other.pictures,
-            rows=self.rows + other.rows,
-            conditions=self.conditions + other.conditions,
-            guided=self.guided + other.guided,
-            prompts=self.prompts + other.prompts,
-        )
-
     @classmethod
     def of(cls, requests: Iterable[RemovalRequest], model: ModelSettings, evaluation: EvaluationSettings) -> "Load":
         """Add up `requests`."""
         total = cls()
         for request in requests:
-            own = request.prompt if request.prompt and request.prompt not in model.forget_prompts else None
-            total += cls.typical(1, model, evaluation, pictures=len(request.images), own_prompt=own is not None)
+            own = bool(request.prompt) and request.prompt not in model.forget_prompts
+            total += cls.typical(1, model, evaluation, pictures=len(request.images), own_prompt=own)
         return total
 
     @classmethod
@@ -66,15 +57,4 @@ class Load:
 
     def share(self, of: int) -> "Load":
         """Return the part of this load that `of` of its requests are, rounded up."""
-
-        def part(count: int) -> int:
-            return -(-count * of // self.requests) if self.requests else 0
-
-        return Load(
-            requests=part(self.requests),
-            pictures=part(self.pictures),
-            rows=part(self.rows),
-            conditions=part(self.conditions),
-            guided=part(self.guided),
-            prompts=part(self.prompts),
-        )
+        return self._each(lambda count: -(-count * of // self.requests)) if self.requests else self

@@ -8,10 +8,10 @@ of draws as drawn. It does not know which noise levels a model will be given and
 it leaves out what a failed verification of one earlier removal adds: that of all others.
 """
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from expunge.batch.cost.amounts import Amounts
 from expunge.batch.cost.load import Load
 from expunge.evaluation.levels import DRAWS
 from expunge.evaluation.measure import CONTROLS
@@ -27,8 +27,10 @@ from expunge.evaluation.robustness import (
     SEARCH_STEPS,
 )
 from expunge.evaluation.robustness import LOOKS as RELEARN_LOOKS
+from expunge.evaluation.rotation import quota
 from expunge.evaluation.weights import PRECISIONS
 from expunge.families.flops import Flops
+from expunge.families.sampler import steps_from
 from expunge.preparation.prepare import SURPLUS
 from expunge.settings import EvaluationSettings, ModelSettings, TrainingSettings
 
@@ -40,7 +42,7 @@ GRADIENT = 3
 
 
 @dataclass(frozen=True)
-class Calls:
+class Calls(Amounts):
     """How often the networks are asked for one sample. Calls add up."""
 
     passes: float = 0
@@ -51,11 +53,8 @@ class Calls:
     prompts: float = 0
     """Prompts through the text encoders."""
 
-    def __add__(self, other: "Calls") -> "Calls":
-        return Calls(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(Calls)))
-
     def times(self, count: float) -> "Calls":
-        return Calls(*(count * getattr(self, part.name) for part in fields(Calls)))
+        return self._each(lambda amount: count * amount)
 
     def operations(self, flops: Flops) -> float:
         return (
@@ -79,10 +78,10 @@ def night_calls(
     """Return what a job of `new` requests, and of a `ledger` removed earlier, asks in each stage.
 
     cached: an earlier night has left what depends on the base model alone, for the ledger's requests, too.
-    rounds: of draws, 1 to 3.
+    rounds: of draws, 1 to LOOKS.
     """
     sampling = _Sampling(model, evaluation)
-    due = ledger.share(math.ceil(evaluation.ledger_share * ledger.requests - 1e-9))
+    due = ledger.share(quota(evaluation.ledger_share, ledger.requests))
     asked = Calls(prompts=len({*model.retain_prompts, *model.forget_prompts}) + new.prompts + ledger.prompts + 1)
     return {
         "prepare": _prepare(new + ledger, model, training, sampling) + asked,
@@ -108,7 +107,7 @@ class _Sampling:
 
     def steps(self, levels: tuple[float, ...]) -> int:
         """Return the denoising steps of one re-generation from each of `levels`."""
-        return sum(max(2, round(level * self.evaluation.sampling_steps)) for level in levels)
+        return sum(steps_from(level, self.evaluation.sampling_steps) for level in levels)
 
     def samples(self, count: float, guided: float) -> Calls:
         """Return samples from pure noise; a share `guided` of them is not under the empty prompt."""
@@ -165,7 +164,7 @@ def _examine(new: Load, ledger: Load, sampling: _Sampling, cached: bool, rounds:
 
 def _train(new: Load, ledger: Load, training: TrainingSettings) -> Calls:
     counted = new.requests if ledger.requests else (new + ledger).requests
-    steps = -(-training.steps * max(counted, training.steps_cover) // training.steps_cover)
+    steps = training.steps_for(counted)
     forget, retain = training.forget_batch, training.retain_batch
     if training.objectives == "request":
         apart = min((new + ledger).requests, training.objectives_per_step)
