@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from expunge.families.base import Conditioning, DiffusionModel
+from expunge.families.base import Conditioning, DiffusionModel, steps_from
 from expunge.generation.noise import seeded_noise
 from expunge.generation.sampling import Items, Sampler
 
@@ -61,7 +61,7 @@ class ModelSubject(Subject):
         self._sample = Sampler(model, conditioning, empty, guidance=guidance)
 
     def regenerate(self, pictures: Tensor, prompts: Tensor, level: float, seeds: Tensor) -> Tensor:
-        steps = max(2, round(level * self.steps))
+        steps = steps_from(level, self.steps)
         parts = torch.arange(len(pictures)).split(CHUNK)
         return torch.cat([self._pictures(prompts[i], seeds[i], steps, level, pictures[i]) for i in parts])
 

@@ -64,7 +64,7 @@ def descend(
         there = there.to(x.device)
         a, b = (v.view(-1, 1, 1, 1) for v in (here.a, here.b))
         noise = (x - a * (clean if model.noise_of_clipped else estimate)) / b
-        x = there.a.view(-1, 1, 1, 1) * clean + there.b.view(-1, 1, 1, 1) * noise
+        x = there.noised(clean, noise)
         x = x if between is None else between(x, there)
     return x
 

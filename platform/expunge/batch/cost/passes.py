@@ -28,6 +28,7 @@ from expunge.evaluation.robustness import (
 )
 from expunge.evaluation.robustness import LOOKS as RELEARN_LOOKS
 from expunge.evaluation.weights import PRECISIONS
+from expunge.families.base import steps_from
 from expunge.families.flops import Flops
 from expunge.preparation.prepare import SURPLUS
 from expunge.settings import EvaluationSettings, ModelSettings, TrainingSettings
@@ -108,7 +109,7 @@ class _Sampling:
 
     def steps(self, levels: tuple[float, ...]) -> int:
         """Return the denoising steps of one re-generation from each of `levels`."""
-        return sum(max(2, round(level * self.evaluation.sampling_steps)) for level in levels)
+        return sum(steps_from(level, self.evaluation.sampling_steps) for level in levels)
 
     def samples(self, count: float, guided: float) -> Calls:
         """Return samples from pure noise; a share `guided` of them is not under the empty prompt."""
