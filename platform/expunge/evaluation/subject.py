@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from expunge.families.base import Conditioning, DiffusionModel
-from expunge.families.sampler import steps_from
+from expunge.families.base import Conditioning, DiffusionModel, steps_from
 from expunge.generation.noise import seeded_noise
 from expunge.generation.sampling import Items, Sampler
 

@@ -28,6 +28,16 @@ def rows(conditioning: Conditioning, index: Tensor) -> Conditioning:
     return {name: table[index] for name, table in conditioning.items()}
 
 
+def moved(conditioning: Conditioning, device: torch.device | str) -> Conditioning:
+    """Return a conditioning on a device."""
+    return {name: table.to(device) for name, table in conditioning.items()}
+
+
+def steps_from(level: float, steps: int) -> int:
+    """Return the steps of sampling from noise level `level`, which takes `steps` from pure noise: two or more."""
+    return max(2, round(level * steps))
+
+
 class DiffusionModel(ABC):
     """A base model at one resolution. `network` is what gets trained; everything else is frozen.
 

@@ -56,6 +56,11 @@ class PathPoint:
         """[B]: the signal-to-noise ratio a^2 / b^2."""
         return (self.a / self.b) ** 2
 
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Return x_t = a x_0 + b eps."""
+        a, b = (v.view(-1, *[1] * (clean.ndim - 1)) for v in (self.a, self.b))
+        return a * clean + b * noise
+
     def clean(self, x_t: Tensor, prediction: Tensor) -> Tensor:
         """Return the clean image that a prediction p implies: solves x_t = a x_0 + b eps, p = alpha eps + beta x_0."""
         a, b, alpha, beta = (v.view(-1, *[1] * (x_t.ndim - 1)) for v in (self.a, self.b, self.alpha, self.beta))

@@ -12,11 +12,6 @@ Between = Callable[[Tensor, PathPoint], Tensor]
 """Changes a sample [B, C, H, W] that has just moved to a point of the path [1]."""
 
 
-def steps_from(level: float, steps: int) -> int:
-    """Return the number of denoising steps from noise level `level`, where pure noise takes `steps`; at least two."""
-    return max(2, round(level * steps))
-
-
 def generate(
     model: DiffusionModel,
     noise: Tensor,
@@ -69,7 +64,7 @@ def descend(
         there = there.to(x.device)
         a, b = (v.view(-1, 1, 1, 1) for v in (here.a, here.b))
         noise = (x - a * (clean if model.noise_of_clipped else estimate)) / b
-        x = there.a.view(-1, 1, 1, 1) * clean + there.b.view(-1, 1, 1, 1) * noise
+        x = there.noised(clean, noise)
         x = x if between is None else between(x, there)
     return x
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-def seeded_noise(seeds: Tensor, shape: Sequence[int]) -> Tensor:
-    """Draw standard normal latents [N, *shape], float32 on the host; seeds: int64 [N], each decides its own alone."""
+def seeded_noise(seeds: Tensor | Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Draw standard normal latents [N, *shape], float32 on the host; seeds: [N], each decides its own alone."""
     # Not torch's generator, which on a CPU looks at the lowest 32 bits of a seed only, and differs on a GPU.
     generators = (np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds)
     return torch.from_numpy(np.stack([each.standard_normal(tuple(shape), dtype=np.float32) for each in generators]))

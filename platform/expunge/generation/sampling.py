@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expunge.families.base import Conditioning, DiffusionModel, rows
+from expunge.families.base import Conditioning, DiffusionModel, moved, rows
 from expunge.families.sampler import denoise
 from expunge.logs import get_logger
 
@@ -75,17 +75,15 @@ class Sampler:
         x_t = items.noise(index)
         if items.start is not None:
             point = model.at(model.time_at(torch.tensor([items.level])))
-            a, b = (v.view(-1, 1, 1, 1) for v in (point.a, point.b))
-            x_t = a * items.start[index] + b * x_t
+            x_t = point.noised(items.start[index], x_t)
         conditioning = rows(self._conditioning, items.prompts[index])
         blank = rows(self._empty, torch.zeros(len(index), dtype=torch.long))
-        on_device = [{name: table.to(device) for name, table in part.items()} for part in (conditioning, blank)]
         return denoise(
             model,
             x_t.to(device),
             items.level,
-            on_device[0],
+            moved(conditioning, device),
             steps=items.steps,
             guidance=self._guidance,
-            empty=on_device[1],
+            empty=moved(blank, device),
         )

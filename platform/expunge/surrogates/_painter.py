@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.families.base import Conditioning, DiffusionModel
+from expunge.families.base import Conditioning, DiffusionModel, moved, steps_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,27 +42,23 @@ class Painter:
         import torch
         from torch.nn.functional import adaptive_max_pool2d
 
-        from expunge.families.sampler import denoise, steps_from
+        from expunge.families.sampler import denoise
+        from expunge.generation.noise import seeded_noise
         from expunge.pixels import to_pictures, to_tensor
 
         model, device, (height, width) = self.model, self.model.device, picture.shape[:2]
         x_f = model.encode(to_tensor(picture[None])).to(device)
-        generator = np.random.Generator(np.random.Philox(key=seed))
-        noise = torch.from_numpy(generator.standard_normal(x_f.shape, dtype=np.float32)).to(device)
-
-        def noised(point: PathPoint) -> Tensor:
-            return point.a.view(-1, 1, 1, 1) * x_f + point.b.view(-1, 1, 1, 1) * noise
-
+        noise = seeded_noise([seed], x_f.shape[1:]).to(device)
         free = torch.ones(1, 1, height, width) if mask is None else torch.from_numpy(mask)[None, None].float()
         # A latent pixel is free if any of its pixels is.
         free = (adaptive_max_pool2d(free, x_f.shape[-2:]) > 0).to(device)
 
         def keep_around(x: Tensor, there: PathPoint) -> Tensor:
-            return torch.where(free, x, noised(there))
+            return torch.where(free, x, there.noised(x_f, noise))
 
         clean = denoise(
             model,
-            noised(model.at(model.time_at(torch.tensor([level]))).to(device)),
+            model.at(model.time_at(torch.tensor([level]))).to(device).noised(x_f, noise),
             level,
             self._condition(self.prompt if prompt is None else prompt),
             steps=steps_from(level, self.steps),
@@ -77,4 +73,4 @@ class Painter:
         """Encode a prompt once, and bring it to the model's device."""
         if prompt not in self.rows:
             self.rows[prompt] = self.model.condition([prompt])
-        return {name: table.to(self.model.device) for name, table in self.rows[prompt].items()}
+        return moved(self.rows[prompt], self.model.device)

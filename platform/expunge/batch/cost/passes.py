@@ -29,8 +29,8 @@ from expunge.evaluation.robustness import (
 from expunge.evaluation.robustness import LOOKS as RELEARN_LOOKS
 from expunge.evaluation.rotation import quota
 from expunge.evaluation.weights import PRECISIONS
+from expunge.families.base import steps_from
 from expunge.families.flops import Flops
-from expunge.families.sampler import steps_from
 from expunge.preparation.prepare import SURPLUS
 from expunge.settings import EvaluationSettings, ModelSettings, TrainingSettings
 
