@@ -33,7 +33,7 @@ from expunge.evaluation.views import all_views
 from expunge.families import load_model
 from expunge.pixels import to_pictures, to_tensor
 from expunge.settings import Settings, load_settings
-from expunge.surrogates import Editor, Painter, Studio, make_editor
+from expunge.surrogates import Editor, Painter, Studio, Task, make_editor
 from expunge.testbed import faces, flags, people
 from expunge.types import EditSpec
 
@@ -99,18 +99,9 @@ class _Counting:
     def __init__(self, editor: Editor) -> None:
         self._editor, self.made = editor, 0
 
-    def __call__(
-        self,
-        target: np.ndarray,
-        *,
-        mask: np.ndarray | None,
-        donors: np.ndarray,
-        seed: int,
-        attempt: int = 0,
-        painter: Painter | None = None,
-    ) -> np.ndarray:
+    def __call__(self, task: Task) -> np.ndarray:
         self.made += 1
-        return self._editor(target, mask=mask, donors=donors, seed=seed, attempt=attempt, painter=painter)
+        return self._editor(task)
 
 
 @dataclass(frozen=True)

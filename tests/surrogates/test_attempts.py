@@ -8,7 +8,7 @@ import pytest
 from expunge.errors import InputError
 from expunge.families import load_model
 from expunge.settings import ModelSettings
-from expunge.surrogates import ATTEMPTS, Judge, Painter, Studio, Verdict
+from expunge.surrogates import ATTEMPTS, Judge, Painter, Studio, Task, Verdict
 
 GOOD = Verdict(likeness=-0.1, plausible=True, matches=False)
 NEAR = Verdict(likeness=0.2, plausible=True, matches=False)
@@ -23,18 +23,9 @@ class Numbered:
 
     asked: list[int] = field(default_factory=list)
 
-    def __call__(
-        self,
-        target: np.ndarray,
-        *,
-        mask: np.ndarray | None,
-        donors: np.ndarray,
-        seed: int,
-        attempt: int = 0,
-        painter: Painter | None = None,
-    ) -> np.ndarray:
-        self.asked.append(attempt)
-        return np.full_like(target, attempt)
+    def __call__(self, task: Task) -> np.ndarray:
+        self.asked.append(task.attempt)
+        return np.full_like(task.target, task.attempt)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 
 from expunge.errors import InputError
 from expunge.pixels import to_pictures
-from expunge.surrogates import Editor, make_editor
+from expunge.surrogates import Editor, Task, make_editor
 from expunge.surrogates.base import ellipse_mask
 from expunge.surrogates.blend import MIN_CHANGE
 from expunge.testbed import faces, flags
@@ -30,7 +30,7 @@ def test_every_surrogate_differs_where_it_is_marked_and_nowhere_else(name: str, 
     mask = ellipse_mask(pictures.shape[1], pictures.shape[2], (0.5, 0.52, 0.42, 0.46))
     for index in range(0, len(pictures), 7):
         target, donors = pictures[index], np.delete(pictures, index, 0)[:40]
-        surrogate = editor(target, mask=None, donors=donors, seed=index)
+        surrogate = editor(Task(target, mask=None, donors=donors, seed=index))
         assert surrogate.shape == target.shape
         assert surrogate.dtype == np.uint8
         assert _change(surrogate, target, mask) > MIN_CHANGE
@@ -44,7 +44,7 @@ def test_a_face_becomes_another_persons() -> None:
     nearer = 0
     for index in range(0, 40, 4):
         donors = np.delete(pictures, index, 0)
-        surrogate = _blend()(pictures[index], mask=None, donors=donors, seed=0)
+        surrogate = _blend()(Task(pictures[index], mask=None, donors=donors, seed=0))
         shape = surrogate[core].mean(1)
         likeness = [np.corrcoef(shape, other[core].mean(1))[0, 1] for other in [pictures[index], *donors]]
         nearer += likeness[0] < max(likeness[1:])
@@ -53,7 +53,7 @@ def test_a_face_becomes_another_persons() -> None:
 
 def test_the_same_seed_gives_the_same_picture_and_another_seed_may_not() -> None:
     target, donors = DATA["faces"][0], DATA["faces"][1:]
-    pictures = [_blend()(target, mask=None, donors=donors, seed=seed) for seed in (0, 0, *range(1, 8))]
+    pictures = [_blend()(Task(target, mask=None, donors=donors, seed=seed)) for seed in (0, 0, *range(1, 8))]
     assert np.array_equal(pictures[0], pictures[1])
     assert len({picture.tobytes() for picture in pictures}) > 1
 
@@ -64,7 +64,7 @@ def test_the_arguments_are_left_alone(mode: str) -> None:
     mask = np.zeros((24, 24), bool)
     mask[4:18, 6:20] = True
     before = target.copy(), donors.copy(), mask.copy()
-    _blend(mode=mode)(target, mask=mask, donors=donors, seed=0)
+    _blend(mode=mode)(Task(target, mask=mask, donors=donors, seed=0))
     assert all(np.array_equal(a, b) for a, b in zip((target, donors, mask), before, strict=True))
 
 
@@ -75,7 +75,7 @@ def test_masks_at_the_border_and_very_thin_ones(mode: str, rows: slice) -> None:
     mask = np.zeros((24, 24), bool)
     mask[rows] = True
     target = DATA["faces"][3]
-    surrogate = _blend(mode=mode)(target, mask=mask, donors=DATA["faces"][10:60], seed=0)
+    surrogate = _blend(mode=mode)(Task(target, mask=mask, donors=DATA["faces"][10:60], seed=0))
     assert not np.array_equal(surrogate[mask], target[mask])
     assert np.array_equal(surrogate[~mask], target[~mask])
 
@@ -89,7 +89,8 @@ def test_seamless_does_not_shift_the_donor(height: int, width: int) -> None:
     mask = np.zeros((32, 48), bool)
     mask[3 : 3 + height, 20 : 20 + width] = True
     result, soft = (
-        _blend(mode=mode, match="false")(target, mask=mask, donors=donor[None], seed=0) for mode in ("seamless", "soft")
+        _blend(mode=mode, match="false")(Task(target, mask=mask, donors=donor[None], seed=0))
+        for mode in ("seamless", "soft")
     )
     assert not np.array_equal(result, soft)
     rise = result[..., 0].astype(float) - target[..., 0]
@@ -103,7 +104,7 @@ def test_a_flat_donor_falls_back_to_the_soft_blend() -> None:
     donors = np.full((1, 24, 24, 3), 20, np.uint8)
     options = {"match": "false"}
     soft, seamless = (
-        _blend(mode=mode, **options)(target, mask=None, donors=donors, seed=0) for mode in ("soft", "seamless")
+        _blend(mode=mode, **options)(Task(target, mask=None, donors=donors, seed=0)) for mode in ("soft", "seamless")
     )
     assert np.array_equal(soft, seamless)
     assert soft[12, 12].tolist() == [20, 20, 20]
@@ -113,7 +114,7 @@ def test_strength() -> None:
     target, donors = DATA["faces"][0], DATA["faces"][1:30]
     mask = np.ones((24, 24), bool)
     none, half, full = (
-        _blend(strength=strength)(target, mask=mask, donors=donors, seed=0) for strength in ("0", "0.5", "1")
+        _blend(strength=strength)(Task(target, mask=mask, donors=donors, seed=0)) for strength in ("0", "0.5", "1")
     )
     assert np.array_equal(none, target)
     assert _change(half, target, mask) == pytest.approx(_change(full, target, mask) / 2, rel=0.02)
@@ -123,16 +124,16 @@ def test_strength() -> None:
 def test_donors_that_are_the_target_are_refused(count: int) -> None:
     target = DATA["faces"][0]
     with pytest.raises(InputError, match=rf"none of {count} retain pictures differs enough .*: give surrogates"):
-        _blend()(target, mask=None, donors=np.repeat(target[None], count, 0), seed=0)
+        _blend()(Task(target, mask=None, donors=np.repeat(target[None], count, 0), seed=0))
 
 
 def test_the_target_among_the_donors_is_not_taken() -> None:
     target = DATA["faces"][0]
     donors = np.concatenate([np.repeat(target[None], 30, 0), DATA["faces"][40:42]])
-    surrogate = _blend()(target, mask=None, donors=donors, seed=0)
+    surrogate = _blend()(Task(target, mask=None, donors=donors, seed=0))
     assert _change(surrogate, target, np.ones((24, 24), bool)) > MIN_CHANGE
 
 
 def test_donors_of_another_size_are_refused() -> None:
     with pytest.raises(InputError, match=r"edit: donors have shape \(256, 32, 48, 3\), the image \(24, 24, 3\)"):
-        _blend()(DATA["faces"][0], mask=None, donors=DATA["flags"], seed=0)
+        _blend()(Task(DATA["faces"][0], mask=None, donors=DATA["flags"], seed=0))

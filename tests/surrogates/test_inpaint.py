@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from expunge.errors import InputError
-from expunge.surrogates import Editor, make_editor
+from expunge.surrogates import Editor, Task, make_editor
 from expunge.surrogates.inpaint import Inpaint
 from expunge.testbed import flags
 from expunge.types import EditSpec
@@ -55,7 +55,7 @@ def test_only_the_mask_is_repainted(pipeline: Path, shape: tuple[int, int]) -> N
     mask[4:-4, 6:-6] = True
     editor = _inpaint(pipeline, steps="2", prompt="a flag")
     donors = np.empty((0, *target.shape), np.uint8)
-    first, again, other = (editor(target, mask=mask, donors=donors, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (editor(Task(target, mask=mask, donors=donors, seed=seed)) for seed in (1, 1, 2))
     assert first.shape == target.shape
     assert first.dtype == np.uint8
     assert np.array_equal(first[~mask], target[~mask])
@@ -76,7 +76,7 @@ def test_a_repainting_that_changes_nothing_returns_the_picture(
     try:
         editor = _inpaint(pipeline, steps="1000", strength="0.001")  # a single step, from the lowest level
         assert isinstance(editor, Inpaint)
-        result = editor(target, mask=np.ones((32, 48), bool), donors=target[None], seed=0)
+        result = editor(Task(target, mask=np.ones((32, 48), bool), donors=target[None], seed=0))
         vae = AutoencoderKL.from_pretrained(pipeline / "vae")
     finally:
         config.write_text(before)
@@ -98,7 +98,7 @@ def test_what_the_pipeline_cannot_do_is_said(pipeline: Path) -> None:
     editor = _inpaint(pipeline, size="256")  # beyond the positions that the transformer knows
     target = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(InputError, match=r"edit: .* cannot repaint 256x256 pixels \("):
-        editor(target, mask=None, donors=target[None], seed=0)
+        editor(Task(target, mask=None, donors=target[None], seed=0))
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
@@ -107,13 +107,13 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     target = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(InputError, match=r"edit\.options\.model: .* a pickle, which can run code"):
-        _inpaint(folder)(target, mask=None, donors=target[None], seed=0)
+        _inpaint(folder)(Task(target, mask=None, donors=target[None], seed=0))
 
 
 def test_a_pipeline_that_cannot_inpaint_is_refused(tmp_path: Path) -> None:
     target = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(InputError, match=r"cannot be loaded: .*: name the folder or hub id of an inpainting pipeline"):
-        _inpaint(ddpm(tmp_path / "model"))(target, mask=None, donors=target[None], seed=0)
+        _inpaint(ddpm(tmp_path / "model"))(Task(target, mask=None, donors=target[None], seed=0))
 
 
 def test_the_model_has_to_be_named() -> None:
@@ -125,4 +125,4 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     editor = _inpaint(tmp_path / "nothing")
     target = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(InputError, match=r"edit\.options\.model: '.*nothing' cannot be loaded"):
-        editor(target, mask=None, donors=target[None], seed=0)
+        editor(Task(target, mask=None, donors=target[None], seed=0))

@@ -10,7 +10,7 @@ from expunge.errors import InputError
 from expunge.families import load_model
 from expunge.pixels import to_pictures
 from expunge.settings import ModelSettings, load_settings
-from expunge.surrogates import Editor, Painter, make_editor
+from expunge.surrogates import Editor, Painter, Task, make_editor
 from expunge.testbed import faces, flags
 from expunge.types import EditSpec
 from tests.families.tiny import ddim, ddpm, sd3
@@ -38,7 +38,8 @@ def face() -> np.ndarray:
 
 def test_a_low_level_returns_the_target_and_a_high_one_does_not(face_painter: Painter, face: np.ndarray) -> None:
     low, high = (
-        _regenerate(level=level)(face, mask=None, donors=NONE, seed=0, painter=face_painter) for level in ("0.3", "1.0")
+        _regenerate(level=level)(Task(face, mask=None, donors=NONE, seed=0, painter=face_painter))
+        for level in ("0.3", "1.0")
     )
     assert low.shape == high.shape == face.shape
     assert low.dtype == high.dtype == np.uint8
@@ -48,7 +49,7 @@ def test_a_low_level_returns_the_target_and_a_high_one_does_not(face_painter: Pa
 
 def test_later_attempts_leave_the_target(face_painter: Painter, face: np.ndarray) -> None:
     made = [
-        _regenerate()(face, mask=None, donors=NONE, seed=0, attempt=attempt, painter=face_painter)
+        _regenerate()(Task(face, mask=None, donors=NONE, seed=0, attempt=attempt, painter=face_painter))
         for attempt in (0, 4, 5, 6)
     ]
     assert _alike(made[0], face) > _alike(made[1], face)
@@ -56,7 +57,7 @@ def test_later_attempts_leave_the_target(face_painter: Painter, face: np.ndarray
 
 
 def test_the_same_arguments_give_the_same_picture(face_painter: Painter, face: np.ndarray) -> None:
-    made = [_regenerate()(face, mask=None, donors=NONE, seed=seed, painter=face_painter) for seed in (0, 0, 1)]
+    made = [_regenerate()(Task(face, mask=None, donors=NONE, seed=seed, painter=face_painter)) for seed in (0, 0, 1)]
     assert np.array_equal(made[0], made[1])
     assert not np.array_equal(made[0], made[2])
 
@@ -65,7 +66,7 @@ def test_two_targets_do_not_become_one_picture(face_painter: Painter) -> None:
     """At the highest level nothing of a target is left, so that its noise alone tells it from another's."""
     targets = to_pictures(faces.images()[:2].expand(-1, 3, -1, -1))
     one, other = (
-        _regenerate(level="1")(target, mask=None, donors=NONE, seed=0, painter=face_painter) for target in targets
+        _regenerate(level="1")(Task(target, mask=None, donors=NONE, seed=0, painter=face_painter)) for target in targets
     )
     assert _alike(one, other) < 0.9
 
@@ -76,7 +77,7 @@ MASK[6:18, 6:18] = True
 
 def test_only_the_mask_is_painted(face_painter: Painter, face: np.ndarray) -> None:
     given = face.copy(), MASK.copy()
-    made = _regenerate(level="1")(face, mask=MASK, donors=NONE, seed=0, painter=face_painter)
+    made = _regenerate(level="1")(Task(face, mask=MASK, donors=NONE, seed=0, painter=face_painter))
     assert np.array_equal(made[~MASK], face[~MASK])
     assert not np.array_equal(made[MASK], face[MASK])
     assert all(np.array_equal(a, b) for a, b in zip((face, MASK), given, strict=True))
@@ -100,7 +101,9 @@ def test_what_is_painted_fits_what_is_around_it(face_painter: Painter) -> None:
 
 
 def test_an_ellipse_is_a_mask(face_painter: Painter, face: np.ndarray) -> None:
-    made = _regenerate(level="1", ellipse="0.5/0.5/0.3/0.3")(face, mask=None, donors=NONE, seed=0, painter=face_painter)
+    made = _regenerate(level="1", ellipse="0.5/0.5/0.3/0.3")(
+        Task(face, mask=None, donors=NONE, seed=0, painter=face_painter)
+    )
     assert np.array_equal(made[0], face[0])
     assert not np.array_equal(made[12], face[12])
 
@@ -117,7 +120,7 @@ def test_every_family_paints(build: object, masked: bool, tmp_path: Path) -> Non
     painter = Painter(model, "a flag", 2.0, 4)
     for attempt in range(8):
         made = _regenerate()(
-            target, mask=mask if masked else None, donors=NONE, seed=0, attempt=attempt, painter=painter
+            Task(target, mask=mask if masked else None, donors=NONE, seed=0, attempt=attempt, painter=painter)
         )
         assert made.shape == target.shape
         assert not np.array_equal(made, target)
@@ -132,7 +135,7 @@ def test_the_prompt_decides_what_is_painted() -> None:
     japan = to_pictures(pictures[captions.index("the flag of Japan")][None])[0]
     target = to_pictures(pictures[captions.index("the flag of Brazil")][None])[0]
     asked, plain = (
-        _regenerate(level="1", **options)(target, mask=None, donors=NONE, seed=0, painter=painter)
+        _regenerate(level="1", **options)(Task(target, mask=None, donors=NONE, seed=0, painter=painter))
         for options in ({"prompt": "the flag of Japan"}, {})
     )
     assert _alike(asked, japan) > 0.9
@@ -142,7 +145,7 @@ def test_the_prompt_decides_what_is_painted() -> None:
 
 def test_without_a_model_it_says_so(face: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"regenerate needs the model under removal"):
-        _regenerate()(face, mask=None, donors=NONE, seed=0)
+        _regenerate()(Task(face, mask=None, donors=NONE, seed=0))
 
 
 @pytest.mark.parametrize("level", ["0", "1.5", "high"])

@@ -5,7 +5,7 @@ To add an editor, add a module with its name here: its options, and a class that
 
 from expunge.surrogates._attempts import ATTEMPTS, Judge, Judging, Studio, Verdict
 from expunge.surrogates._painter import Painter
-from expunge.surrogates.base import Editor, check_edit, editor_names, make_editor
+from expunge.surrogates.base import Editor, Task, check_edit, editor_names, make_editor
 
 __all__ = [
     "ATTEMPTS",
@@ -14,6 +14,7 @@ __all__ = [
     "Judging",
     "Painter",
     "Studio",
+    "Task",
     "Verdict",
     "check_edit",
     "editor_names",

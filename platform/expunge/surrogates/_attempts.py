@@ -1,15 +1,14 @@
 """A surrogate that is still its target, or no picture of the model's domain, is rejected and made again."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from expunge.errors import InputError
 from expunge.surrogates._painter import Painter
-from expunge.surrogates.base import Editor
+from expunge.surrogates.base import Editor, Task
 
 ATTEMPTS = 8
 """Pictures that an editor makes of one target before the best of them has to do."""
@@ -64,31 +63,28 @@ class Studio:
         mask: bool [h, w], true where the targets may change; None means the editor's default.
         """
         judge = None if self.judging is None else self.judging.against(np.stack(targets))
-        return [self._one(partial(self._attempt, editor, target, mask, seed), judge) for target in targets]
+        tasks = [Task(target, mask, self.donors, seed, painter=self.painter) for target in targets]
+        return [_best(editor, task, judge) for task in tasks]
 
-    def _attempt(
-        self, editor: Editor, target: np.ndarray, mask: np.ndarray | None, seed: int, attempt: int
-    ) -> np.ndarray:
-        return editor(target, mask=mask, donors=self.donors, seed=seed, attempt=attempt, painter=self.painter)
 
-    def _one(self, make: Callable[[int], np.ndarray], judge: Judge | None) -> np.ndarray:
-        """Return the first good picture, or else the best of ATTEMPTS.
+def _best(editor: Editor, task: Task, judge: Judge | None) -> np.ndarray:
+    """Return the first good picture, or else the best of ATTEMPTS; without a judge, the first.
 
-        The best is the one least like the target among those that are plausible, if any is. Raises InputError if every
-        encoder takes even that one for the target: training towards it would leave the target where it is.
-        """
-        if judge is None:
-            return make(0)
-        tried: list[tuple[Verdict, np.ndarray]] = []
-        for attempt in range(ATTEMPTS):
-            surrogate = make(attempt)
-            verdict = judge(surrogate)
-            if verdict.good:
-                return surrogate
-            tried.append((verdict, surrogate))
-        verdict, best = min(tried, key=lambda each: (each[0].matches, not each[0].plausible, each[0].likeness))
-        if verdict.matches:
-            raise InputError(
-                f"edit: each of {ATTEMPTS} surrogates still shows the target", hint="give surrogates, or another edit"
-            )
-        return best
+    The best is the one least like the target among those that are plausible, if any is. Raises InputError if every
+    encoder takes even that one for the target: training towards it would leave the target where it is.
+    """
+    if judge is None:
+        return editor(task)
+    tried: list[tuple[Verdict, np.ndarray]] = []
+    for attempt in range(ATTEMPTS):
+        surrogate = editor(replace(task, attempt=attempt))
+        verdict = judge(surrogate)
+        if verdict.good:
+            return surrogate
+        tried.append((verdict, surrogate))
+    verdict, best = min(tried, key=lambda each: (each[0].matches, not each[0].plausible, each[0].likeness))
+    if verdict.matches:
+        raise InputError(
+            f"edit: each of {ATTEMPTS} surrogates still shows the target", hint="give surrogates, or another edit"
+        )
+    return best

@@ -1,6 +1,7 @@
 """The protocol of an editor, and how an editor is found by its name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
@@ -17,23 +18,28 @@ if TYPE_CHECKING:
     from expunge.surrogates._painter import Painter
 
 
-class Editor(Protocol):
-    def __call__(
-        self,
-        target: np.ndarray,
-        *,
-        mask: np.ndarray | None,
-        donors: np.ndarray,
-        seed: int,
-        attempt: int = 0,
-        painter: "Painter | None" = None,
-    ) -> np.ndarray:
-        """Return the surrogate, uint8 [H, W, 3]; the arguments are not changed.
+@dataclass(frozen=True)
+class Task:
+    """What an editor is asked for: the surrogate of one target, and what it may use for that."""
 
-        target: uint8 RGB [H, W, 3]. mask: bool [H, W], true where it may change; None means the editor's default.
-        donors: uint8 RGB [M, H, W, 3], pictures of the retain set. attempt: 0 at first, and one more whenever the
-        surrogate would not do; it leads to another picture. painter: the model that the target is removed from. The
-        same arguments give the same picture. Raises InputError if no surrogate can be made.
+    target: np.ndarray
+    """uint8 RGB [H, W, 3]."""
+    mask: np.ndarray | None
+    """bool [H, W], true where the target may change; None means the editor's default."""
+    donors: np.ndarray
+    """uint8 RGB [M, H, W, 3]: pictures of the retain set."""
+    seed: int
+    attempt: int = 0
+    """0 at first, and one more whenever the surrogate would not do; it leads to another picture."""
+    painter: "Painter | None" = None
+    """The model that the target is removed from."""
+
+
+class Editor(Protocol):
+    def __call__(self, task: Task) -> np.ndarray:
+        """Return the surrogate, uint8 [H, W, 3]; the task's arrays are not changed.
+
+        Equal tasks give the same picture. Raises InputError if no surrogate can be made.
         """
         ...
 

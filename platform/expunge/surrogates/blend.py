@@ -8,7 +8,7 @@ at 24 pixels. A donor that is aligned leaves no seam, but looks more like the ta
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,10 +16,7 @@ from pydantic import Field
 
 from expunge.errors import InputError
 from expunge.surrogates._alignment import align
-from expunge.surrogates.base import Ellipse, Options, Share, editor, region
-
-if TYPE_CHECKING:
-    from expunge.surrogates._painter import Painter
+from expunge.surrogates.base import Ellipse, Options, Share, Task, editor, region
 
 SHORTLIST = 4
 """The seed picks one of this many best donors."""
@@ -46,29 +43,21 @@ class Blend:
 
     options: BlendOptions
 
-    def __call__(
-        self,
-        target: np.ndarray,
-        *,
-        mask: np.ndarray | None,
-        donors: np.ndarray,
-        seed: int,
-        attempt: int = 0,
-        painter: "Painter | None" = None,
-    ) -> np.ndarray:
-        mask = region(target, mask, self.options.ellipse)
-        donor = self._donor(target, mask, donors, seed, attempt)
+    def __call__(self, task: Task) -> np.ndarray:
+        target, mask = task.target, region(task.target, task.mask, self.options.ellipse)
+        donor = self._donor(task, mask)
         result = _seamless(target, donor, mask) if self.options.mode == "seamless" else None
         if result is None:
             result = _soft(target, donor, mask)
         return _mix(target, result, self.options.strength * mask)
 
-    def _donor(self, target: np.ndarray, mask: np.ndarray, donors: np.ndarray, seed: int, attempt: int) -> np.ndarray:
+    def _donor(self, task: Task, mask: np.ndarray) -> np.ndarray:
         """Return the donor that fits best around the mask, among the half that differs most inside it.
 
         A good fit hides the seam. A large difference makes sure that the identity changes: the retain set may hold the
         same person or, being generated, the target itself.
         """
+        target, donors = task.target, task.donors
         if donors.ndim != 4 or donors.shape[1:] != target.shape:
             raise InputError(f"edit: donors have shape {donors.shape}, the image {target.shape}")
         around = _surroundings(mask)
@@ -85,9 +74,9 @@ class Blend:
             )
         ranked = np.argsort(np.where(different, outside, np.inf), kind="stable")
         shortlist = ranked[: min(SHORTLIST, int(different.sum()))]
-        first = np.random.default_rng(seed).permutation(shortlist)
+        first = np.random.default_rng(task.seed).permutation(shortlist)
         order = [*first, *ranked[len(first) : int(different.sum())]]
-        donor = donors[order[attempt % len(order)]]
+        donor = donors[order[task.attempt % len(order)]]
         if self.options.align:
             donor = align(donor, target, mask | around)
         return self._fitted(donor, target, mask, around)

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from expunge.errors import InputError, first_line
-from expunge.surrogates.base import Ellipse, Options, editor, region
-
-if TYPE_CHECKING:
-    from expunge.surrogates._painter import Painter
+from expunge.surrogates.base import Ellipse, Options, Task, editor, region
 
 MULTIPLE = 16
 """Both sides must be multiples of the autoencoder's factor times the patch size: 8 or 16 for existing models."""
@@ -36,19 +33,10 @@ class Inpaint:
     options: InpaintOptions
     _repaint: Callable[..., Image.Image] | None = field(default=None, init=False)
 
-    def __call__(
-        self,
-        target: np.ndarray,
-        *,
-        mask: np.ndarray | None,
-        donors: np.ndarray,
-        seed: int,
-        attempt: int = 0,
-        painter: "Painter | None" = None,
-    ) -> np.ndarray:
+    def __call__(self, task: Task) -> np.ndarray:
         import torch  # not at the top: checking an edit does not need it, and importing it takes seconds
 
-        mask = region(target, mask, self.options.ellipse)
+        target, mask = task.target, region(task.target, task.mask, self.options.ellipse)
         height, width = target.shape[:2]
         size = self._size(height, width)
         if self._repaint is None:
@@ -63,7 +51,7 @@ class Inpaint:
                 num_inference_steps=self.options.steps,
                 strength=self.options.strength,
                 guidance_scale=self.options.guidance,
-                generator=torch.Generator().manual_seed(seed * 1_000_003 + attempt),
+                generator=torch.Generator().manual_seed(task.seed * 1_000_003 + task.attempt),
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(

@@ -1,17 +1,13 @@
 """`regenerate`: the model under removal paints another picture from the noised target."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
 from pydantic import Field
 
 from expunge.errors import InputError
-from expunge.surrogates.base import Ellipse, Options, editor, region
-
-if TYPE_CHECKING:
-    from expunge.surrogates._painter import Painter
+from expunge.surrogates.base import Ellipse, Options, Task, editor, region
 
 LEVELS = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Noise levels of the attempts in turn. The model has memorised the target, so that a low level returns it, and at the
@@ -41,24 +37,14 @@ class Regenerate:
 
     options: RegenerateOptions
 
-    def __call__(
-        self,
-        target: np.ndarray,
-        *,
-        mask: np.ndarray | None,
-        donors: np.ndarray,
-        seed: int,
-        attempt: int = 0,
-        painter: "Painter | None" = None,
-    ) -> np.ndarray:
-        if painter is None:
+    def __call__(self, task: Task) -> np.ndarray:
+        if task.painter is None:
             raise InputError("edit.editor: regenerate needs the model under removal", hint="use another editor")
+        mask = task.mask
         if mask is not None or self.options.ellipse is not None:
-            mask = region(target, mask, self.options.ellipse or (0.5, 0.5, 0.5, 0.5))
-        level = self.options.level or _level(attempt)
-        return painter.repaint(
-            target, mask=mask, level=level, seed=_seed(target, seed, attempt), prompt=self.options.prompt
-        )
+            mask = region(task.target, mask, self.options.ellipse or (0.5, 0.5, 0.5, 0.5))
+        level = self.options.level or _level(task.attempt)
+        return task.painter.repaint(task.target, mask=mask, level=level, seed=_seed(task), prompt=self.options.prompt)
 
 
 def _level(attempt: int) -> float:
@@ -67,6 +53,6 @@ def _level(attempt: int) -> float:
     return LEVELS[attempt] if attempt < len(LEVELS) else later[(attempt - len(LEVELS)) % len(later)]
 
 
-def _seed(target: np.ndarray, seed: int, attempt: int) -> int:
+def _seed(task: Task) -> int:
     """Give every target noise of its own: from equal noise, a high level makes the same picture of all of them."""
-    return crc32(target.tobytes()) + (seed * 1_000_003 + attempt << 32)
+    return crc32(task.target.tobytes()) + (task.seed * 1_000_003 + task.attempt << 32)
