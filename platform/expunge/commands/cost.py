@@ -118,7 +118,8 @@ def print_costs(found: Sequence[StageCost], hardware: "Hardware", settings: "Set
         f"assumed: each request brings {pictures} and {'a' if batch.own_prompts else 'no'} prompt, is reproduced by "
         f"the base model, and is removed after all rounds of draws; robustness is {evaluation.robustness}",
         f"assumed: {counted(batch.ledger, 'earlier removal')}; what depends on the base model alone is {known}",
-        "not counted: the encoders that compare pictures, and whatever calls none of the model's networks",
+        "not counted: surrogates that the model paints, the encoders that compare pictures, and whatever calls none of "
+        "the model's networks",
     ):
         typer.echo(line)
 

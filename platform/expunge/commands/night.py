@@ -97,6 +97,7 @@ def night(
     batches = batches_to_run(store, batch, model, settings.night_limit, only=file.ids, choose=choose)
     if not _run(batches, store, settings, wait, as_json):
         _print_nothing("nothing to do: no request of the file waits", as_json)
+    _print_too_long(fits)
     file.check()
 
 

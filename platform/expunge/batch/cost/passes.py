@@ -5,7 +5,8 @@ Guidance asks the network twice in one pass; those further calls are counted apa
 
 An upper estimate. It takes every request for one that the base model reproduces and the hotfix removes, and all rounds
 of draws as drawn. It does not know which noise levels a model will be given and takes the middle three of the grid, and
-it leaves out what a failed verification of one earlier removal adds: that of all others.
+it leaves out two things: the surrogates that the model paints itself, at most 134 passes per picture at 20 steps,
+and what a failed verification of one earlier removal adds, that of all others.
 """
 
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class _Sampling:
 
 
 def _prepare(load: Load, model: ModelSettings, training: TrainingSettings, sampling: _Sampling) -> Calls:
-    pairs = Calls(encodes=2 * load.pictures)
+    pairs = Calls(encodes=2 * load.pictures * training.views)
     if training.retain_folder:
         return pairs
     count = round(SURPLUS * training.retain_size)
@@ -172,7 +173,8 @@ def _train(new: Load, ledger: Load, training: TrainingSettings) -> Calls:
     gradient = GRADIENT + training.activation_checkpointing
     passes = forget * (gradient + (training.forget_target == "recognition"))
     passes += retain * (gradient + (training.retain_target == "distill"))
-    probes = 2 * (new + ledger).rows * (steps // training.probe_every + 1) if training.adaptive else 0
+    rows = (new + ledger).rows * training.views
+    probes = 2 * rows * (steps // training.probe_every + 1) if training.adaptive else 0
     return Calls(passes=steps * passes + probes)
 
 
