@@ -137,6 +137,11 @@ class PreparedJob(Value):
     surrogates: dict[str, tuple[BlobId, ...]] = Field(description="request id: the surrogate pictures in use")
     skipped: dict[str, str] = Field(default_factory=dict, description="request id: why it could not be prepared")
 
+    @property
+    def tensors(self) -> tuple[BlobId, ...]:
+        """The blobs that later stages read."""
+        return self.forget, self.retain, self.conditioning, *filter(None, [self.empty])
+
 
 class GradientMode(Value):
     """What `training.objectives = "auto"` came to when the job's training first started."""

@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Callable
 from contextlib import closing, suppress
-from functools import partial
 from typing import Any
 
 import ray
@@ -99,8 +98,7 @@ def _walk(
     job, progress, blobs = folder.job.expect(), folder.progress, open_blobs(settings)
 
     def usable(prepared: PreparedJob) -> bool:
-        tensors = (prepared.forget, prepared.retain, prepared.conditioning, *filter(None, [prepared.empty]))
-        return folder.evidence.read() is not None or all_open(blobs, *tensors)
+        return folder.evidence.read() is not None or all_open(blobs, *prepared.tensors)
 
     progress("prepare")
     with timed(job.model, "prepare"):
@@ -149,11 +147,10 @@ def _start(stage: Any, folder: JobFolder, home: str) -> "ray.ObjectRef[None]":  
 
 @ray.remote
 def _prepare(folder: JobFolder, home: str) -> None:
-    from expunge.batch.judging import sample_judging
-    from expunge.preparation.prepare import prepare
+    from expunge.batch.judging import prepare_judged
 
     settings = _settings(home)
-    folder.prepared.once(lambda: prepare(folder, settings, open_blobs(settings), partial(sample_judging, settings)))
+    folder.prepared.once(lambda: prepare_judged(folder, settings, open_blobs(settings)))
 
 
 @ray.remote

@@ -1,6 +1,7 @@
 """Judge surrogates as the evaluation sees pictures: it lies above the preparation, and so is handed down to it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,14 +12,22 @@ from expunge.evaluation.plausibility import LEAST, Domain
 from expunge.evaluation.space import Features, Space
 from expunge.evaluation.views import all_views
 from expunge.pixels import to_tensor
+from expunge.preparation.prepare import prepare
+from expunge.requests.blobs import BlobStore
+from expunge.runs.job import JobFolder
 from expunge.settings import Settings
 from expunge.surrogates import Verdict
-from expunge.types import UnlearnJob
+from expunge.types import PreparedJob, UnlearnJob
 
 UNRELATED = 0.95
 """A surrogate may be as like its target as this share of the base model's unrelated samples are."""
 FEWEST = 20
 """Samples, below which that share means nothing."""
+
+
+def prepare_judged(folder: JobFolder, settings: Settings, blobs: BlobStore) -> PreparedJob:
+    """Prepare a job, and make surrogates again that the evaluation would take for their target, or for no picture."""
+    return prepare(folder, settings, blobs, partial(sample_judging, settings))
 
 
 def sample_judging(settings: Settings, job: UnlearnJob, samples: np.ndarray) -> "SampleJudging":

@@ -21,7 +21,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.locks import job_lock
 from expunge.runs.night import NightFolder
 from expunge.settings import Settings
-from expunge.types import Evidence, Hotfix, Ledger, PreparedJob, UnlearnJob
+from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
 
 
 def is_verified(found: Contents, settings: Settings) -> bool:
@@ -51,14 +51,11 @@ def verify_again(found: Contents, weights: Path, settings: Settings, store: Requ
     It loads the model into this process. The pictures that training did not see are those of its own night. Raises
     InputError if the base model is another one by now, and NotFoundError if the store lacks a request.
     """
+    from expunge.batch.judging import prepare_judged
     from expunge.evaluation.measure import measure
-    from expunge.preparation.prepare import prepare
 
     job, hotfix = _job(found, weights, settings, store)
     folder = _folder(found, job, settings)
-
-    def usable(prepared: PreparedJob) -> bool:
-        return all_open(blobs, prepared.forget, prepared.retain, prepared.conditioning)
 
     with lease(store, job_lock(job.id), wait=True):
         NightFolder(folder.path.parent).mark_format()
@@ -66,7 +63,9 @@ def verify_again(found: Contents, weights: Path, settings: Settings, store: Requ
         folder.weights.unlink(missing_ok=True)
         folder.weights.symlink_to(weights)
         folder.hotfix.write(hotfix)
-        folder.prepared.once(lambda: prepare(folder, settings, blobs), valid=usable)
+        folder.prepared.once(
+            lambda: prepare_judged(folder, settings, blobs), valid=lambda prepared: all_open(blobs, *prepared.tensors)
+        )
         return folder.evidence.once(lambda: measure(folder, settings, blobs))
 
 

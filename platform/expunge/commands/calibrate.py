@@ -1,12 +1,11 @@
 """`expunge calibrate`: the match thresholds of a model of one's own."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, open_settings, print_json, print_rows
+from expunge.commands.common import AsJson, hush_libraries, open_settings, print_json, print_rows
 from expunge.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ def _calibrate(
     unseen: "Tensor | None",
     settings: "Settings",
 ) -> "Calibration":
-    # transformers says on import that it does without torchvision, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    hush_libraries()
     import diffusers
     import torch
     import transformers

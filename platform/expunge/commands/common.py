@@ -7,7 +7,8 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,19 @@ class Opened:
     settings: "Settings"
     store: "RequestStore"
     blobs: "BlobStore"
+
+
+def hush_libraries() -> None:
+    """Keep transformers from saying on import that it does without torchvision, which nothing here needs."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@contextmanager
+def libraries_on_stderr() -> Iterator[None]:
+    """Hush libraries, and send what some of them log to stdout to stderr: stdout holds the command's answer alone."""
+    hush_libraries()
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def open_settings() -> "Settings":

@@ -1,14 +1,11 @@
 """`expunge export`: hand a version over as files for plain diffusers."""
 
-import os
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from expunge.commands.common import AsJson, one_line, open_settings, print_json
+from expunge.commands.common import AsJson, libraries_on_stderr, one_line, open_settings, print_json
 
 Version = Annotated[
     str, typer.Argument(metavar="MODEL[@VERSION]", help="A model, and a version or an alias (default: champion).")
@@ -36,12 +33,10 @@ def export(version: Version, form: Format, out: Out, base: Base = None, as_json:
 
     tracker = Tracker(open_settings().tracking)
     found = named(tracker, version)
-    # transformers says on import that it does without torchvision, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from expunge.registry.export import export
-
     folder = out.expanduser().absolute()
-    with redirect_stdout(sys.stderr):  # DeepSpeed, which transformers imports to save a model, logs to stdout
+    with libraries_on_stderr():
+        from expunge.registry.export import export
+
         export(tracker, found.uri, form, folder, base=base)
     if as_json:
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

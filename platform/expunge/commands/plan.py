@@ -1,12 +1,11 @@
 """`expunge plan`: the memory of a job and the ZeRO stage to set, and what a night costs."""
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from expunge.commands.common import AsJson, open_settings, print_json, print_table
+from expunge.commands.common import AsJson, hush_libraries, open_settings, print_json, print_table
 from expunge.commands.cost import BATCHES, Batch, costs, print_costs
 from expunge.text import counted
 
@@ -78,8 +77,7 @@ def plan(
         activation_checkpointing=checkpointing,
         offload_optimizer=offload,
     )
-    # transformers says on import that it does without torchvision, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    hush_libraries()
     from expunge.unlearning.memory import choose, estimates, footprint
 
     needs = footprint(model, settings.models, training, micro_batch)

@@ -1,14 +1,12 @@
 """`expunge promote`: make a version the champion that no night has promoted, or an older one again."""
 
-import os
 import sys
-from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, Opened, one_line, open_platform, print_json, whoami
+from expunge.commands.common import AsJson, Opened, libraries_on_stderr, one_line, open_platform, print_json, whoami
 from expunge.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ def promote(
     tracker, key = Tracker(opened.settings.tracking), opened.blobs.derive("ledger")
     found = contents(tracker, named(tracker, f"{model}@{version}"), key)
     first = weigh(opened.store, tracker, found)
-    _check_resurfacing(first, accept_resurfacing)
+    check_resurfacing(first, accept_resurfacing, found.version.uri, "promote it")
     with checked_files(tracker, found.version) as weights:
         verified = _verified(found, weights, tracker, opened)
         failures = _failures(found, verified)
@@ -65,7 +63,7 @@ def promote(
             )
         # Over the champion that was there before the verification: another one by now has the last word.
         change = replace(weigh(opened.store, tracker, verified), before=first.before)
-        _check_resurfacing(change, accept_resurfacing)
+        check_resurfacing(change, accept_resurfacing, found.version.uri, "promote it")
         if not yes:
             typer.confirm(_question(change, failures), abort=True, err=True)
         accepted = f", who accepted: {'; '.join(failures)}" if failures else ""
@@ -82,14 +80,14 @@ def promote(
             typer.echo(f"{said}: {one_line(request)}")
 
 
-def _check_resurfacing(change: "Change", accepted: bool) -> None:
+def check_resurfacing(change: "Change", accepted: bool, what: str, act: str) -> None:
+    """Raise GateError if `what` would bring back removals and nobody has accepted that. act: as in "to ACT anyway"."""
     from expunge.text import counted
 
     if change.resurfacing and not accepted:
         raise GateError(
-            f"{change.after.version.uri} would bring back {counted(len(change.resurfacing), 'removal')}: "
-            f"{', '.join(change.resurfacing)}",
-            hint="add --accept-resurfacing to promote it anyway; the next night removes them again",
+            f"{what} would bring back {counted(len(change.resurfacing), 'removal')}: {', '.join(change.resurfacing)}",
+            hint=f"add --accept-resurfacing to {act} anyway; the next night removes them again",
         )
 
 
@@ -101,9 +99,7 @@ def _verified(found: "Contents", weights: "Path", tracker: "Tracker", opened: Op
     evidence = found.evidence
     if not is_verified(found, opened.settings):
         typer.echo(f"verifying {counted(len(found.ledger.requests), 'removal')} on {found.version.uri}", err=True)
-        # transformers says on import that it does without torchvision, which nothing here needs.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        with redirect_stdout(sys.stderr):  # some libraries log to stdout
+        with libraries_on_stderr():
             evidence = verify_again(found, weights, opened.settings, opened.store, opened.blobs)
     elif not unproven(found, evidence):
         return found

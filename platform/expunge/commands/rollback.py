@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from expunge.commands.common import AsJson, one_line, open_platform, print_json, whoami
-from expunge.errors import GateError, InputError
+from expunge.commands.promote import check_resurfacing
+from expunge.errors import InputError
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model to roll back.")]
 To = Annotated[str, typer.Option("--to", metavar="VERSION", help="An earlier version that was the champion.")]
@@ -24,7 +25,6 @@ def rollback(model: Model, to: To, accept_resurfacing: Accept = False, as_json: 
     from expunge.registry.ledgers import contents
     from expunge.registry.tracking import Tracker
     from expunge.registry.versions import champion, checked_files, former_champions, named
-    from expunge.text import counted
 
     opened = open_platform()
     tracker, key = Tracker(opened.settings.tracking), opened.blobs.derive("ledger")
@@ -41,12 +41,7 @@ def rollback(model: Model, to: To, accept_resurfacing: Accept = False, as_json: 
             hint=f"run `expunge promote {model} {target.version}`, which verifies it",
         )
     change = weigh(opened.store, tracker, contents(tracker, target, key))
-    if change.resurfacing and not accept_resurfacing:
-        raise GateError(
-            f"a rollback to {target.uri} would bring back {counted(len(change.resurfacing), 'removal')}: "
-            f"{', '.join(change.resurfacing)}",
-            hint="add --accept-resurfacing to roll back anyway; the next night removes them again",
-        )
+    check_resurfacing(change, accept_resurfacing, f"a rollback to {target.uri}", "roll back")
     with checked_files(tracker, target):
         done = roll_back(opened.store, tracker, change, whoami())
     if as_json:

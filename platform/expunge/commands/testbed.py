@@ -1,13 +1,12 @@
 """`expunge testbed` trains one of the test models again, or an oracle that never saw some of its pictures."""
 
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from expunge.commands.common import AsJson, one_line, print_json
+from expunge.commands.common import AsJson, hush_libraries, one_line, print_json
 from expunge.errors import InputError, StorageError
 
 Name = Annotated[Literal["faces", "flags", "people"], typer.Argument(metavar="NAME", help="faces, flags or people.")]
@@ -45,8 +44,7 @@ def train_testbed(
 ) -> None:
     """Train a test model on the CPU, in an hour or two. The shipped one stays unless --out names its folder."""
     gone = numbers(without)
-    # transformers says on import that it does without torchvision, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    hush_libraries()
     import torch
 
     if threads is not None:
