@@ -66,6 +66,17 @@ def tile_constants(dtype: tl.dtype, tile: int, *, diagonal: bool, aligned: bool)
     }
 
 
+def tile_places(count: int) -> tuple[int, list[tuple[int, int]]]:
+    """Return the tile for `count` gradients, and the first row and column of each tile on and above the diagonal."""
+    tile = next((rows for rows in TILES if rows >= count), TILES[-1])
+    return tile, [(i, j) for i in range(0, count, tile) for j in range(i, count, tile)]
+
+
+def pair_places(count: int) -> list[tuple[int, int]]:
+    """Return the pairs of `count` gradients: beyond two, each gradient is in count - 1 of them, and read as often."""
+    return list(itertools.combinations(range(count), 2)) or [(0, 0)]
+
+
 def tile_threads(tile: int) -> int:
     """16 elements of a full block per thread."""
     return tile * TILE_COLUMNS // 16
@@ -203,17 +214,12 @@ def _fill(partials: Tensor, row: int, programs: int, part: Group) -> None:
     types = [TYPES[dtype] for dtype in part.dtypes]
     shape = (part.table(), partials, len(part.rows[0]), part.chunks, count)
     if count > 2 and len(set(part.dtypes)) == 1:
-        tile = next((rows for rows in TILES if rows >= count), TILES[-1])
+        tile, tiles = tile_places(count)
         kernel, threads = gram_tile_kernel, tile_threads(tile)
-        places = {
-            (i, j): tile_constants(types[0], tile, diagonal=i == j, aligned=part.aligned)
-            for i in range(0, count, tile)
-            for j in range(i, count, tile)
-        }
+        places = {(i, j): tile_constants(types[0], tile, diagonal=i == j, aligned=part.aligned) for i, j in tiles}
     else:
-        # Beyond a pair, mixed dtypes do not fit one tile: pair by pair, each gradient read K - 1 times.
+        # Mixed dtypes do not fit one tile.
         kernel, threads = gram_pair_kernel, THREADS
-        pairs = list(itertools.combinations(range(count), 2)) or [(0, 0)]
-        places = {(i, j): pair_constants(types[i], types[j], aligned=part.aligned) for i, j in pairs}
+        places = {(i, j): pair_constants(types[i], types[j], aligned=part.aligned) for i, j in pair_places(count)}
     for (i, j), constants in places.items():
         launch(kernel, programs, partials, (*shape, i, j, row, partials.shape[-1]), constants, threads=threads)

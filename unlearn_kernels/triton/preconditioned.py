@@ -4,7 +4,6 @@ The second moment is the row of the table behind the gradients. Where a gradient
 product with the preconditioner: beside `grams` it costs one more read, of the moment, and twice the products.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,32 +11,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unlearn_kernels.triton.grams import PROGRAMS, UNSPECIALISED, gradient_rows
+from unlearn_kernels.triton.grams import (
+    PROGRAMS,
+    TILES,
+    UNSPECIALISED,
+    gradient_rows,
+    pair_constants,
+    pair_places,
+    tile_places,
+)
 from unlearn_kernels.triton.launches import THREADS, Constants, launch, ordered_gram
 from unlearn_kernels.triton.tables import CHUNK, TYPES, Group, address_of, groups, locate
 
-# Guesses, as in `grams`: 16 bytes of a 16-bit tensor per thread; half of that where sums take float64 registers.
-BLOCK = 2048
-WIDE_BLOCK = 1024
-
 MOMENT = tl.constexpr(tl.float32)
 """The dtype of the second moment, in which AdamW keeps it."""
-
-TILES = (16, 32)
-"""The number of gradients in a tile, see `grams`."""
-
-
-def pair_constants(x: tl.dtype, y: tl.dtype, *, aligned: bool) -> Constants:
-    """Two float32 gradients are multiplied in float64, see `grams`."""
-    wide = x == y == tl.float32
-    return {
-        "X": x,
-        "Y": y,
-        "SUM": tl.float64 if wide else tl.float32,
-        "ALIGNED": aligned,
-        "CHUNK": CHUNK,
-        "BLOCK": WIDE_BLOCK if wide else BLOCK,
-    }
 
 
 def tile_constants(dtype: tl.dtype, tile: int, *, diagonal: bool, aligned: bool) -> Constants:
@@ -222,18 +209,13 @@ def _fill(partials: Tensor, row: int, programs: int, part: Group, scale: float, 
     types = [TYPES[dtype] for dtype in part.dtypes[:-1]]
     shape = (part.table(), partials, len(part.rows[0]), part.chunks, count)
     if count > 2 and len(set(types)) == 1:
-        tile = next((rows for rows in TILES if rows >= count), TILES[-1])
+        tile, tiles = tile_places(count)
         kernel, threads = preconditioned_tile_kernel, tile_threads(types[0], tile, aligned=part.aligned)
-        places = {
-            (i, j): tile_constants(types[0], tile, diagonal=i == j, aligned=part.aligned)
-            for i in range(0, count, tile)
-            for j in range(i, count, tile)
-        }
+        places = {(i, j): tile_constants(types[0], tile, diagonal=i == j, aligned=part.aligned) for i, j in tiles}
     else:
-        # Beyond a pair, mixed dtypes do not fit one tile: pair by pair, each gradient read K - 1 times.
+        # Mixed dtypes do not fit one tile.
         kernel, threads = preconditioned_pair_kernel, THREADS
-        pairs = list(itertools.combinations(range(count), 2)) or [(0, 0)]
-        places = {(i, j): pair_constants(types[i], types[j], aligned=part.aligned) for i, j in pairs}
+        places = {(i, j): pair_constants(types[i], types[j], aligned=part.aligned) for i, j in pair_places(count)}
     for (i, j), constants in places.items():
         arguments = (*shape, i, j, row, partials.shape[-1], scale, eps)
         launch(kernel, programs, partials, arguments, constants, threads=threads)

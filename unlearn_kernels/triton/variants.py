@@ -5,7 +5,7 @@ is one number per sample. "unaligned": a view that does not begin at a multiple 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import triton.language as tl
 
@@ -113,13 +113,16 @@ def _gram_pair(dtype: str, aligned: bool) -> Variant:
     )
 
 
-def _gram_tiles(dtype: str, aligned: bool) -> Iterator[Variant]:
+def _tiles() -> Iterator[tuple[int, bool, str]]:
+    """Yield the size of each tile, whether it is on the diagonal, and when it is used."""
     small, large = grams.TILES
-    for tile, diagonal, detail in (
-        (small, True, f"K <= {small}"),
-        (large, True, f"K <= {large}"),
-        (large, False, f"K > {large}"),
-    ):
+    yield small, True, f"K <= {small}"
+    yield large, True, f"K <= {large}"
+    yield large, False, f"K > {large}"
+
+
+def _gram_tiles(dtype: str, aligned: bool) -> Iterator[Variant]:
+    for tile, diagonal, detail in _tiles():
         yield Variant(
             kernel="gram_tile",
             detail=_words(detail, "" if aligned else "unaligned"),
@@ -136,25 +139,18 @@ _PRECONDITIONED_TYPES = {**_GRAM_TYPES, "scale": "fp32", "eps": "fp32"}
 
 
 def _preconditioned_pair(dtype: str, aligned: bool) -> Variant:
-    x, y = (DTYPES[name] for name in _pair(dtype))
-    return Variant(
+    """Change the one of `gram`: the second moment is one more stream."""
+    return replace(
+        _gram_pair(dtype, aligned),
         kernel="preconditioned_pair",
-        detail=_words("K <= 2", "" if aligned else "unaligned"),
-        dtype=dtype,
         function=preconditioned.preconditioned_pair_kernel,
         types=_PRECONDITIONED_TYPES,
-        constants=preconditioned.pair_constants(x, y, aligned=aligned),
         streams=3 if aligned else 0,
     )
 
 
 def _preconditioned_tiles(dtype: str, aligned: bool) -> Iterator[Variant]:
-    small, large = preconditioned.TILES
-    for tile, diagonal, detail in (
-        (small, True, f"K <= {small}"),
-        (large, True, f"K <= {large}"),
-        (large, False, f"K > {large}"),
-    ):
+    for tile, diagonal, detail in _tiles():
         yield Variant(
             kernel="preconditioned_tile",
             detail=_words(detail, "" if aligned else "unaligned"),
