@@ -1,13 +1,14 @@
 """A tracker of its own for each test; the database is migrated once, since that takes seconds."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from expunge.registry import versions
 from expunge.registry.tracking import Tracker
+from expunge.requests.store import RequestStore, open_store
 from expunge.settings import TrainingSettings, load_settings
 from expunge.types import (
     Evidence,
@@ -50,6 +51,13 @@ def empty_registry(migrated: Path) -> Tracker:
     tracker = Tracker(settings.tracking)
     shutil.copy(migrated, settings.home / "mlflow" / "mlflow.db")
     return tracker
+
+
+@pytest.fixture
+def store() -> Iterator[RequestStore]:
+    opened = open_store(load_settings())
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The commands that read and move versions, on a registry and a request store as nights leave them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from expunge.registry import versions
 from expunge.registry.ledgers import contents
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
-from expunge.requests.store import RequestStore, open_store
+from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings, load_settings
 from expunge.types import Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
@@ -22,13 +22,6 @@ from tests.cli.conftest import Command
 ACCEPTED, REMOVED = RequestState.ACCEPTED, RequestState.REMOVED
 FAILED = 2.0
 """A bound of the excess that is far over the threshold."""
-
-
-@pytest.fixture
-def store() -> Iterator[RequestStore]:
-    opened = open_store(load_settings())
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

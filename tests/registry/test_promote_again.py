@@ -3,7 +3,6 @@
 The hotfix is the shipped faces model as it is, so it removes nothing, whatever its ledger says.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from expunge.registry import versions
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
 from expunge.requests.imaging import normalise
-from expunge.requests.store import RequestStore, open_store
+from expunge.requests.store import RequestStore
 from expunge.settings import Settings, load_settings
 from expunge.testbed import faces
 from expunge.types import Hotfix, Ledger, RemovalRequest, RequestState, UnlearnJob
@@ -46,13 +45,6 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def tracker(settings: Settings, empty_registry: Tracker) -> Tracker:
     return empty_registry
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[RequestStore]:
-    opened = open_store(settings)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from expunge.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also for errors.")]
+NamedVersion = Annotated[
+    str, typer.Argument(metavar="MODEL[@VERSION]", help="A model, and a version or an alias (default: champion).")
+]
 
 
 @dataclass(frozen=True)

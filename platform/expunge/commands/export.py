@@ -5,11 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from expunge.commands.common import AsJson, libraries_on_stderr, one_line, open_settings, print_json
+from expunge.commands.common import AsJson, NamedVersion, libraries_on_stderr, one_line, open_settings, print_json
 
-Version = Annotated[
-    str, typer.Argument(metavar="MODEL[@VERSION]", help="A model, and a version or an alias (default: champion).")
-]
 Format = Annotated[
     Literal["diffusers", "lora", "merged"],
     typer.Option(
@@ -26,7 +23,7 @@ Base = Annotated[
 ]
 
 
-def export(version: Version, form: Format, out: Out, base: Base = None, as_json: AsJson = False) -> None:
+def export(version: NamedVersion, form: Format, out: Out, base: Base = None, as_json: AsJson = False) -> None:
     """Write a version to a folder that diffusers loads without Expunge. Its files are checked first."""
     from expunge.registry.tracking import Tracker
     from expunge.registry.versions import named

@@ -6,24 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, one_line, open_settings, print_json, print_rows
+from expunge.commands.common import AsJson, NamedVersion, one_line, open_settings, print_json, print_rows
 
 if TYPE_CHECKING:
     from expunge.registry.ledgers import Contents, Removal
 
 COLUMNS = ("request", "verdict", "since version", "verified at promotion")
 
-Version = Annotated[
-    str, typer.Argument(metavar="MODEL[@VERSION]", help="A model, and a version or an alias (default: champion).")
-]
 Against = Annotated[
     str | None,
     typer.Option("--against", metavar="VERSION", help="Compare with this version or alias of the same model."),
 ]
 
 
-def ledger(version: Version, against: Against = None, as_json: AsJson = False) -> None:
-    """Print which requests a version removes, how each was judged on it, and since which version it is removed."""
+def ledger(version: NamedVersion, against: Against = None, as_json: AsJson = False) -> None:
+    """Print which requests a version removes, how each was judged on it, and which version first removed it."""
     from expunge.registry.ledgers import contents, only_in, removals
     from expunge.registry.tracking import Tracker
     from expunge.registry.versions import named

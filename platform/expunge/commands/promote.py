@@ -1,4 +1,4 @@
-"""`expunge promote`: make a version the champion that no night has promoted, or an older one again."""
+"""`expunge promote`: make the champion a version that no night has promoted, or an older one again."""
 
 import sys
 from dataclasses import replace

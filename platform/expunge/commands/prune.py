@@ -28,6 +28,7 @@ def prune(model: Model, dry_run: DryRun = False, yes: Yes = False, as_json: AsJs
     from expunge.requests.leases import lease
     from expunge.requests.store import open_store
     from expunge.runs.locks import promotion_lock
+    from expunge.text import counted
 
     if dry_run == yes:
         raise InputError("prune deletes for good", hint="give --dry-run to see what, or --yes to do it")
@@ -51,7 +52,7 @@ def prune(model: Model, dry_run: DryRun = False, yes: Yes = False, as_json: AsJs
     did = "deleted" if yes else "would delete"
     for what in (*(version.uri for version in versions), *folders):
         typer.echo(f"{did} {what}")
-    typer.echo(f"{did} {len(versions)} versions, and {size / 1e6:,.1f} MB of nights that have ended")
+    typer.echo(f"{did} {counted(len(versions), 'version')}, and {size / 1e6:,.1f} MB of nights that have ended")
 
 
 def _folders(settings: "Settings", store: "RequestStore", model: str) -> list[Path]:

@@ -13,7 +13,7 @@ from expunge.errors import InputError, StorageError, first_line
 from expunge.families.supported import family_named
 from expunge.families.weights import LORA_FILE
 from expunge.files import make_private, move_into_place
-from expunge.registry.pipelines import load_pipeline
+from expunge.registry.pipelines import pipeline_of
 from expunge.registry.seals import LEDGER
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import checked_files, resolve
@@ -46,7 +46,7 @@ def export(tracker: Tracker, uri: str, form: Format, to: Path, *, base: str | No
                 )
             shutil.copyfile(files / LORA_FILE, folder / LORA_FILE)
         else:
-            _save(load_pipeline(version.uri, tracking_uri=tracker.uri, base=base), form, folder)
+            _save(pipeline_of(files, base=base), form, folder)
         shutil.copyfile(files / LEDGER, folder / LEDGER)
 
 
@@ -55,7 +55,7 @@ def _save(pipeline: "DiffusionPipeline", form: Format, folder: Path) -> None:
         pipeline.save_pretrained(folder)
         return
     family = family_named(type(pipeline).__name__)
-    assert family is not None  # load_pipeline refuses others
+    assert family is not None  # pipeline_of refuses others
     pipeline.components[family.component].save_pretrained(folder / family.component)
 
 

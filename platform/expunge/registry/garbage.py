@@ -27,8 +27,10 @@ def superseded(tracker: Tracker, model: str) -> list[tuple[ModelVersion, str]]:
     found = []
     for version in all_versions(tracker, model):
         number, batch = str(version.version), version.tags.get(BATCH_TAG)
+        if int(number) >= newest or number in kept or batch is None:
+            continue
         mine = resolve(tracker, f"models:/{model}/{number}")  # a search does not tell aliases on every store
-        if int(number) < newest and number not in kept and not mine.aliases and batch is not None:
+        if not mine.aliases:
             found.append((mine, batch))
     return found
 

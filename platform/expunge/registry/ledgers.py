@@ -5,9 +5,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.registry.seals import EVIDENCE
+from expunge.registry.seals import EVIDENCE, LEDGER
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import DamagedVersionError, all_versions, batch_of, is_signed, read_ledger, read_sealed
+from expunge.registry.versions import (
+    DamagedVersionError,
+    all_versions,
+    batch_of,
+    damaged,
+    is_signed,
+    parsed_ledger,
+    read_ledger,
+    read_sealed,
+)
 from expunge.types import Evidence, Ledger, ModelVersion
 
 Verdict = Literal["passed", "failed", "skipped", "not_reproduced", "not verified"]
@@ -47,14 +56,12 @@ class Removal:
 
 def contents(tracker: Tracker, version: ModelVersion, key: bytes) -> Contents:
     """Return what `version` removes, from files that carry our signature. Raises DamagedVersionError."""
-    ledger = read_ledger(tracker, version, key)
-    stored = read_sealed(tracker, version, (EVIDENCE,), key)[EVIDENCE]
+    stored = read_sealed(tracker, version, (LEDGER, EVIDENCE), key)
+    ledger = parsed_ledger(version, stored[LEDGER])
     try:
-        evidence = _evidence(stored)
+        evidence = _evidence(stored[EVIDENCE])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedVersionError(
-            f"{version.uri}: {EVIDENCE} is damaged", hint="restore the artifact store, or roll back"
-        ) from None
+        raise damaged(version, f"{EVIDENCE} is damaged") from None
     return Contents(version, ledger, evidence, batch_of(tracker, version), is_signed(tracker, version))
 
 

@@ -1,6 +1,7 @@
 """Load a registered hotfix as a pipeline that is ready to generate."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.errors import InputError
@@ -25,7 +26,11 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
         from expunge.settings import load_settings
 
         tracking_uri = load_settings().tracking
-    folder = download(Tracker(tracking_uri), uri)
+    return pipeline_of(download(Tracker(tracking_uri), uri), base=base)
+
+
+def pipeline_of(folder: Path, *, base: str | None = None) -> "DiffusionPipeline":
+    """Do what `load_pipeline` does, with the files of a version that `download` has checked."""
     about = json.loads((folder / ABOUT).read_text())
     pipeline = _base(base or about["source"])
     kind = type(pipeline).__name__

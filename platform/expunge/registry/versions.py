@@ -158,11 +158,15 @@ def ledger(tracker: Tracker, model: str) -> Ledger:
 
 def read_ledger(tracker: Tracker, version: ModelVersion, key: bytes | None = None) -> Ledger:
     """Return what `version` removes; see `read_sealed` for `key`. Raises DamagedVersionError."""
-    stored = read_sealed(tracker, version, (LEDGER,), key)[LEDGER]
+    return parsed_ledger(version, read_sealed(tracker, version, (LEDGER,), key)[LEDGER])
+
+
+def parsed_ledger(version: ModelVersion, stored: bytes) -> Ledger:
+    """Return what `version` removes by the content of its ledger's file. Raises DamagedVersionError."""
     try:
         return Ledger.model_validate_json(stored).model_copy(update={"version": version.version})
     except ValidationError:
-        raise _damaged(version, f"{LEDGER} is damaged") from None
+        raise damaged(version, f"{LEDGER} is damaged") from None
 
 
 def read_sealed(
@@ -179,9 +183,9 @@ def read_sealed(
         for name, data in found.items():
             seals.check_file(about, name, data)
     except NotFoundError:
-        raise _damaged(version, "its files are missing") from None
+        raise damaged(version, "its files are missing") from None
     except BrokenSealError as error:
-        raise _damaged(version, str(error)) from None
+        raise damaged(version, str(error)) from None
     return found
 
 
@@ -228,13 +232,13 @@ def download(tracker: Tracker, uri: str, to: Path | None = None) -> Path:
     try:
         folder = tracker.fetch(source, to)
     except NotFoundError:
-        raise _damaged(version, "its files are missing") from None
+        raise damaged(version, "its files are missing") from None
     try:
         seals.check_folder(folder, seal)
     except BrokenSealError as error:
-        raise _damaged(version, str(error)) from None
+        raise damaged(version, str(error)) from None
     except FileNotFoundError as error:
-        raise _damaged(version, f"{Path(error.filename).name} is missing") from None
+        raise damaged(version, f"{Path(error.filename).name} is missing") from None
     except OSError as error:
         raise StorageError(
             f"{version.uri}: {error.filename} cannot be read ({error.strerror})", hint="check the artifact store"
@@ -274,7 +278,8 @@ def record_verification(
         tracker.client.set_model_version_tag(version.name, version.version, VERIFICATION_TAG, f"{name} {seal}")
 
 
-def _damaged(version: ModelVersion, why: str) -> DamagedVersionError:
+def damaged(version: ModelVersion, why: str) -> DamagedVersionError:
+    """Make the error for a version that is damaged, and say `why`."""
     return DamagedVersionError(f"{version.uri}: {why}", hint="restore the artifact store, or roll back")
 
 
