@@ -72,7 +72,8 @@ class Arm:
         losses = [torch.stack([micro() for micro in each]).mean() for each in objectives]
         shards = [[g.detach() for g in torch.autograd.grad(loss, self.weights)] for loss in losses]
         group, retain = list(range(len(self.weights))), [g.clone() for g in shards[-1]]
-        grams = local_grams(shards, group, self._moment(number))
+        moment = self._second_moment(number) if self.training.surgery_geometry == "optimizer" else None
+        grams = local_grams(shards, group, moment)
         _, conflict, norm = operate(shards, [group], grams[:, None], self.training, number)
         before = [w.detach().clone() for w in self.weights]
         for weight, gradient in zip(self.weights, shards[-1], strict=True):
@@ -81,7 +82,8 @@ class Arm:
         if number < WARM_UP:
             return
         clip = min(1.0, self.training.clip / norm)
-        p = [1 / ((v / self._correction(number + 1)).sqrt() + 1e-8) for v in self._squares()]
+        newest = self._second_moment(number + 1)
+        p = [1 / ((v / newest.correction).sqrt() + newest.eps) for v in newest.pieces]
         rate = self.training.rate("full")
         whole = -rate * _dot(retain, [a * b for a, b in zip(p, shards[-1], strict=True)])
         own = -rate * clip * _dot(retain, [a * b for a, b in zip(p, retain, strict=True)])
@@ -107,17 +109,10 @@ class Arm:
             "moved": self.distilled.retain(self.retain, others).item(),
         }
 
-    def _squares(self) -> list[Tensor]:
-        return [self.adamw.state[w]["exp_avg_sq"] for w in self.weights]
-
-    def _correction(self, steps: int) -> float:
-        return 1 - self.adamw.defaults["betas"][1] ** steps
-
-    def _moment(self, steps: int) -> SecondMoment | None:
-        if self.training.surgery_geometry == "euclidean":
-            return None
-        beta2, eps = self.adamw.defaults["betas"][1], self.adamw.defaults["eps"]
-        return SecondMoment(self._squares() if steps else [], steps, beta2, eps)
+    def _second_moment(self, steps: int) -> SecondMoment:
+        """Return AdamW's, after as many steps."""
+        pieces = [self.adamw.state[w]["exp_avg_sq"] for w in self.weights] if steps else []
+        return SecondMoment(pieces, steps, self.adamw.defaults["betas"][1], self.adamw.defaults["eps"])
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:

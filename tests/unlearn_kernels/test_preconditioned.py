@@ -73,7 +73,7 @@ def test_gradients_of_different_dtypes(count: int, backend: str) -> None:
 
 
 def test_the_plain_matrix_is_that_of_gram(backend: str) -> None:
-    """The host's other matrix: in the same order of summation where the types are, and within rounding anyway."""
+    """A backend may add the two matrices in another order than `gram` does, so they agree to within rounding."""
     for count in (2, 5):
         gradients = gradients_of(count, 2 * CHUNK + 7)
         plain, _ = grams(gradients, moment_of(2 * CHUNK + 7))

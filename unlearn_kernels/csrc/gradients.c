@@ -59,8 +59,8 @@ static const void *load(const gradients *s, int64_t k, int64_t position, int64_t
 }
 
 /* Add to sums [TILE, TILE] the inner products of rows x[0..2] with rows y[0..2], each of n values, n a multiple of 8:
- * every lane sums n / 8 products in float32, and these sums are added in float64. Meanwhile `soon` and `later` are fetched:
- * rows of the next panel, which else would be waited for while no sum is formed. */
+ * every lane sums n / 8 products in float32, and these sums are added in float64. Meanwhile `soon` and `later` are
+ * fetched: rows of the next panel, which else would be waited for while no sum is formed. */
 CLONES static void tile(const float *const *x, const float *const *y, int64_t n, const char *soon, const char *later,
                         double *sums) {
     const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *y0 = y[0], *y1 = y[1], *y2 = y[2];
@@ -104,7 +104,7 @@ CLONES static void pair_bf16(const uint16_t *x, const uint16_t *y, int64_t n, do
     sums[0] += sum8(a) + sum8(d), sums[1] += sum8(b) + sum8(e), sums[TILE + 1] += sum8(c) + sum8(f);
 }
 
-/* The same for two rows of any type, widened, and beside it their products weighted by p. */
+/* The same as `pair_f32` for two rows of any type, widened to float32, and for their products weighted by p. */
 CLONES static void weighted_pair(const float *x, const float *y, const float *p, int64_t n, double *sums,
                                  double *weighted) {
     v4d a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
@@ -147,7 +147,8 @@ static void all_tiles(const float *const *x, const float *const *y, int64_t coun
         }
 }
 
-/* Bytes: panels of the rows, and with a second moment of the weighted rows, of it and of p; then pointers to the rows. */
+/* Bytes: panels of the rows, and with a second moment those of the weighted rows, of it and of p; then pointers to the
+ * rows. */
 static int64_t gram_scratch(int64_t count, int matrices) {
     int64_t rows = rows_of(count), panels = matrices == 1 ? rows : 2 * rows + 2;
     return panels * PANEL * (int64_t)sizeof(float) + 2 * rows * (int64_t)sizeof(float *);

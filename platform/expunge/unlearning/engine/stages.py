@@ -252,20 +252,20 @@ class ParametersPartitioned(ReducedGradients):
 
     def second_moment(self) -> tuple[Shard, int]:
         flat, steps = _second_moments(self._optimizer.optimizer, self._optimizer.fp32_partitioned_groups_flat)
-        sizes = [[p.partition_numel() for p in group] for group in self._optimizer.fp16_groups]
-        return [part for moment, cut in zip(flat, sizes, strict=False) for part in moment.split(cut)], steps
+        return self._cut(flat) if flat else [], steps
 
     def masters(self) -> Shard:
-        pieces: Shard = []
-        for flat, group in zip(self._optimizer.fp32_partitioned_groups_flat, self._optimizer.fp16_groups, strict=True):
-            parts = flat.detach().split([p.partition_numel() for p in group])
-            # The padding of a tensor on its last rank was never written and may hold anything.
-            real = (
-                min(max(0, p.ds_numel - dist.get_rank() * len(part)), len(part))
-                for p, part in zip(group, parts, strict=True)
-            )
-            pieces += [part[:count] for part, count in zip(parts, real, strict=True)]
-        return pieces
+        parts = self._cut([flat.detach() for flat in self._optimizer.fp32_partitioned_groups_flat])
+        # The padding of a tensor on its last rank was never written and may hold anything.
+        return [
+            part[: max(0, p.ds_numel - dist.get_rank() * len(part))]  # pyright: ignore[reportAttributeAccessIssue]
+            for p, part in zip(self.parameters, parts, strict=True)
+        ]
+
+    def _cut(self, flat: Sequence[Tensor]) -> Shard:
+        """Cut a flat tensor of each group into the parts of its parameters, which are views of it."""
+        groups = zip(flat, self._optimizer.fp16_groups, strict=True)
+        return [part for whole, group in groups for part in whole.split([p.partition_numel() for p in group])]
 
     def set_masters(self, values: Mapping[nn.Parameter, Tensor]) -> None:
         # DeepSpeed's own function fails where a tensor does not divide among the ranks.
