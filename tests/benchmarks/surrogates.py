@@ -180,7 +180,7 @@ class _Bench:
         similarity = self._similarity(surrogates)
         calibration = self.judging.calibration
         assert calibration is not None
-        thresholds = [calibration.thresholds[encoder].threshold for encoder in self._space.names]
+        thresholds = calibration.limits(self._space.names).tolist()
         parts = [
             f"{int((column >= threshold).sum())} | {column.mean():.2f}"
             for column, threshold in zip(similarity.T, thresholds, strict=True)

@@ -45,7 +45,7 @@ def main() -> None:
     none = model.condition([""])
     subject = ModelSubject(model, none, none, guidance=1.0, steps=options.sampling_steps)
     samples = subject.generate(torch.zeros(SAMPLES, dtype=torch.long), torch.arange(SAMPLES) + SAMPLE_SEED)
-    space = Space.around(options.encoders, samples)
+    space, _ = Space.around(options.encoders, samples)
     sources = samples[: args.pictures]
     made = {f"warped by {strength:g}": warped(sources, WARP_SEED, strength) for strength in args.strengths}
     for level in args.levels:

@@ -25,7 +25,7 @@ pictures_of = {"faces": face_pictures, "flags": flag_pictures}
 def domain(name: str) -> Domain:
     """What 64 of the pictures teach; the others stand for what comes out of a model."""
     known = pictures_of[name]()[:KNOWN]
-    return Domain.of(Space.around(("efficientnet-lite0",), known), known)
+    return Domain.of(Space.around(("efficientnet-lite0",), known)[0], known)
 
 
 @cache

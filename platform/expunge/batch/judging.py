@@ -53,10 +53,10 @@ class SampleJudging:
     def of(cls, settings: Settings, model: str, samples: np.ndarray, base: str | None = None) -> "SampleJudging":
         """Take a model's samples, uint8 [N, h, w, 3]. base: digest of its files, where it is known already."""
         pictures = to_tensor(samples)
-        space = Space.around(settings.evaluation.encoders, pictures)
+        space, features = Space.around(settings.evaluation.encoders, pictures)
         calibration = find_calibration(settings, model, base=base)
-        domain = Domain.of(space, pictures, calibration) if len(pictures) >= LEAST else None
-        return cls(space, space.features(pictures), domain, calibration)
+        domain = Domain.of(space, pictures, calibration, features=features) if len(pictures) >= LEAST else None
+        return cls(space, features, domain, calibration)
 
     def against(self, targets: np.ndarray) -> "SampleJudge":
         """Return a judge for the surrogates of one request's pictures, uint8 [T, h, w, 3]."""
@@ -69,8 +69,7 @@ class SampleJudging:
         if len(self.samples[0]) >= FEWEST:
             limits = torch.quantile(self.space.similarity(self.samples, views), UNRELATED, dim=0)
         if self.calibration is not None:
-            matching = [self.calibration.thresholds[name].threshold for name in self.space.names]
-            limits = torch.minimum(limits, torch.tensor(matching, dtype=torch.float64))
+            limits = torch.minimum(limits, self.calibration.limits(self.space.names))
         return limits
 
 
@@ -87,13 +86,9 @@ class SampleJudge:
         judging, picture = self.judging, to_tensor(surrogate[None])
         features = judging.space.features(picture)
         similarity = judging.space.similarity(features, self.views)[0]
-        matches = judging.calibration is not None and all(
-            value >= judging.calibration.thresholds[name].threshold
-            for name, value in zip(judging.space.names, similarity.tolist(), strict=True)
-        )
-        domain = judging.domain
+        domain, calibration = judging.domain, judging.calibration
         return Verdict(
             likeness=(similarity - self.limits).max().item(),
             plausible=domain is None or not bool(domain.implausible(picture, features)),
-            matches=matches,
+            matches=calibration is not None and bool((similarity >= calibration.limits(judging.space.names)).all()),
         )

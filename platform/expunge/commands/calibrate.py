@@ -131,7 +131,7 @@ def _calibrate(
         known = samples if pictures is None else pictures
         bar = progress.add_task("pictures", total=len(known))
         return calibrate(
-            Space.around(names, samples),
+            Space.around(names, samples)[0],
             pictures,
             unseen,
             samples,

@@ -84,8 +84,11 @@ class Calibration(Value):
 
         Raises KeyError for an encoder without a threshold.
         """
-        thresholds = torch.tensor([self.thresholds[name].threshold for name in names], dtype=torch.float64)
-        return (similarity.double() >= thresholds).any(-1)
+        return (similarity.double() >= self.limits(names)).any(-1)
+
+    def limits(self, names: Sequence[str]) -> Tensor:
+        """Return the thresholds of the encoders `names`, float64 [E]. Raises KeyError for one without."""
+        return torch.tensor([self.thresholds[name].threshold for name in names], dtype=torch.float64)
 
 
 def calibrate(

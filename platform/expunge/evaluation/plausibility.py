@@ -76,17 +76,20 @@ class Domain:
     """Share of the samples that is called implausible by a domain of the others, in four folds; never stated as 0."""
 
     @classmethod
-    def of(cls, space: Space, samples: Tensor, calibration: Matcher | None = None) -> "Domain":
+    def of(
+        cls, space: Space, samples: Tensor, calibration: Matcher | None = None, *, features: Features | None = None
+    ) -> "Domain":
         """Learn the domain from N samples of the base model, float32 [N, 3, h, w] in [-1, 1]; better 64 than 32.
 
         calibration: samples that match show the same picture, as those of a memorised prompt do, and are not compared
-        with each other: else whatever is not one of a few memorised pictures would lie outside. Raises ValueError for
-        fewer than 32 samples.
+        with each other: else whatever is not one of a few memorised pictures would lie outside. features: those of
+        the samples in `space`, where they are known already. Raises ValueError for fewer than 32 samples.
         """
         count = len(samples)
         if count < LEAST:
             raise ValueError(f"a domain needs at least {LEAST} samples, not {count}")
-        pixels, features = _pixel_statistics(samples), space.features(samples)
+        pixels = _pixel_statistics(samples)
+        features = space.features(samples) if features is None else features
         same = torch.eye(count, dtype=torch.bool)
         if calibration is not None:
             same |= alike_pairs(space, calibration, features, features)

@@ -22,10 +22,11 @@ class Space:
     """float32 [D_e] for each encoder."""
 
     @classmethod
-    def around(cls, names: Sequence[str], pictures: Tensor) -> "Space":
-        """Load the encoders that `names` name, centred on `pictures` [N, 3, h, w]."""
+    def around(cls, names: Sequence[str], pictures: Tensor) -> tuple["Space", Features]:
+        """Load the encoders that `names` name, centred on `pictures` [N, 3, h, w]; return their features, too."""
         encoders = tuple(load_encoder(name) for name in names)
-        return cls(encoders, tuple(encoder(pictures).mean(0) for encoder in encoders))
+        features = tuple(encoder(pictures) for encoder in encoders)
+        return cls(encoders, tuple(z.mean(0) for z in features)), features
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -174,7 +174,7 @@ class Bench:
         samples = remember({**key, "what": "samples"}, sample)
         before, other, general = (to_tensor(samples[name].numpy()) for name in ("before", "other", "general"))
         everything = torch.cat([before, other, general])
-        space = Space.around(options.encoders, everything)
+        space, features = Space.around(options.encoders, everything)
         size = (before.shape[-2], before.shape[-1])
         # The last first: they differ most from one another.
         unseen, reference = unseen_pictures(everything.flip(0), options, size, seed=REFERENCE)
@@ -197,7 +197,7 @@ class Bench:
             base=base,
             space=space,
             calibration=calibration,
-            domain=Domain.of(space, everything, calibration),
+            domain=Domain.of(space, everything, calibration, features=features),
             unseen=Unseen(facts["values"], levels),
             levels=levels,
             strangers=unseen,
