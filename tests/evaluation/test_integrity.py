@@ -114,6 +114,50 @@ def test_a_model_that_gives_one_picture_fails_by_its_distribution() -> None:
     assert not named(judged(before[:1].expand_as(before).contiguous()), "distribution").passed
 
 
+def test_a_change_that_is_certain_but_tiny_is_no_change_of_the_distribution() -> None:
+    """A model that gives nearly the same picture for a prompt whatever the seed shows the slightest change."""
+    before = samples()[0]
+    other = (before + 0.002 * noise_like(before)).clamp(-1, 1)
+    after = (before * 0.97).contiguous()
+
+    evidence = measure_integrity(before, after, other, space(), FixedMatcher(), GateSettings(), 0.95)
+
+    distribution = named(evidence, "distribution")
+    assert evidence.figures["kid_p"] < GateSettings().min_kid_p
+    assert distribution.passed
+
+
+def test_the_distribution_says_how_many_foreign_pictures_would_change_it_as_much() -> None:
+    """Half of the samples rearranged: it says about a half, and fails."""
+    before, other = face_pictures()[:100].split(50)
+    after = before.clone()
+    after[::2] = before[::2].roll((before.shape[-2] // 2, before.shape[-1] // 2), (-2, -1))
+    encoder = Thumbnails()
+    faces = Space((encoder,), (encoder(before).mean(0),))
+
+    distribution = named(
+        measure_integrity(before, after, other, faces, FixedMatcher(), GateSettings(), 0.95), "distribution"
+    )
+
+    assert distribution.value == pytest.approx(0.5, abs=0.15)
+    assert not distribution.passed
+
+
+def test_only_rows_that_were_chosen_alike_are_compared_as_a_distribution() -> None:
+    """`before` has lost every showing of one picture; `other` has not, which is no change of the hotfix."""
+    before, other, _ = samples()
+    crowded = other.clone()
+    crowded[::2] = before[0]
+    comparable = torch.arange(N) % 2 == 1
+
+    def share(rows: Tensor | None) -> Rule:
+        given = (space(), FixedMatcher(), GateSettings(), 0.95)
+        return named(measure_integrity(before, before, crowded, *given, comparable=rows), "distribution")
+
+    assert not share(None).passed
+    assert share(comparable).passed
+
+
 def test_the_power_of_the_distribution_test_is_stated_and_grows_with_the_number_of_samples() -> None:
     """At least: 50 samples find a smaller share of rearranged faces than 20 do."""
 

@@ -49,13 +49,15 @@ def measure_integrity(
     confidence: float,
     *,
     nearest: Tensor | None = None,
+    comparable: Tensor | None = None,
     seed: int = 0,
 ) -> IntegrityEvidence:
     """Compare n unrelated outputs of the base model and of the hotfix, on prompts and seeds that training did not hold.
 
     before, after: float32 [n, 3, h, w] in [-1, 1], the same prompts and seeds. other: [n, 3, h, w], the base model's
     with the same prompts row by row, and other seeds. nearest: int64 [T, k], see `nearest_neighbours`; None leaves
-    collateral out. seed: of the permutations. Raises ValueError where the shapes differ, or n < 2.
+    collateral out. comparable: bool [n], rows whose `other` was chosen as `before` was; None: all. Where only `before`
+    has lost the samples that show a target, the two are not from one distribution. seed: of the permutations. Raises ValueError where the shapes differ, or n < 2.
     """
     if not before.shape == after.shape == other.shape or len(before) < 2:
         raise ValueError(
@@ -82,7 +84,9 @@ def measure_integrity(
         _changed(changed, gate, confidence),
         _tail(pixels, ruined),
     ]
-    distribution, figures = _distribution(before, z_before, z_after, z_other, space, gate, seed)
+    rows = torch.ones(len(before), dtype=torch.bool) if comparable is None or comparable.sum() < 2 else comparable
+    parts = (tuple(z[rows] for z in features) for features in (z_before, z_after, z_other))
+    distribution, figures = _distribution(before[rows], *parts, space, gate, seed)
     rules.append(distribution)
     if nearest is not None and nearest.numel():
         rules.append(_collateral(pixels, nearest, ruined))
@@ -197,39 +201,56 @@ def _distribution(
     test = kid_test(z_after, z_other, seed=seed)
     # Rearranged: with their quarters exchanged, of the same colours and sharpness, but no pictures of the domain.
     foreign = space.features(before.roll((before.shape[-2] // 2, before.shape[-1] // 2), (-2, -1)))
-    found = foreign_share_found(z_before, z_other, foreign, level=gate.min_kid_p, seed=seed)
+    level, worst = gate.min_kid_p, test.worst
+    found = foreign_share_found(z_before, z_other, foreign, level=level, seed=seed)
+    # Mixing a share f of foreign samples in makes the kernel distance f^2 times that of the foreign ones.
+    share = _root(_ratio(test.distances[worst], kid(foreign[worst], z_other[worst])))
+    n, outside = len(before), test.p < level
+    # With a level below the smallest p-value the test could never find a change, and proves nothing; 0 switches it off.
+    bound = share if outside else 0.0 if level > SMALLEST_P or level == 0 else math.nan
     figures = {
-        "kid": test.distances[test.worst],
-        "kid_floor": kid(z_before[test.worst], z_other[test.worst]),
+        "kid": test.distances[worst],
+        "kid_floor": kid(z_before[worst], z_other[worst]),
         "kid_p": test.p,
     }
     if found is not None:
         figures["kid_power"] = found
-    n = len(before)
     if n >= FRECHET_SAMPLES:
-        figures["frechet"] = frechet(z_after[test.worst], z_other[test.worst])
-        figures["frechet_floor"] = frechet(z_before[test.worst], z_other[test.worst])
+        figures["frechet"] = frechet(z_after[worst], z_other[worst])
+        figures["frechet_floor"] = frechet(z_before[worst], z_other[worst])
     return (
         rule(
             "distribution",
-            test.p,
-            # With a threshold below the smallest p-value it could never fail, and proves nothing; 0 switches it off.
-            test.p if gate.min_kid_p > SMALLEST_P or gate.min_kid_p == 0 else math.nan,
-            "at least",
-            gate.min_kid_p,
+            share,
+            bound,
+            "at most",
+            gate.max_changed,
             why=(
-                f"Were nothing changed, samples of hotfix and base model would differ this much with p = {test.p:.3f} "
-                f"(KID, permutation test, most in {space.names[test.worst]}). "
+                f"Samples of the hotfix differ from the base model's as if {share:.0%} of them were rearranged "
+                f"pictures (KID, most in {space.names[worst]}), which "
+                + ("is no chance" if outside else "may be chance")
+                + f" (permutation test, p = {test.p:.3f}). "
                 + (
-                    f"With {n} samples it finds {found:.0%} of rearranged pictures with a probability of 80%."
+                    f"With {n} samples the test finds {found:.0%} of rearranged pictures with a probability of 80%."
                     if found is not None
-                    else f"With {n} samples it would miss the change even if all of them were rearranged pictures."
+                    else f"With {n} samples the test would miss it even if all of them were rearranged pictures."
                 )
                 + ("" if n >= FRECHET_SAMPLES else f" A Frechet distance would need {FRECHET_SAMPLES} samples.")
             ),
         ),
         figures,
     )
+
+
+def _ratio(change: float, whole: float) -> float:
+    """Return change / whole, of distances whose estimates may be below 0; infinite where the whole is nothing."""
+    if math.isnan(change):
+        return math.nan
+    return max(change, 0.0) / whole if whole > 0 else math.inf if change > 0 else 0.0
+
+
+def _root(value: float) -> float:
+    return value if math.isinf(value) else math.sqrt(value)
 
 
 def _recognised(ours: Features, theirs: Features, space: Space, calibration: Matcher) -> Tensor:

@@ -92,7 +92,7 @@ class GateSettings(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="smallest p-value of the permutation test on the samples' distribution",
+        description="a change of the samples' distribution counts where its permutation test gives a smaller p-value",
     )
     max_attempts: int = Field(
         default=3, ge=1, description="after this many nights without passing its gate, a request waits for a person"

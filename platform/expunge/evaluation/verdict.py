@@ -385,13 +385,17 @@ def judge_integrity(
     # Rounded as the base model's stored samples are: an unchanged model must give the very same pictures.
     after = _stored(fixed.generate(bench.unrelated, UNRELATED + index))
     features, sides = bench.space.features(bench.before), [bench.examine(case) for case in cases]
-    kept = torch.ones(len(after), dtype=torch.bool)
-    for views in (views for side in sides for views in side.views):
-        kept &= ~bench.calibration.matches(bench.space.similarity(features, views), bench.space.names)
+    pictures = [views for side in sides for views in side.views]
+
+    def unrelated(samples: Features) -> Tensor:
+        shown = [bench.calibration.matches(bench.space.similarity(samples, v), bench.space.names) for v in pictures]
+        return ~torch.stack([*shown, torch.zeros(len(after), dtype=torch.bool)]).any(0)
+
+    kept = unrelated(features)
     kept = kept if kept.sum() >= 2 else torch.ones_like(kept)  # a model that shows nothing else must not change at all
     before, after, other = bench.before[kept], after[kept], bench.other[kept]
     samples = tuple(z[kept] for z in features)
-    targets = [tuple(z[:1] for z in views) for side in sides for views in side.views]
+    targets = [tuple(z[:1] for z in views) for views in pictures]
     nearest = [nearest_neighbours(bench.space, samples, target) for target in targets]
     evidence = measure_integrity(
         before,
@@ -402,6 +406,7 @@ def judge_integrity(
         bench.gate,
         bench.options.confidence,
         nearest=torch.cat(nearest) if nearest else None,
+        comparable=unrelated(bench.space.features(bench.other))[kept],
     )
     return evidence, before, after
 
