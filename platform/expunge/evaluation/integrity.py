@@ -56,8 +56,9 @@ def measure_integrity(
 
     before, after: float32 [n, 3, h, w] in [-1, 1], the same prompts and seeds. other: [n, 3, h, w], the base model's
     with the same prompts row by row, and other seeds. nearest: int64 [T, k], see `nearest_neighbours`; None leaves
-    collateral out. comparable: bool [n], rows whose `other` was chosen as `before` was; None: all. Where only `before`
-    has lost the samples that show a target, the two are not from one distribution. seed: of the permutations. Raises ValueError where the shapes differ, or n < 2.
+    collateral out. comparable: bool [n], the rows whose `other` was chosen as `before` was; None: all. Where only
+    `before` has lost the samples that show a target, the two are not from one distribution. seed: of the permutations.
+    Raises ValueError where the shapes differ, or n < 2.
     """
     if not before.shape == after.shape == other.shape or len(before) < 2:
         raise ValueError(
