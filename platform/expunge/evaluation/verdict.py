@@ -389,7 +389,7 @@ def judge_integrity(
 
     def unrelated(samples: Features) -> Tensor:
         shown = [bench.calibration.matches(bench.space.similarity(samples, v), bench.space.names) for v in pictures]
-        return ~torch.stack([*shown, torch.zeros(len(after), dtype=torch.bool)]).any(0)
+        return ~torch.stack([*shown, torch.zeros(len(samples[0]), dtype=torch.bool)]).any(0)
 
     kept = unrelated(features)
     kept = kept if kept.sum() >= 2 else torch.ones_like(kept)  # a model that shows nothing else must not change at all
