@@ -52,6 +52,12 @@ def test_memory_stands_out_most_where_it_lasts_and_ability_does_not(lasts: float
     assert levels == tuple(sorted(levels))
 
 
+def test_the_levels_are_neighbours_though_one_beyond_a_gap_stands_out() -> None:
+    """At 0.8 hardly anything comes back, so that what little does lies many deviations above the rest."""
+    known = Memory(KNOWN, 0.5)
+    assert choose_levels(known, SPACE, KNOWN, UNSEEN, 0, (0.8, *GRID[:-1])) == (0.3, 0.4, 0.5)
+
+
 def test_few_known_pictures_are_not_hidden_by_many_that_the_model_does_not_know() -> None:
     mixed = torch.cat([KNOWN[:1], pictures(15, seed=3)])
     assert choose_levels(Memory(KNOWN, 0.6), SPACE, mixed, UNSEEN, 0, GRID) == (0.4, 0.5, 0.6)

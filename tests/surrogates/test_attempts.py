@@ -72,5 +72,7 @@ def test_the_best_is_taken_where_none_is_good(says: list[Verdict], best: int) ->
 
 
 def test_a_request_whose_surrogates_are_all_the_target_is_refused() -> None:
-    with pytest.raises(InputError, match=r"edit: each of 8 surrogates still shows the target: give surrogates"):
+    with pytest.raises(
+        InputError, match=rf"edit: each of {ATTEMPTS} surrogates still shows the target: give surrogates"
+    ):
         _made([TARGET] * ATTEMPTS)

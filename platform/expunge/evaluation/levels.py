@@ -30,16 +30,18 @@ def choose_levels(
     grid: Sequence[float],
     count: int = 3,
 ) -> tuple[float, ...]:
-    """Return the `count` levels of `grid`, ascending, at which the base model's memory of `known` stands out most.
+    """Return `count` neighbouring levels of `grid`, ascending, at which the base model's memory of `known` stands out.
 
     known: float32 [N, 3, h, w], pictures that the model may have memorised. unseen: float32 [M, 3, h, w], pictures that
     it never saw. prompt_row: row of the conditioning; that of the empty prompt names none of them.
 
-    What counts at a level is how far each known picture lies above 95 % of unseen ones, in standard deviations of
-    those, averaged over pictures and encoders: the pictures that the model does not know cannot hide those that it
-    does. Levels that show much less than the best are left out, so there may be fewer than `count`; where no picture
+    What counts at a level is how far the similarity of each known picture lies above that of 95 % of unseen ones,
+    averaged over pictures and encoders: the pictures that the model does not know cannot hide those that it does. In
+    standard deviations of the unseen ones high levels would win, because hardly anything comes back there, known or
+    not. Levels that show much less than the best are left out, so there may be fewer than `count`; where no picture
     lies above at any level, there are none. Whether a request is reproduced is for `reproduces` to say.
     """
+    grid = sorted(grid)
 
     def values(pictures: Tensor) -> Tensor:
         """Mean similarity, float64 [N, G, E]."""
@@ -51,7 +53,9 @@ def choose_levels(
     merits = []
     for i in range(len(grid)):
         at = reference.at(i)
-        above = (of_known[:, i] - at.high).clamp(min=0) / at.spread.clamp(min=1e-6)
-        merits.append(above.mean().nan_to_num(0.0).item())
-    best = sorted(range(len(grid)), key=lambda i: -merits[i])[:count]
-    return tuple(sorted(grid[i] for i in best if merits[i] > 0 and merits[i] >= LEAST * merits[best[0]]))
+        merits.append((of_known[:, i] - at.high).clamp(min=0).mean().nan_to_num(0.0).item())
+    # Neighbours, because memory ends at some level and does not come back: what stands out beyond a gap is luck.
+    first = max(range(max(1, len(grid) - count + 1)), key=lambda i: sum(merits[i : i + count]))
+    window = range(first, min(first + count, len(grid)))
+    least = LEAST * max(merits[i] for i in window)
+    return tuple(grid[i] for i in window if merits[i] > 0 and merits[i] >= least)

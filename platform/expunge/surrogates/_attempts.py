@@ -10,7 +10,7 @@ from expunge.errors import InputError
 from expunge.surrogates._painter import Painter
 from expunge.surrogates.base import Editor, Task
 
-ATTEMPTS = 8
+ATTEMPTS = 20
 """Pictures that an editor makes of one target before the best of them has to do."""
 
 
