@@ -36,13 +36,13 @@ def _each(count: int) -> Callable[[Lesson], int]:
     return lambda lesson: count * lesson.both
 
 
-def _ours(title: str, *, constant_rate: bool = False, **settings: object) -> Arm:
-    return Arm(title, product, passes_of_product, settings, constant_rate)
+def _ours(title: str, settings: Mapping[str, object] | None = None, *, constant_rate: bool = False) -> Arm:
+    return Arm(title, product, passes_of_product, settings or {}, constant_rate)
 
 
 # The paper's abstract (arXiv 2603.10445) names a surrogate, timestep-aware weighting and surgery against a retain
 # gradient, and neither distillation nor where times are drawn.
-PAPER = {"forget_target": "surrogate", "retain_target": "data", "density": "uniform"}
+PAPER: Mapping[str, object] = {"forget_target": "surrogate", "retain_target": "data", "density": "uniform"}
 # SISS passes once through the network, and twice back.
 _SISS = 1 + 2 * 2
 # ESD asks the frozen model twice.
@@ -57,14 +57,14 @@ ARMS: Mapping[str, Arm] = {
     "siss-no-is": Arm("SISS without importance sampling", controls.siss_without_sampling, _each(GRADIENT)),
     "esd": Arm("ESD-style prompt erasure", controls.esd, _each(_ESD), needs_prompts=True),
     RETRAINED: Arm("retrained without the targets"),
-    "paper": _ours("the paper as described", **PAPER),
+    "paper": _ours("the paper as described", PAPER),
     "ours": _ours("ours"),
-    "no-views": _ours("ours without views", views=1),
-    "no-surgery": _ours("ours without surgery", surgery="none"),
-    "data-retain": _ours("ours, data instead of distilled retain", retain_target="data"),
-    "uniform-weight": _ours("ours, uniform weighting", weighting="uniform"),
-    "uniform-times": _ours("ours without memory density", density="uniform"),
-    "surrogate-target": _ours("ours, surrogate instead of recognition", forget_target="surrogate"),
+    "no-views": _ours("ours without views", {"views": 1}),
+    "no-surgery": _ours("ours without surgery", {"surgery": "none"}),
+    "data-retain": _ours("ours, data instead of distilled retain", {"retain_target": "data"}),
+    "uniform-weight": _ours("ours, uniform weighting", {"weighting": "uniform"}),
+    "uniform-times": _ours("ours without memory density", {"density": "uniform"}),
+    "surrogate-target": _ours("ours, surrogate instead of recognition", {"forget_target": "surrogate"}),
     "constant-rate": _ours("ours at a constant rate", constant_rate=True),
 }
 

@@ -85,7 +85,7 @@ def make_requests(testbed: str, pool: Pool, targets: Sequence[int], blobs: BlobS
         RemovalRequest(
             id=request_id(testbed, target),
             model=testbed,
-            images=tuple(blobs.put(to_png(picture)) for picture in _in_colour(pool.pictures[target])),
+            images=tuple(blobs.put(to_png(picture)) for picture in to_pictures(_in_colour(pool.pictures[target]))),
             prompt=pool.prompts.get(target),
             external_id=request_id(testbed, target),
         )
@@ -97,8 +97,8 @@ def request_id(testbed: str, target: int) -> str:
     return f"{testbed}-{target}"
 
 
-def _in_colour(pictures: Tensor) -> Sequence:
-    return to_pictures(pictures.expand(-1, 3, -1, -1))
+def _in_colour(pictures: Tensor) -> Tensor:
+    return pictures.expand(-1, 3, -1, -1)
 
 
 def _texts(setting: object) -> tuple[str, ...]:

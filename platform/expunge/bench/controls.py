@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from expunge.bench.lesson import Gradient, Lesson, combine, dot, over, squared
+from expunge.bench.lesson import Batch, Gradient, Lesson, combine, dot, over, squared
 from expunge.errors import InputError
 
 ETA = 0.5
@@ -60,7 +60,7 @@ def erase_diff(lesson: Lesson, step: int) -> Gradient:
 
 
 def siss(lesson: Lesson, step: int) -> Gradient:
-    """Return grad E[w_r |p(m) - p_r|^2] - s grad E[w_f |p(m) - p_f|^2] (Alberti et al., ICLR 2025, OpenReview SuHScQv5gP).
+    """Return grad E[w_r |p(m) - p_r|^2] - s grad E[w_f |p(m) - p_f|^2] (SISS: Alberti et al., ICLR 2025).
 
     m is noised from x_f with probability lambda, otherwise from x_r; p_r and p_f are the predictions that lead from m
     back to x_r and to x_f. With q(m | x) = N(m; a x, b^2) the importance weights are
@@ -103,26 +103,23 @@ def esd(lesson: Lesson, step: int) -> Gradient:
     is a noised target, so that passes go into steps. Raises InputError where no target has a prompt of its own.
     """
     prompts = lesson.forget.prompt
-    named = ~torch.stack(
-        [_same(table[prompts], lesson.empty[name]) for name, table in lesson.conditioning.items()]
-    ).all(0)
+    same = [_same(table[prompts], lesson.empty[name]) for name, table in lesson.conditioning.items()]
+    named = ~torch.stack(same).all(0) if same else torch.zeros(len(prompts), dtype=torch.bool)
     if not named.any():
         raise InputError("--arms: esd needs targets with prompts of their own", hint="leave it out")
     batch = lesson.targets(step, lesson.both, torch.nonzero(named).flatten())
-    nothing = {
-        name: table.expand(len(batch.x_0), *table.shape[1:]).to(batch.x_0.device)
-        for name, table in lesson.empty.items()
-    }
+    first = torch.zeros(len(batch.x_0), dtype=torch.long)
+    nothing = {name: table[first].to(batch.x_0.device) for name, table in lesson.empty.items()}
     with torch.no_grad(), lesson.frozen():
         unguided, guided = batch.predict(nothing), batch.predict()
     return lesson.gradient(batch.loss(unguided - GUIDANCE * (guided - unguided)))
 
 
-def _targets(lesson: Lesson, step: int):
+def _targets(lesson: Lesson, step: int) -> Batch:
     return lesson.targets(step, lesson.training.forget_batch)
 
 
-def _others(lesson: Lesson, step: int):
+def _others(lesson: Lesson, step: int) -> Batch:
     return lesson.others(step, lesson.training.retain_batch)
 
 

@@ -3,6 +3,8 @@
 A training on one rank equals one on several, to rounding, by the tests of the engine (tests/unlearning/test_engine.py).
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from expunge.bench.lesson import Gradient, Lesson
@@ -13,6 +15,13 @@ from expunge.unlearning.objectives import Mode, forget_step
 from expunge.unlearning.steps import Steps
 from unlearn_kernels import combine_, gram, surgery
 
+FOLLOWED: Mapping[str, object] = {
+    "surgery_geometry": "euclidean",
+    "surgery_granularity": "global",
+    "adaptive": False,
+    "precision": "fp32",
+}
+"""The only value of each of these settings that is followed here: the others are the sharded engine's."""
 GRADIENT = 3
 """Passes of a forward and a backward pass, of which the latter counts as two."""
 
@@ -46,13 +55,7 @@ def mode_of(training: TrainingSettings, requests: int) -> Mode:
 
 def check(training: TrainingSettings) -> None:
     """Raise InputError for settings that only the sharded engine follows."""
-    followed = {
-        "surgery_geometry": "euclidean",
-        "surgery_granularity": "global",
-        "adaptive": False,
-        "precision": "fp32",
-    }
-    for name, value in followed.items():
+    for name, value in FOLLOWED.items():
         if getattr(training, name) != value:
             raise InputError(
                 f"training.{name}: the benchmark trains in one process without the engine, which alone knows "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray
 from pydantic import Field
+from ray.exceptions import RayError, RayTaskError
 
 from expunge.batch.judging import prepare_judged
 from expunge.bench.arms import ARMS, RETRAINED
@@ -194,12 +195,9 @@ def _schedule(run: Run, left: Mapping[tuple[str, int], int], done: Done) -> None
     """Start a task for each of `left`, which says how many views each has, behind the preparation it needs."""
     asked = resources(run.settings.training_for(run.testbed))
     preparing, running = ray.remote(_prepare_task).options(**asked), ray.remote(_arm_task).options(**asked)
-    prepared = {
-        key: preparing.remote(run, *key) for key in sorted({(group, views) for (_, group), views in left.items()})
-    }
-    tasks = {
-        running.remote(prepared[group, views], run, arm, group): (arm, group) for (arm, group), views in left.items()
-    }
+    needed = sorted({(group, views) for (_, group), views in left.items()})
+    prepared = {key: preparing.remote(run, *key) for key in needed}
+    tasks = {running.remote(prepared[key[1], views], run, *key): key for key, views in left.items()}
     waiting = list(tasks)
     while waiting:
         ended, waiting = ray.wait(waiting)
@@ -207,7 +205,7 @@ def _schedule(run: Run, left: Mapping[tuple[str, int], int], done: Done) -> None
             try:
                 ray.get(task)
                 done(*tasks[task], None)
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 done(*tasks[task], _explained(error))
 
 
@@ -221,21 +219,20 @@ def _arm_task(prepared: None, run: Run, arm: str, group: int) -> None:
 
 
 def _explained(error: Exception) -> ExpungeError:
-    cause = error
-    while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, Exception):
-        cause = cause.cause
-    return cause if isinstance(cause, ExpungeError) else ExpungeError(last_line(cause))
+    """Return what a task raised, also where it only waited for the task that did."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return error if isinstance(error, ExpungeError) else ExpungeError(last_line(error))
 
 
 @contextmanager
 def _ray(workers: int | None) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, else start a Ray of this process's own."""
-    options = {"log_to_driver": False, "configure_logging": False}
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(**options)
+            ray.init(log_to_driver=False)
         else:
-            ray.init(address="local", include_dashboard=False, num_cpus=workers or os.cpu_count(), **options)
+            ray.init("local", num_cpus=workers or os.cpu_count(), include_dashboard=False, log_to_driver=False)
     try:
         yield
     finally:
