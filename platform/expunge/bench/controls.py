@@ -130,7 +130,7 @@ def _subtracted(retain: Gradient, forget: Gradient) -> Gradient:
 
 def _same(tables: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """Tell which rows of `tables` [N, ...] are the one of `row` [1, ...], bool [N]; batches round differently."""
-    return torch.isclose(tables, row, 1e-4, 1e-4).flatten(1).all(1)
+    return torch.isclose(tables, row, 1e-4, 1e-4).reshape(len(tables), -1).all(1)
 
 
 def _generator(lesson: Lesson, step: int) -> torch.Generator:

@@ -22,7 +22,7 @@ from expunge.bench.cases import POOLS, make_requests
 from expunge.bench.product import check
 from expunge.bench.results import ArmResult, result_file, result_of
 from expunge.bench.training import Trained, retrained, train_arm
-from expunge.errors import ExpungeError, InputError, last_line
+from expunge.errors import ExpungeError, InputError, UnavailableError, last_line
 from expunge.evaluation.measure import examine, measure, nothing_to_do
 from expunge.evaluation.rules import PROTOCOL_VERSION
 from expunge.families import pinned_source, preflight, source_digest
@@ -227,12 +227,20 @@ def _explained(error: Exception) -> ExpungeError:
 
 @contextmanager
 def _ray(workers: int | None) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, else start a Ray of this process's own."""
-    if not ray.is_initialized():
+    """Connect to the cluster that RAY_ADDRESS names, else start a Ray of this process's own.
+
+    Raises UnavailableError if that does not work.
+    """
+    try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False)
         else:
             ray.init("local", num_cpus=workers or os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    except Exception as error:  # Ray raises plain ones
+        raise UnavailableError(
+            f"Ray cannot be used: {last_line(error)}",
+            hint="run it again on a less busy machine, or correct RAY_ADDRESS",
+        ) from error
     try:
         yield
     finally:
