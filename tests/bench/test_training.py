@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from expunge.bench.lesson import Gradient, Lesson
+from expunge.bench.lesson import Gradient, Lesson, Method
 from expunge.bench.product import check, mode_of, product
 from expunge.bench.training import descend
 from expunge.errors import InputError
@@ -36,7 +36,7 @@ def test_it_steps_as_adamw_does_at_each_rate_and_clips_first(make_lesson: MakeLe
 
 
 def test_a_bad_step_is_skipped_and_several_in_a_row_end_the_training(make_lesson: MakeLesson) -> None:
-    def bad_at(*steps: int):
+    def bad_at(*steps: int) -> Method:
         def method(lesson: Lesson, step: int) -> Gradient:
             return [part * (float("nan") if step in steps else 1.0) for part in ones(lesson, step)]
 
