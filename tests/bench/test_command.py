@@ -161,7 +161,7 @@ def test_a_second_start_on_ray_measures_only_what_is_left(
             str(tmp_path / "out"),
         ]
         capsys.readouterr()
-        assert run([*command, "--arms", arms, "--json"]) == 0
+        assert run([*command, "--out", str(tmp_path / "out"), "--arms", arms, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     start("no-op")

@@ -177,9 +177,9 @@ def test_an_arm_costs_the_passes_it_says(make_lesson: MakeLesson, name: str) -> 
         if output.requires_grad:
             output.register_hook(lambda grad: counted.append(2 * len(grad)))
 
-    lesson.model.network[-1].register_forward_hook(forward)
+    lesson.model.network.register_forward_hook(forward)
     with lesson.frozen():
-        lesson.model.network[-1].register_forward_hook(forward)
+        lesson.model.network.register_forward_hook(forward)
     assert arm.method is not None
     arm.method(lesson, STEP)
     assert sum(counted) == arm.passes(lesson)

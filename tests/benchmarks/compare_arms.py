@@ -2,8 +2,9 @@
 
     EXPUNGE_HOME=... python -m tests.benchmarks.compare_arms NIGHT MODEL '{}' '{"forget_weight": 1.0}'
 
-`expunge bench method` compares methods on a testbed; this compares settings on what a user asked for. Each arm is JSON over the job's own training settings; every arm has the same data, seeds and noise. What the stage
-prepare made is used as it is: the views, the surrogates and the retain set are those of the night.
+Each arm is JSON over the job's own training settings; every arm has the same data, seeds and noise. What the stage
+prepare made is used as it is: the views, the surrogates and the retain set are those of the night. `expunge bench
+method` compares methods on a testbed; this compares settings on what somebody asked for.
 """
 
 import argparse

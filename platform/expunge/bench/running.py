@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -33,6 +34,9 @@ from expunge.runs.document import Document
 from expunge.runs.job import JobFolder
 from expunge.settings import Settings
 from expunge.types import UnlearnJob, Value
+
+STARTS = 3
+"""Attempts to start Ray."""
 
 
 class Record(Value):
@@ -245,3 +249,23 @@ def _ray(workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(workers: int | None) -> None:
+    if os.environ.get("RAY_ADDRESS"):
+        start = partial(ray.init, log_to_driver=False)
+    else:
+        cores = workers or os.cpu_count()
+        start = partial(ray.init, "local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    # A node has 30 s to start, and a busy machine may need more; its files are in memory at the next attempt.
+    for left in reversed(range(STARTS)):
+        try:
+            start()
+            return
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if not left:
+                raise UnavailableError(
+                    f"Ray cannot be used: {last_line(error)}",
+                    hint="run it again when the machine is less busy, or correct RAY_ADDRESS",
+                ) from error
