@@ -236,16 +236,7 @@ def _ray(workers: int | None) -> Iterator[None]:
     Raises UnavailableError if that does not work.
     """
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False)
-        else:
-            ray.init("local", num_cpus=workers or os.cpu_count(), include_dashboard=False, log_to_driver=False)
-    except Exception as error:  # Ray raises plain ones
-        raise UnavailableError(
-            f"Ray cannot be used: {last_line(error)}",
-            hint="run it again on a less busy machine, or correct RAY_ADDRESS",
-        ) from error
-    try:
+        _connect(workers)
         yield
     finally:
         ray.shutdown()
