@@ -9,6 +9,7 @@ import typer
 
 from expunge.commands import (
     backup,
+    bench,
     calibrate,
     config,
     doctor,
@@ -69,6 +70,7 @@ app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 app.command("testbed")(testbed.train_testbed)
 app.command("version")(config.version)

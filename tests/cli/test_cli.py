@@ -44,6 +44,18 @@ FLAGS = {
     "rollback": {"--to", "--accept-resurfacing", "--json"},
     "version": {"--json"},
     "config show": {"--json"},
+    "bench method": {
+        "--testbed",
+        "--arms",
+        "--seeds",
+        "--requests",
+        "--out",
+        "--oracle",
+        "--without",
+        "--quick",
+        "--workers",
+        "--json",
+    },
 }
 
 
