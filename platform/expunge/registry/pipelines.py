@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None = None) -> "DiffusionPipeline":
-    """Load the base pipeline and apply the hotfix to it, in float32 on the CPU.
+    """Load the base pipeline on the CPU, and apply the hotfix to it.
+
+    It is in float32, unless its largest network is large and stored in half precision: it then keeps that precision, and
+    an adapter stays beside the weights.
 
     `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. `tracking_uri` defaults to the one in the settings, `base`
     to the source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
