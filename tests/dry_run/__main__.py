@@ -39,8 +39,8 @@ def main() -> int:
 def run(home: Path) -> Record:
     """Run or continue the night in `home`; return what was seen of its stages, over all starts."""
     os.environ["EXPUNGE_HOME"] = str(home)
-    # Ray's workers are as nice as this process: its own default of 15 leaves them nothing beside other work.
-    own = {"RAY_worker_niceness": str(os.nice(0)), "OMP_NUM_THREADS": str(os.cpu_count())}  # one stage runs at a time
+    # One stage runs at a time, so it may have every core. Niceness 0 is that of this process, to which Ray adds 15.
+    own = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": str(os.cpu_count())}
     environment = {**environment_for(home), **own}
     watch = Watch(home, home / "stages.json")
     if night.ended(home):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 BATCH, MODEL = "dry-run", "random"
-PROMPT_TOKENS = 32
+PROMPT_TOKENS = 16
 
 CONFIG = """
 log_level = "debug"

@@ -182,7 +182,10 @@ def _anything_to_train(folder: JobFolder, job: UnlearnJob) -> bool:
 
 
 def _settings(home: str) -> Settings:
-    """Load this node's settings, and log as they say. Raises UnavailableError if they are wrong, because that is no job's fault."""
+    """Load this node's settings, and log as they say.
+
+    Raises UnavailableError if they are wrong, because that is no job's fault.
+    """
     try:
         settings = load_settings()
         configure(settings.log_level)

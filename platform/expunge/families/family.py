@@ -18,9 +18,9 @@ from expunge.families.weights import FULL_FILE, LORA_FILE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from diffusers import DiffusionPipeline
     from diffusers.loaders import PeftAdapterMixin
-    import torch
     from torch import Tensor, nn
 
     from expunge.families.architectures import Architecture
