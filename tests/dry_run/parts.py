@@ -1,4 +1,4 @@
-"""Use each part of a pipeline once, as the stages do, and print time and memory: `python -m tests.dry_run.parts FOLDER`.
+"""Use each part of a pipeline once, as the stages do: `python -m tests.dry_run.parts FOLDER` prints time and memory.
 
 It takes minutes where a whole night takes an hour, and says which part needs how much.
 """
@@ -39,7 +39,7 @@ def show(what: str, began: float) -> None:
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     now, own, most = (int(lines[name].split()[0]) * 1024 / 1e9 for name in ("VmRSS", "RssAnon", "VmHWM"))
     print(
-        f"{what:24} {time.monotonic() - began:5.0f} s  resident {now:5.2f} GB, {own:.2f} without files, peak {most:.2f}",
+        f"{what:24} {time.monotonic() - began:5.0f} s  resident {now:5.2f} GB (own {own:.2f}), peak {most:.2f}",
         flush=True,
     )
 
