@@ -9,7 +9,7 @@ export MKL_NUM_THREADS ?= 1
 export DS_BUILD_OPS := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup test test-slow test-all lint demo bench-kernels bench-engine clean
+.PHONY: setup test test-slow test-all lint demo dry-run-sd3 bench-kernels bench-engine clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,11 @@ lint: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m expunge.jobs.demo
+
+# A night with a model of SD3-medium's true size and random weights: 16 GB of disk in /tmp/sd3, and 16 GB of memory.
+# It may be killed and started again; ARGS='--size tiny --pixels 64' is the same in small.
+dry-run-sd3: $(STAMP)
+	$(BIN)/python -m tests.dry_run $(ARGS)
 
 bench-kernels: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench_kernels $(ARGS)

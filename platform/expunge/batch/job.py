@@ -42,7 +42,6 @@ def walk_job(folder: JobFolder, home: str) -> None:
     `home` is the id of the home that the night was submitted from.
     """
     settings = _settings(home)
-    configure(settings.log_level)
     folder.check_format()
     # A task whose driver was killed may live on for a moment beside the one that replaces it.
     store = open_store(settings, patience=PATIENCE_S)
@@ -183,9 +182,13 @@ def _anything_to_train(folder: JobFolder, job: UnlearnJob) -> bool:
 
 
 def _settings(home: str) -> Settings:
-    """Load this node's settings. Raises UnavailableError if they are wrong, because that is no job's fault."""
+    """Load this node's settings, and log as they say.
+
+    Raises UnavailableError if they are wrong, because that is no job's fault.
+    """
     try:
         settings = load_settings()
+        configure(settings.log_level)
         check_home(settings, home)
     except InputError as error:
         raise UnavailableError(f"node {socket.gethostname()}: {error.message}", hint=error.hint) from None

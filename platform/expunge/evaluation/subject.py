@@ -6,6 +6,7 @@ a model is.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -73,11 +74,18 @@ class ModelSubject(Subject):
         """Draw standard normal latents [N, C, H, W]; seeds: int64 [N], of which each decides its own alone."""
         return seeded_noise(seeds, self.model.latent_shape)
 
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        """Encode float32 [N, 3, h, w], each picture once: most draws of a test begin with the same few."""
+        places: dict[bytes, int] = {}
+        which = [places.setdefault(sha256(picture.numpy().tobytes()).digest(), len(places)) for picture in pictures]
+        first = [which.index(place) for place in range(len(places))]
+        return self.model.encode(pictures[first])[which]
+
     def _pictures(
         self, prompts: Tensor, seeds: Tensor, steps: int, level: float = 1.0, pictures: Tensor | None = None
     ) -> Tensor:
         self.ready()
-        start = None if pictures is None else self.model.encode(pictures)
+        start = None if pictures is None else self._encoded(pictures)
         latents = self._sample(Items(prompts, lambda index: self.noise(seeds[index]), steps, level, start))
         self.passes += len(prompts) * steps
         return self.model.decode(latents)

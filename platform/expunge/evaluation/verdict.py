@@ -172,12 +172,14 @@ class Bench:
             }
 
         samples = remember({**key, "what": "samples"}, sample)
-        before, other, general = (to_tensor(samples[name].numpy()) for name in ("before", "other", "general"))
-        everything = torch.cat([before, other, general])
+        # Each picture once, as floats: 192 of 1024 x 1024 take 2.4 GB.
+        everything = to_tensor(torch.cat([samples[name] for name in ("before", "other", "general")]).numpy())
+        before, other, general = everything.split(len(rows))
         space, features = Space.around(options.encoders, everything)
         size = (before.shape[-2], before.shape[-1])
         # The last first: they differ most from one another.
-        unseen, reference = unseen_pictures(everything.flip(0), options, size, seed=REFERENCE)
+        last = everything[-options.unseen_pictures :].flip(0)
+        unseen, reference = unseen_pictures(last, options, size, seed=REFERENCE)
         # Similarities depend on the encoders and their centre, and so on the samples.
         key |= {"centre": [_digest(z) for z in space.centre], "reference": _digest(unseen)}
 

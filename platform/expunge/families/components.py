@@ -51,7 +51,7 @@ class Components:
             network = self._read(name, dtype).eval().requires_grad_(False).to(self.device)
             self._held[name] = network
             self.read.append(name)
-            get_logger("families").debug("read a network", component=name, dtype=str(dtype), device=str(self.device))
+            get_logger("families").debug("read a network", network=name, dtype=str(dtype), device=str(self.device))
         return self._held[name]
 
     @contextmanager
@@ -64,8 +64,11 @@ class Components:
 
     def free(self, name: str) -> None:
         """Let go of a network, if it is held."""
-        if self._held.pop(name, None) is not None and self.device.type == "cuda":
+        if self._held.pop(name, None) is None:
+            return
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        get_logger("families").debug("freed a network", network=name)
 
     def other(self, name: str) -> object:
         """Read a scheduler or a tokenizer, anew each time. Raises InputError where its files do not make one."""

@@ -14,6 +14,7 @@ from expunge.families.path import PathPoint, Prediction, point
 from expunge.families.resolution import divisible, own_resolution
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
     from torch import Tensor, nn
 
@@ -84,16 +85,14 @@ class DDPM(Family):
         }
 
     @classmethod
-    def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
+    def read(cls, layout: Layout, variant: str | None, dtype: torch.dtype) -> DiffusionPipeline:
         """Read the two components: diffusers has no pipeline for a repository without a model_index.json."""
-        import torch
         from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
         if layout.class_of("unet") not in cls.classes["unet"]:
-            return super().read(layout, variant)
-        unet = UNet2DModel.from_pretrained(
-            layout.part("unet"), torch_dtype=torch.float32, use_safetensors=True, variant=variant
-        )
+            return super().read(layout, variant, dtype)
+        where = layout.part("unet")
+        unet = UNet2DModel.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, variant=variant)
         kind = DDIMScheduler if layout.class_of("scheduler") == "DDIMScheduler" else DDPMScheduler
         scheduler = kind.from_pretrained(layout.part("scheduler"))
         assert isinstance(scheduler, DDIMScheduler | DDPMScheduler)

@@ -18,6 +18,7 @@ from expunge.families.weights import FULL_FILE, LORA_FILE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from diffusers import DiffusionPipeline
     from diffusers.loaders import PeftAdapterMixin
     from torch import Tensor, nn
@@ -108,15 +109,17 @@ class Family(DiffusionModel):
         return None
 
     @classmethod
-    def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
-        """Read the whole pipeline in float32 from safetensors alone. Raises whatever diffusers raises."""
+    def read(cls, layout: Layout, variant: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+        """Read the whole pipeline in this precision from safetensors alone. Raises whatever diffusers raises."""
         from expunge.families.loading import read_pipeline
 
-        return read_pipeline(layout, variant)
+        return read_pipeline(layout, variant, dtype)
 
     @classmethod
     def apply_hotfix(cls, network: nn.Module, kind: str, folder: Path) -> None:
         """Turn the base model's `network` into the hotfixed one, in place; `folder` holds the hotfix of this `kind`.
+
+        An adapter goes into the weights, or stays beside them where `stays_beside` says so.
 
         Raises InputError where a LoRA adapter has no layer in this network, FileNotFoundError where the hotfix is of
         another component, and whatever torch raises where the shapes differ.
@@ -127,9 +130,15 @@ class Family(DiffusionModel):
             network.load_state_dict(load_file(folder / cls.component / FULL_FILE))
             return
         adapted = cls.attach_adapter(network, folder / LORA_FILE)
-        # One matrix product per layer instead of three.
-        adapted.fuse_lora()
-        adapted.unload_lora()
+        if not cls.stays_beside(network, kind):
+            # One matrix product per layer instead of three.
+            adapted.fuse_lora()
+            adapted.unload_lora()
+
+    @staticmethod
+    def stays_beside(network: nn.Module, kind: str) -> bool:
+        """Tell whether the hotfix is an adapter beside weights in half precision, which would round most of it away."""
+        return kind == "lora" and next(network.parameters()).itemsize < 4
 
     @classmethod
     def attach_adapter(cls, network: nn.Module, file: Path) -> PeftAdapterMixin:

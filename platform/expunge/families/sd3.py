@@ -16,6 +16,7 @@ from expunge.families.weights import COMPLETE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from diffusers import AutoencoderKL, DiffusionPipeline
     from torch import Tensor, nn
 
@@ -251,8 +252,8 @@ class SD3(Family):
         StableDiffusion3Pipeline.save_lora_weights(folder, transformer_lora_layers=layers)
 
     @classmethod
-    def read(cls, layout: Layout, variant: str | None) -> DiffusionPipeline:
-        pipeline = super().read(layout, variant)
+    def read(cls, layout: Layout, variant: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+        pipeline = super().read(layout, variant, dtype)
         fill_in_shift(pipeline.components["vae"])
         return pipeline
 

@@ -8,7 +8,6 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor
 
 from expunge.families.family import Family
-from expunge.families.weights import LORA_FILE
 
 Which = Literal["base", "hotfix"]
 
@@ -27,9 +26,9 @@ class Switch:
         self._is: Which = "hotfix"
         self._settled = False
         self._waiting: dict[str, Tensor] = {}
-        self._beside = kind == "lora" and next(model.network.parameters()).dtype != torch.float32
+        self._beside = model.stays_beside(model.network, kind)
         if self._beside:
-            model.attach_adapter(model.network, folder / LORA_FILE)
+            model.apply_hotfix(model.network, kind, folder)
             return
         before = {name: tensor.to("cpu", copy=True) for name, tensor in model.network.state_dict().items()}
         model.apply_hotfix(model.network, kind, folder)

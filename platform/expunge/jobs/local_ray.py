@@ -73,7 +73,8 @@ def local_ray(environment: dict[str, str]) -> Iterator[str]:
                 wait_for(ports[name], ray)
             yield f"http://127.0.0.1:{ports['dashboard-port']}"
         finally:
-            stop(psutil.Process(ray.pid))
+            with suppress(psutil.NoSuchProcess):  # it ended by itself: `wait_for` says so
+                stop(psutil.Process(ray.pid))
 
 
 def sweep() -> None:

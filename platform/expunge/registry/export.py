@@ -5,21 +5,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors import SafetensorError
 
 from expunge.errors import InputError, StorageError, first_line
-from expunge.families.supported import family_named
 from expunge.families.weights import LORA_FILE
 from expunge.files import make_private, move_into_place
-from expunge.registry.pipelines import pipeline_of
+from expunge.registry.pipelines import network_of, pipeline_of
 from expunge.registry.seals import LEDGER
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import checked_files, resolve
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 Format = Literal["diffusers", "lora", "merged"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -30,8 +26,8 @@ def export(tracker: Tracker, uri: str, form: Format, to: Path, *, base: str | No
 
     form: `lora` is the adapter, for `pipeline.load_lora_weights(to)`; `diffusers` is the changed network alone, in a
     folder named after the pipeline's component, for `from_pretrained(to, subfolder=COMPONENT)`; `merged` is the whole
-    pipeline with the changes in its weights, for `DiffusionPipeline.from_pretrained(to)`. The last two are float32.
-    base: as in `load_pipeline`.
+    pipeline with the changes in its weights, for `DiffusionPipeline.from_pretrained(to)`. In the last two the changed
+    network is in float32. base: as in `load_pipeline`.
 
     Raises InputError if `to` is not empty or the version has no adapter, and StorageError if it cannot be written.
     """
@@ -46,17 +42,25 @@ def export(tracker: Tracker, uri: str, form: Format, to: Path, *, base: str | No
                 )
             shutil.copyfile(files / LORA_FILE, folder / LORA_FILE)
         else:
-            _save(pipeline_of(files, base=base), form, folder)
+            _save(files, base, form, folder)
         shutil.copyfile(files / LEDGER, folder / LEDGER)
 
 
-def _save(pipeline: "DiffusionPipeline", form: Format, folder: Path) -> None:
+def _save(files: Path, base: str | None, form: Format, folder: Path) -> None:
+    """Write the changed network, or the whole pipeline with it in its place.
+
+    It is read by itself for both, because an adapter that stays beside the weights would be written with other names.
+    """
+    from diffusers import ModelMixin
+
+    name, network = network_of(files, base=base)
     if form == "merged":
+        pipeline = pipeline_of(files, base=base)
+        pipeline.register_modules(**{name: network})
         pipeline.save_pretrained(folder)
         return
-    family = family_named(type(pipeline).__name__)
-    assert family is not None  # pipeline_of refuses others
-    pipeline.components[family.component].save_pretrained(folder / family.component)
+    assert isinstance(network, ModelMixin)
+    network.save_pretrained(folder / name)
 
 
 @contextmanager

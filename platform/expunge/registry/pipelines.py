@@ -1,6 +1,8 @@
 """Load a registered hotfix as a pipeline that is ready to generate."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,16 @@ from expunge.registry.versions import ABOUT, download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from torch import nn
+
+    from expunge.families.family import Family
 
 
 def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None = None) -> "DiffusionPipeline":
-    """Load the base pipeline and apply the hotfix to it, in float32 on the CPU.
+    """Load the base pipeline on the CPU, and apply the hotfix to it.
+
+    It is in float32, unless its largest network is large and stored in half precision: it then keeps that precision,
+    and an adapter stays beside the weights.
 
     `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. `tracking_uri` defaults to the one in the settings, `base`
     to the source that the hotfix was trained from; a hub id is written OWNER/NAME@COMMIT.
@@ -31,30 +39,58 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
 
 def pipeline_of(folder: Path, *, base: str | None = None) -> "DiffusionPipeline":
     """Do what `load_pipeline` does, with the files of a version that `download` has checked."""
+    from expunge.families.loading import load_base
+
     about = json.loads((folder / ABOUT).read_text())
-    pipeline = _base(base or about["source"])
-    kind = type(pipeline).__name__
-    family = family_named(kind)
-    try:
-        if family is None:
-            raise InputError(f"{kind} is not supported")
+    with _base(base or about["source"]) as (source, label):
+        pipeline = load_base(source, label)
+    with _fitting(type(pipeline).__name__, about["kind"]) as family:
         family.apply_hotfix(pipeline.components[family.component], about["kind"], folder)
-    except (InputError, FileNotFoundError, RuntimeError, ValueError, KeyError) as error:
-        what = "a LoRA adapter" if about["kind"] == "lora" else "all weights of a network"
-        raise InputError(
-            f"the hotfix ({what}) does not fit {kind}", hint="name the pipeline that it was trained from"
-        ) from error
     return pipeline
 
 
-def _base(source: str) -> "DiffusionPipeline":
-    from expunge.families.loading import load_base
+def network_of(folder: Path, *, base: str | None = None) -> "tuple[str, nn.Module]":
+    """Read the changed network alone, in float32 and with the changes in its weights.
 
+    Returns the name of its component, and it. folder: the files of a version that `download` has checked. Raises
+    InputError as `load_pipeline` does.
+    """
+    from expunge.families.components import Components
+    from expunge.families.source import locate
+
+    about = json.loads((folder / ABOUT).read_text())
+    with _base(base or about["source"]) as (source, label):
+        layout = locate(source, label, weights=True)
+        parts = Components(layout, exact=True)
+    with _fitting(layout.kind, about["kind"]) as family:
+        network = parts.network(family.component)
+        family.apply_hotfix(network, about["kind"], folder)
+    return family.component, network
+
+
+@contextmanager
+def _base(source: str) -> Iterator[tuple[str, str]]:
+    """Yield the source with what to call it; say that a base can be named where it cannot be read."""
     label = f"the base model {source}"
     try:
-        return load_base(source, label)
+        yield source, label
     except InputError as error:
         raise InputError(
             f"{label} cannot be loaded ({error.message.removeprefix(f'{label}: ')})",
             hint="name a diffusers pipeline by path, or by hub id as OWNER/NAME@COMMIT, as `base`",
+        ) from error
+
+
+@contextmanager
+def _fitting(pipeline: str, kind: str) -> "Iterator[type[Family]]":
+    """Yield the family of this class of pipelines; say so where the hotfix does not fit it."""
+    family = family_named(pipeline)
+    try:
+        if family is None:
+            raise InputError(f"{pipeline} is not supported")
+        yield family
+    except (InputError, FileNotFoundError, RuntimeError, ValueError, KeyError) as error:
+        what = "a LoRA adapter" if kind == "lora" else "all weights of a network"
+        raise InputError(
+            f"the hotfix ({what}) does not fit {pipeline}", hint="name the pipeline that it was trained from"
         ) from error

@@ -13,6 +13,7 @@ import torch
 from ray.train.torch import get_device
 
 from expunge.families import load_model
+from expunge.logs import configure
 from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
 from expunge.runs.failures import FINAL
@@ -58,6 +59,7 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     from expunge.unlearning.engine import ShardedEngine
 
     settings, job = load_settings(), folder.job.expect()
+    configure(settings.log_level)
     baseline = folder.baseline.read() or Baseline(job=job.id, levels=())  # none: an earlier release planned it
     training, device = job.training.at_the_memory(baseline.levels), get_device()
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
