@@ -39,7 +39,7 @@ def device() -> torch.device:
 
 
 def usable(device: torch.device) -> torch.device:
-    """Return a GPU ready to compute on, or the CPU if torch cannot use it: a CPU build sees none of those Ray counts."""
+    """Return a GPU ready to compute on, or the CPU where torch cannot use it, such as a CPU build of torch."""
     import torch
 
     if device.type != "cuda" or not torch.cuda.is_available():
