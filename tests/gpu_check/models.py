@@ -76,10 +76,6 @@ def architecture(side: int, *, tiny: bool) -> Architecture:
     return Architecture(SD3, network, tuple(network.transformer_blocks), inputs)
 
 
-def sides(tiny: bool) -> tuple[int, ...]:
-    return (64,) if tiny else (512, 1024)
-
-
 def synchronise(model: DiffusionModel) -> None:
     """Wait for a GPU: it runs behind the host, and a time would else be that of the launches."""
     if torch.device(model.device).type == "cuda":

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from expunge.generation.noise import seeded_noise
 from expunge.generation.sampling import Items, Sampler
 from tests.device import DEVICE
-from tests.gpu_check.models import DTYPE, Bare, architecture, peak_bytes, reset_peak, sides, synchronise
+from tests.gpu_check.models import DTYPE, Bare, architecture, peak_bytes, reset_peak, synchronise
 
 STEPS = 4
 ROUNDS = 2
@@ -61,10 +61,10 @@ def operations_per_call(side: int, tiny: bool) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--side", type=int, default=64, help="of the square pictures, in pixels")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
-    found = [measure(side, arguments.tiny) for side in sides(arguments.tiny)]
-    arguments.out.write_text(json.dumps({"dtype": str(DTYPE), "runs": found}))
+    arguments.out.write_text(json.dumps({"dtype": str(DTYPE), **measure(arguments.side, arguments.tiny)}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTING = ("pytest", "pytest_timeout", "xdist", "hypothesis", "numpy", "psutil")
+TESTING = ("pytest", "pytest_timeout", "xdist", "hypothesis", "numpy")
 """What the suite's conftest imports, with what the kernels' tests need."""
 PLATFORM = ("pydantic", "pydantic_settings", "structlog", "cryptography", "diffusers", "transformers", "peft")
 TIMEOUT_S = 3600
@@ -81,8 +81,8 @@ def _tests(*arguments: str, rehearsal: tuple[str, ...]) -> Callable[[bool, Path]
     return command
 
 
-def _measurement(module: str) -> Callable[[bool, Path], list[str]]:
-    return lambda rehearsing, file: [module, str(file), *(["--tiny"] if rehearsing else [])]
+def _measurement(module: str, *options: str) -> Callable[[bool, Path], list[str]]:
+    return lambda rehearsing, file: [module, str(file), *(["--tiny"] if rehearsing else options)]
 
 
 def _counts(file: Path) -> dict[str, int]:
@@ -98,6 +98,9 @@ def _counts(file: Path) -> dict[str, int]:
 def _json(file: Path) -> object:
     return json.loads(file.read_text())
 
+
+SIDES = (512, 1024)
+"""Of square pictures, in pixels. A process each, so that a peak of memory is that of one resolution."""
 
 KERNELS, ENGINE = "tests/unlearn_kernels", "tests/unlearning/test_engine.py"
 STEPS = (
@@ -117,6 +120,17 @@ STEPS = (
         _tests(ENGINE, rehearsal=(ENGINE, "-k", "conflict-stage1-fp32-1x-1")),
         _counts,
     ),
-    Step("sampling", PLATFORM, _measurement("tests.gpu_check.sampling"), _json),
-    Step("training", (*PLATFORM, "deepspeed"), _measurement("tests.gpu_check.training"), _json),
+    *(
+        Step(f"sampling at {side}", PLATFORM, _measurement("tests.gpu_check.sampling", f"--side={side}"), _json)
+        for side in SIDES
+    ),
+    *(
+        Step(
+            f"training at {side}",
+            (*PLATFORM, "deepspeed"),
+            _measurement("tests.gpu_check.training", f"--side={side}"),
+            _json,
+        )
+        for side in SIDES
+    ),
 )

@@ -15,10 +15,9 @@ def page(found: Mapping[str, Any]) -> str:
     results = {step["name"]: step["result"] for step in found["steps"] if step["state"] == "passed"}
     if "kernel benchmarks" in results:
         lines += ["", *_kernels(results["kernel benchmarks"]["rows"], about.get("bandwidth_GB_s"))]
-    if "sampling" in results:
-        lines += ["", *_sampling(results["sampling"]["runs"])]
-    if "training" in results:
-        lines += ["", *_training(results["training"]["runs"])]
+    for kind, write in (("sampling", _sampling), ("training", _training)):
+        runs = [result for name, result in results.items() if name.startswith(f"{kind} at")]
+        lines += ["", *write(runs)] if runs else []
     return "\n".join(lines) + "\n"
 
 

@@ -53,13 +53,13 @@ def test_the_page_names_the_card_and_leaves_out_what_failed() -> None:
     about = {"device": "cuda", "date": "2026-01-01", "card": "A card", "driver": None, "cuda": "13.0"}
     run_ = {"resolution": 512, "items_per_pass": 4, "calls_per_second": 2.0, "tflops": 3.0, "peak_bytes": None}
     steps: list[dict[str, Any]] = [
-        {"name": "sampling", "state": "passed", "said": "", "result": {"runs": [run_]}},
-        {"name": "training", "state": "failed", "said": "it broke", "result": None},
+        {"name": "sampling at 512", "state": "passed", "said": "", "result": run_},
+        {"name": "training at 512", "state": "failed", "said": "it broke", "result": None},
     ]
     text = page({"environment": {**about, "packages": {"torch": "2.13.0"}}, "steps": steps})
     assert "A card, driver unknown, CUDA 13.0, torch 2.13.0" in text
     assert "| 512 | 4 | 2.00 | 3 | not measured |" in text
-    assert "| training | failed |" in text
+    assert "| training at 512 | failed |" in text
     assert "## Training" not in text
 
 
@@ -77,4 +77,6 @@ def test_every_step_runs_on_a_cpu_without_ray_and_mlflow(tmp_path: Path) -> None
     assert "card" not in found["environment"]
     by_name = {step["name"]: step["result"] for step in found["steps"]}
     assert by_name["engine tests"]["tests"] > by_name["engine tests"]["skipped"]
-    assert all(run_["peak_bytes"] is None for run_ in by_name["training"]["runs"] + by_name["sampling"]["runs"])
+    measured = [result for name, result in by_name.items() if " at " in name]
+    assert len(measured) == 4
+    assert all(result["peak_bytes"] is None for result in measured)

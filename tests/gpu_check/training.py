@@ -16,7 +16,7 @@ from expunge.unlearning.losses import Losses
 from expunge.unlearning.memory import estimate, footprint_of
 from expunge.unlearning.steps import Steps
 from tests.device import BACKEND, DEVICE
-from tests.gpu_check.models import Bare, architecture, peak_bytes, reset_peak, sides, synchronise
+from tests.gpu_check.models import Bare, architecture, peak_bytes, reset_peak, synchronise
 
 FORGET, RETAIN, MICRO_BATCH = 2, 4, 2
 WARM_UP, STEPS = 2, 5
@@ -83,14 +83,15 @@ def _step(engine: ShardedEngine, steps: Steps, number: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--side", type=int, default=64, help="of the square pictures, in pixels")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        found = [measure(side, arguments.tiny) for side in sides(arguments.tiny)]
+        found = measure(arguments.side, arguments.tiny)
     finally:
         dist.destroy_process_group()
-    arguments.out.write_text(json.dumps({"backend": BACKEND, "runs": found}))
+    arguments.out.write_text(json.dumps({"backend": BACKEND, **found}))
 
 
 if __name__ == "__main__":
