@@ -9,7 +9,7 @@ export MKL_NUM_THREADS ?= 1
 export DS_BUILD_OPS := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup test test-slow test-all lint demo dry-run-sd3 bench-kernels bench-engine clean
+.PHONY: setup test test-slow test-all lint demo dry-run-sd3 bench-kernels bench-engine gpu-check clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,11 @@ bench-kernels: $(STAMP)
 
 bench-engine: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench_engine $(ARGS)
+
+# For a machine with one NVIDIA GPU, with or without the network: see `ARGS=--needs`, and `ARGS=--rehearse` without a GPU.
+# No prerequisite: the environment there may have no more than torch, triton and what the steps need.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.gpu_check $(ARGS)
 
 # Build products and caches only: nobody's data lives in the checkout.
 clean:

@@ -7,11 +7,13 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -121,6 +123,10 @@ def _load(name: str) -> Backend:
     module = import_module(f"unlearn_kernels.{name}")
     if name == "native":
         module.library()
-    elif name == "triton" and not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
-        raise ImportError("Triton compiles its launchers with a C compiler, and there is no gcc or clang here")
+    elif name == "triton":
+        # Triton itself would only find out at the first launch, in the middle of a training.
+        if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
+            raise ImportError("Triton compiles its launchers with a C compiler, and there is no gcc or clang here")
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            raise ImportError("Triton compiles its launchers against Python.h, which is not here: install python3-dev")
     return cast(Backend, module)

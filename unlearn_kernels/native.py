@@ -99,11 +99,11 @@ def weighted_loss(
         gradient.data_ptr() if gradient is not None else None,
     )
     _check(status)
-    return torch.tensor(loss.value, dtype=torch.float32), gradient
+    return torch.tensor(loss.value, dtype=torch.float32, device="cpu"), gradient
 
 
 def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    result = torch.empty(len(gradients), len(gradients), dtype=torch.float64)
+    result = torch.empty(len(gradients), len(gradients), dtype=torch.float64, device="cpu")
     tensors = [tensor for entry in zip(*gradients, strict=True) for tensor in entry]
     status = library().unlearn_gram(
         len(gradients[0]),
@@ -121,7 +121,7 @@ def gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
 def preconditioned_gram(
     gradients: Sequence[Sequence[Tensor]], second_moment: Sequence[Tensor], correction: float, eps: float
 ) -> Tensor:
-    result = torch.empty(2, len(gradients), len(gradients), dtype=torch.float64)
+    result = torch.empty(2, len(gradients), len(gradients), dtype=torch.float64, device="cpu")
     tensors = [tensor for entry in zip(*gradients, second_moment, strict=True) for tensor in entry]
     status = library().unlearn_preconditioned_gram(
         len(second_moment),

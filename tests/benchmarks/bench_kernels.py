@@ -56,21 +56,51 @@ class Contender:
     run: Callable[[], object]
 
 
-def interleaved(contenders: Sequence[Contender], repeats: int, reset: Callable[[], object]) -> dict[str, np.ndarray]:
-    """Time each contender: milliseconds [repeats, 2], CPU and wall. A first turn warms up and compiles."""
+def interleaved(
+    contenders: Sequence[Contender], repeats: int, reset: Callable[[], object], device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Time each contender: milliseconds [repeats, 2], CPU and wall. A first turn warms up and compiles.
+
+    On a GPU, wall time is from the start to the end of its work, gaps in which it waits for the host included.
+    """
+    clock = _GpuClock if device == "cuda" else _Clock
     times: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
     gc.disable()  # as timeit does: a collection between two turns would cool the caches
     for repeat in range(repeats + 1):
         gc.collect()
         for contender in contenders:
             reset()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = clock(), time.process_time()
             contender.run()
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            cpu, wall = time.process_time() - cpu, wall.milliseconds()
             if repeat:
-                times[contender.name].append((1e3 * cpu, 1e3 * wall))
+                times[contender.name].append((1e3 * cpu, wall))
     gc.enable()
     return {name: np.array(values) for name, values in times.items()}
+
+
+class _Clock:
+    """Runs from its creation on."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def milliseconds(self) -> float:
+        return 1e3 * (time.perf_counter() - self._begun)
+
+
+class _GpuClock:
+    """Runs on the GPU, from when all work before its creation has ended."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._begin.record()
+
+    def milliseconds(self) -> float:
+        self._end.record()
+        self._end.synchronize()
+        return self._begin.elapsed_time(self._end)
 
 
 def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.ndarray]) -> Iterator[Row]:
@@ -83,15 +113,17 @@ def _rows(what: str, dtype: str, count: int, elements: int, times: dict[str, np.
                 yield Row(what, name, *key, f"{figure} / ours", list(values[:, column] / times["ours"][:, column]), "1")
 
 
-def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
+def surgery(elements: int, dtype: str, repeats: int, device: str = "cpu") -> Iterator[Row]:
     """Time K = 2 in conflict, with eight tensors per gradient. The stream is torch adding one float32 to another."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     shapes = [(1024, max(1, elements // 8 // 1024))] * 8
-    forget, start = ([torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in shapes] for _ in range(2))
+    forget, start = (
+        [torch.randn(s, generator=generator, device=device).to(DTYPES[dtype]) for s in shapes] for _ in range(2)
+    )
     start = [s - f for s, f in zip(start, forget, strict=True)]
     retain = [gradient.clone() for gradient in start]
-    moment = [torch.rand(s, generator=generator) for s in shapes]
-    stream = [[torch.zeros(s) for s in shapes] for _ in range(2)]
+    moment = [torch.rand(s, generator=generator, device=device) for s in shapes]
+    stream = [[torch.zeros(s, device=device) for s in shapes] for _ in range(2)]
 
     def reset() -> None:
         # Before each turn alike, so that all begin with the same write-backs pending.
@@ -112,19 +144,23 @@ def surgery(elements: int, dtype: str, repeats: int) -> Iterator[Row]:
         ),
         Contender("fp32 stream", lambda: torch._foreach_add_(*stream, alpha=0.5)),
     ]
-    times = interleaved(contenders, repeats, reset)
+    times = interleaved(contenders, repeats, reset, device)
     yield from _rows("surgery", dtype, 2, elements, times)
     # Bytes a second, as a share of what the float32 stream moves: it reads two vectors and writes one.
     bandwidth = 3 * 4 * elements / times["fp32 stream"][:, 1]
     size = start[0].element_size()
-    for name, vectors in (("ours", 5), ("combine_ alone", 3), ("gram alone", 2)):
-        share = vectors * size * elements / times[name][:, 1] / bandwidth
-        yield Row("surgery", name, dtype, 2, elements, torch.get_num_threads(), "bandwidth / stream", list(share), "1")
+    moved = {"ours": 5 * size, "combine_ alone": 3 * size, "gram alone": 2 * size, "fp32 stream": 12}
+    key = (dtype, 2, elements, torch.get_num_threads())
+    for name, each in moved.items():
+        rate = each * elements / times[name][:, 1]  # bytes per millisecond
+        yield Row("surgery", name, *key, "bandwidth", list(rate / 1e6), "GB/s")
+        if name != "fp32 stream":
+            yield Row("surgery", name, *key, "bandwidth / stream", list(rate / bandwidth), "1")
 
 
-def many(count: int, elements: int, repeats: int) -> Iterator[Row]:
+def many(count: int, elements: int, repeats: int, device: str = "cpu") -> Iterator[Row]:
     """Time K float32 gradients as the matrix that TorchJD expects. The usual loops, quadratic in K, end at K = 8."""
-    start = torch.randn(count, elements, generator=torch.Generator().manual_seed(0))
+    start = torch.randn(count, elements, generator=torch.Generator(device).manual_seed(0), device=device)
     gradients = start.clone()
     contenders = [
         Contender("ours", lambda: peers.ours_matrix(gradients)),
@@ -135,15 +171,15 @@ def many(count: int, elements: int, repeats: int) -> Iterator[Row]:
             Contender("loop", lambda: peers.loop(gradients)),
             Contender("libmtl", lambda: peers.libmtl(gradients)),
         ]
-    times = interleaved(contenders, repeats, lambda: gradients.copy_(start))
+    times = interleaved(contenders, repeats, lambda: gradients.copy_(start), device)
     yield from _rows("pcgrad", "fp32", count, elements, times)
 
 
-def loss(shape: tuple[int, ...], dtype: str, repeats: int) -> Iterator[Row]:
+def loss(shape: tuple[int, ...], dtype: str, repeats: int, device: str = "cpu") -> Iterator[Row]:
     """Time forward and backward of the three-tensor form; measure errors against float64 on the same tensors."""
-    generator = torch.Generator().manual_seed(0)
-    pred, *terms = (torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(4))
-    sigma = torch.linspace(0.1, 0.9, shape[0])
+    generator = torch.Generator(device).manual_seed(0)
+    pred, *terms = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(4))
+    sigma = torch.linspace(0.1, 0.9, shape[0], device=device)
     coefficients = torch.stack([torch.ones_like(sigma), 1 / sigma - 1, -1 / sigma], 1)
     weight = sigma**2
     pred.requires_grad_()
@@ -158,7 +194,7 @@ def loss(shape: tuple[int, ...], dtype: str, repeats: int) -> Iterator[Row]:
         "compile": peers.compiled_loss,
     }
     contenders = [Contender(name, step(function)) for name, function in functions.items()]
-    yield from _rows("loss", dtype, 1, pred.numel(), interleaved(contenders, repeats, lambda: None))
+    yield from _rows("loss", dtype, 1, pred.numel(), interleaved(contenders, repeats, lambda: None, device))
     with torch.no_grad():
         exact = peers.eager_loss(pred.double(), [t.double() for t in terms], coefficients.double(), weight.double())
         for name, function in functions.items():

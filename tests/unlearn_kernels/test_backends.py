@@ -4,12 +4,13 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from unlearn_kernels import combine_, gram, use_backend
+from unlearn_kernels import backends, combine_, gram, use_backend
 from unlearn_kernels.backends import VARIABLE, backend_name, why_absent
 from unlearn_kernels.native import library
 
@@ -19,6 +20,19 @@ def test_triton_asks_for_a_gpu_or_its_interpreter() -> None:
         pytest.skip("triton is not installed")
     with use_backend("triton"), pytest.raises(ValueError, match="takes tensors on a GPU"):
         gram([torch.ones(2)])
+
+
+def test_without_pythons_headers_triton_is_absent_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if why_absent("triton") is not None:
+        pytest.skip("triton is not installed")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    backends._load.cache_clear()
+    why_absent.cache_clear()
+    try:
+        assert "Python.h" in str(why_absent("triton"))
+    finally:
+        backends._load.cache_clear()
+        why_absent.cache_clear()
 
 
 def test_backends_are_chosen_by_device_and_dtype() -> None:

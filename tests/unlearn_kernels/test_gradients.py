@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.device import DEVICE
 from unlearn_kernels import axpby_, combine_, gram
 from unlearn_kernels.reference import CHUNK
 
@@ -26,8 +27,8 @@ SIZES = [0, 1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
 
 
 def _gradients(count: int, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(count * 1000 + size)
-    return [torch.randn(size, generator=generator).to(dtype) for _ in range(count)]
+    generator = torch.Generator(DEVICE).manual_seed(count * 1000 + size)
+    return [torch.randn(size, generator=generator, device=DEVICE).to(dtype) for _ in range(count)]
 
 
 def _weights(count: int) -> Tensor:
@@ -48,7 +49,7 @@ def _assert_gram(result: Tensor, gradients: list[Tensor], backend: str) -> None:
 
 
 def _exact_combination(gradients: list[Tensor], weights: Tensor) -> Tensor:
-    return torch.einsum("k,k...->...", weights, torch.stack([gradient.double() for gradient in gradients]))
+    return torch.einsum("k,k...->...", weights.to(DEVICE), torch.stack([gradient.double() for gradient in gradients]))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -74,7 +75,7 @@ def test_two_float32_gradients_are_summed_in_float64(size: int, backend: str) ->
 def test_any_number_of_gradients(count: int, dtype: torch.dtype, rtol: float, backend: str) -> None:
     gradients, weights = _gradients(count, 1037, dtype), _weights(count)
     _assert_gram(gram(gradients), gradients, backend)
-    out = torch.empty(1037, dtype=dtype)
+    out = torch.empty(1037, dtype=dtype, device=DEVICE)
     combine_(out, gradients, weights)
     torch.testing.assert_close(out.double(), _exact_combination(gradients, weights), rtol=2 * rtol, atol=8 * rtol)
 
@@ -84,7 +85,7 @@ def test_gradients_of_different_dtypes(count: int, backend: str) -> None:
     dtypes = [torch.bfloat16, torch.float32, torch.float16]
     gradients = [gradient.to(dtype) for gradient, dtype in zip(_gradients(count, CHUNK + 3), dtypes, strict=False)]
     _assert_gram(gram(gradients), gradients, backend)
-    out = torch.empty(CHUNK + 3)
+    out = torch.empty(CHUNK + 3, device=DEVICE)
     combine_(out, gradients, _weights(count))
     torch.testing.assert_close(out.double(), _exact_combination(gradients, _weights(count)), rtol=1e-5, atol=1e-5)
 
@@ -112,10 +113,12 @@ def test_a_matrix_and_lists_give_the_bits_of_flat_gradients(backend: str) -> Non
 )
 def test_strided_gradients(shape: tuple[int, ...], backend: str) -> None:
     """Non-contiguous tensors are taken in logical order; the others of the same entry may be contiguous."""
-    plain = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    plain = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE)
     backwards = tuple(reversed(range(len(shape))))
-    strided = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(2)).permute(backwards)
-    stepped = torch.randn((*shape, 2), generator=torch.Generator().manual_seed(3))[..., 0]
+    strided = torch.randn(shape[::-1], generator=torch.Generator(DEVICE).manual_seed(2), device=DEVICE).permute(
+        backwards
+    )
+    stepped = torch.randn((*shape, 2), generator=torch.Generator(DEVICE).manual_seed(3), device=DEVICE)[..., 0]
     gradients = [plain, strided, stepped]
     _assert_gram(gram(gradients), gradients, backend)
     expected = _exact_combination(gradients, _weights(3))
@@ -124,10 +127,12 @@ def test_strided_gradients(shape: tuple[int, ...], backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "empty", [[], [torch.empty(0)], [torch.empty(0, 3), torch.empty(2, 0)]], ids=["none", "one", "two"]
+    "empty",
+    [[], [torch.empty(0, device=DEVICE)], [torch.empty(0, 3, device=DEVICE), torch.empty(2, 0, device=DEVICE)]],
+    ids=["none", "one", "two"],
 )
 def test_a_rank_without_parameters(empty: list[Tensor]) -> None:
-    assert torch.equal(gram([empty, empty]), torch.zeros(2, 2, dtype=torch.float64))
+    assert torch.equal(gram([empty, empty]).cpu(), torch.zeros(2, 2, dtype=torch.float64))
     combine_(empty, [empty, empty], torch.ones(2, dtype=torch.float64))
 
 
@@ -135,7 +140,7 @@ def test_a_rank_without_parameters(empty: list[Tensor]) -> None:
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
 def test_combine_rounds_once(dtype: torch.dtype, rtol: float, size: int, rounding: Rounding) -> None:
     gradients, weights = _gradients(4, size, dtype), _weights(4)
-    out = torch.full((size,), torch.nan, dtype=dtype)
+    out = torch.full((size,), torch.nan, dtype=dtype, device=DEVICE)
     combine_(out, gradients, weights)
     rtol = rounding(dtype, rtol)
     torch.testing.assert_close(out.double(), _exact_combination(gradients, weights), rtol=rtol, atol=rtol)
@@ -145,7 +150,7 @@ def test_combine_rounds_once(dtype: torch.dtype, rtol: float, size: int, roundin
 def test_the_output_may_be_one_of_the_gradients(alias: int) -> None:
     gradients, weights = [list(s.split([9, CHUNK + 2])) for s in _gradients(3, CHUNK + 11)], _weights(3)
     copies = [[entry.clone() for entry in gradient] for gradient in gradients]
-    expected = [torch.empty(9), torch.empty(CHUNK + 2)]
+    expected = [torch.empty(9, device=DEVICE), torch.empty(CHUNK + 2, device=DEVICE)]
     combine_(expected, copies, weights)
     combine_(gradients[alias], gradients, weights)
     for k, gradient in enumerate(gradients):
@@ -154,9 +159,11 @@ def test_the_output_may_be_one_of_the_gradients(alias: int) -> None:
 
 
 def test_the_output_may_be_a_parameter() -> None:
-    out = torch.nn.Parameter(torch.zeros(5))
-    combine_(out, [torch.ones(5), torch.ones(5)], torch.tensor([1.0, 2.0], dtype=torch.float64))
-    assert torch.equal(out.detach(), torch.full((5,), 3.0))
+    out = torch.nn.Parameter(torch.zeros(5, device=DEVICE))
+    combine_(
+        out, [torch.ones(5, device=DEVICE), torch.ones(5, device=DEVICE)], torch.tensor([1.0, 2.0], dtype=torch.float64)
+    )
+    assert torch.equal(out.detach(), torch.full((5,), 3.0, device=DEVICE))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -167,10 +174,10 @@ def test_what_is_not_finite_shows(value: float, dtype: torch.dtype, _rtol: float
     result = gram(gradients)
     assert not result[1].isfinite().any()
     assert result[[0, 0, 2], [0, 2, 2]].isfinite().all()
-    out = torch.empty(CHUNK + 9, dtype=dtype)
+    out = torch.empty(CHUNK + 9, dtype=dtype, device=DEVICE)
     combine_(out, gradients, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
     assert not out[CHUNK + 3].isfinite()
-    two = torch.empty(CHUNK + 9, dtype=dtype)
+    two = torch.empty(CHUNK + 9, dtype=dtype, device=DEVICE)
     combine_(two, gradients[1:], torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert not two[CHUNK + 3].isfinite()
 
@@ -223,8 +230,24 @@ def test_extra_memory_is_bounded(backend: str) -> None:
     assert int(run.stdout) < limit
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_no_gradient_is_copied_on_a_gpu(count: int, backend: str) -> None:
+    gradients, size = _gradients(count, 8_000_000, torch.bfloat16), 16_000_000  # bytes of one
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    gram(gradients)
+    combine_(gradients[-1], gradients, _weights(count))
+    assert torch.cuda.max_memory_allocated() - before < size / 4, backend
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_bits_are_the_same_every_time(count: int) -> None:
+    gradients = _gradients(count, CHUNK + 5)
+    assert torch.equal(gram(gradients), gram(gradients))
+
+
 def test_arguments_are_checked() -> None:
-    a, b = torch.ones(3), torch.ones(4)
+    a, b = torch.ones(3, device=DEVICE), torch.ones(4, device=DEVICE)
     weights = torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"gradients\[1\]\[0\]: shape \(4,\), in gradients\[0\] it is \(3,\)"):
         gram([a, b])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.device import DEVICE
 from unlearn_kernels import (
     axpby_,
     combine_,
@@ -26,12 +27,12 @@ OPERATORS = torch.ops.unlearn_kernels
 
 
 def _samples(count: int, shape: tuple[int, ...] = (2, 3, 4)) -> list[Tensor]:
-    return list(torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).unbind(0))
+    return list(torch.randn(count, *shape, generator=torch.Generator(DEVICE).manual_seed(0), device=DEVICE).unbind(0))
 
 
 @pytest.mark.parametrize("with_target", [True, False])
 def test_opcheck_noise_and_target(with_target: bool) -> None:
-    arguments = (*_samples(3), torch.rand(2, 2), torch.rand(2, 3), with_target)
+    arguments = (*_samples(3), torch.rand(2, 2, device=DEVICE), torch.rand(2, 3, device=DEVICE), with_target)
     torch.library.opcheck(OPERATORS.noise_and_target.default, arguments)
 
 
@@ -39,8 +40,8 @@ def test_opcheck_noise_and_target(with_target: bool) -> None:
 @pytest.mark.parametrize("terms", [1, 2, 3])
 def test_opcheck_weighted_loss(terms: int, masked: bool) -> None:
     pred, *others = _samples(1 + terms)
-    mask = torch.rand(2, 4) if masked else None
-    arguments = (pred, others, torch.rand(2, terms), torch.rand(2), mask, True)
+    mask = torch.rand(2, 4, device=DEVICE) if masked else None
+    arguments = (pred, others, torch.rand(2, terms, device=DEVICE), torch.rand(2, device=DEVICE), mask, True)
     torch.library.opcheck(OPERATORS.weighted_loss.default, arguments)
 
 
@@ -56,12 +57,12 @@ def test_opcheck_gram_and_combine() -> None:
 
 def _loss(*tensors: Tensor) -> Tensor:
     pred, eps, x_f, x_s, mask = tensors
-    return weighted_loss(pred, eps, x_f, x_s, torch.ones(2, 3), torch.ones(2), mask)
+    return weighted_loss(pred, eps, x_f, x_s, torch.ones(2, 3, device=DEVICE), torch.ones(2, device=DEVICE), mask)
 
 
 def _noise(*tensors: Tensor) -> tuple[Tensor, Tensor]:
     x_f, x_s, eps = tensors[:3]
-    return noise_and_target(x_f, x_s, eps, torch.ones(2, 2), torch.ones(2, 3))
+    return noise_and_target(x_f, x_s, eps, torch.ones(2, 2, device=DEVICE), torch.ones(2, 3, device=DEVICE))
 
 
 def _surgery(*tensors: Tensor) -> Tensor:
@@ -104,13 +105,15 @@ def test_meta_tensors_have_shapes_and_dtypes() -> None:
 
 def test_differentiating_twice_raises_and_never_gives_zero() -> None:
     pred, eps, x_f, x_s = _samples(4)
-    loss = weighted_loss(pred.requires_grad_(), eps, x_f, x_s, torch.ones(2, 3), torch.ones(2))
+    loss = weighted_loss(
+        pred.requires_grad_(), eps, x_f, x_s, torch.ones(2, 3, device=DEVICE), torch.ones(2, device=DEVICE)
+    )
     with pytest.raises(RuntimeError, match="differentiating its gradient again is not supported"):
         torch.autograd.grad(loss**2, pred, create_graph=True)
 
 
 def test_what_is_written_in_place_is_no_longer_what_autograd_saved() -> None:
-    x, w = torch.ones(4, requires_grad=True), torch.ones(4)
+    x, w = torch.ones(4, requires_grad=True, device=DEVICE), torch.ones(4, device=DEVICE)
     y = (x * w).sum()
     combine_(w, [w, w], torch.tensor([2.0, 2.0], dtype=torch.float64))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -118,31 +121,31 @@ def test_what_is_written_in_place_is_no_longer_what_autograd_saved() -> None:
 
 
 def test_tensors_of_several_devices_are_refused() -> None:
-    here, there = torch.ones(3), torch.ones(3, device="meta")
-    with pytest.raises(ValueError, match=r"gradients\[1\]\[0\]: on meta, gradients\[0\]\[0\] is on cpu"):
+    here, there = torch.ones(3, device=DEVICE), torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match=rf"gradients\[1\]\[0\]: on meta, gradients\[0\]\[0\] is on {here.device}"):
         gram([here, there])
     with pytest.raises(ValueError, match=r"out\[0\]: on meta"):
         combine_(there, [here], torch.ones(1, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"terms\[0\]: on meta, pred is on cpu"):
-        regression_loss(here, [there], torch.ones(3, 1), torch.ones(3))
+    with pytest.raises(ValueError, match=rf"terms\[0\]: on meta, pred is on {here.device}"):
+        regression_loss(here, [there], torch.ones(3, 1, device=DEVICE), torch.ones(3, device=DEVICE))
     with pytest.raises(ValueError, match=r"out\[0\]: dtype torch.int64"):
         combine_(here.long(), [here], torch.ones(1, dtype=torch.float64))
 
 
 def test_coefficients_stay_on_the_host_whatever_the_default_device() -> None:
-    matrix, x, y = torch.eye(2, dtype=torch.float64), torch.ones(3), torch.ones(3)
+    matrix, x, y = torch.eye(2, dtype=torch.float64), torch.ones(3, device=DEVICE), torch.ones(3, device=DEVICE)
     with torch.device("meta"):
         assert retain_normal(matrix).device.type == "cpu"
         assert surgery("pcgrad", matrix).device.type == "cpu"
         axpby_(y, 2.0, x, 1.0)
-    assert torch.equal(y, torch.full((3,), 3.0))
+    assert torch.equal(y, torch.full((3,), 3.0, device=DEVICE))
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_no_gradient_is_computed_where_none_is_wanted(wanted: bool) -> None:
     pred, term = _samples(2)
     with torch.set_grad_enabled(wanted), _Calls() as calls:
-        regression_loss(pred.requires_grad_(), [term], torch.ones(2, 1), torch.ones(2))
+        regression_loss(pred.requires_grad_(), [term], torch.ones(2, 1, device=DEVICE), torch.ones(2, device=DEVICE))
     assert [arguments[-1] for name, arguments in calls.seen if "weighted_loss" in name] == [wanted]
 
 

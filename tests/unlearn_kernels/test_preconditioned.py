@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.device import DEVICE
 from unlearn_kernels import gram, preconditioned_gram
 from unlearn_kernels.reference import CHUNK
 
@@ -21,13 +22,13 @@ SIZES = [0, 1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
 
 
 def gradients_of(count: int, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(count * 1000 + size)
-    return [torch.randn(size, generator=generator).to(dtype) for _ in range(count)]
+    generator = torch.Generator(DEVICE).manual_seed(count * 1000 + size)
+    return [torch.randn(size, generator=generator, device=DEVICE).to(dtype) for _ in range(count)]
 
 
 def moment_of(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw squares over many orders of magnitude, a few of them 0, as AdamW's state has."""
-    v = torch.rand(size, generator=torch.Generator().manual_seed(size)) ** 8
+    v = torch.rand(size, generator=torch.Generator(DEVICE).manual_seed(size), device=DEVICE) ** 8
     v[::97] = 0
     return v.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
@@ -82,7 +83,7 @@ def test_the_plain_matrix_is_that_of_gram(backend: str) -> None:
 
 def test_a_moment_of_equal_numbers_scales_the_plain_matrix(backend: str) -> None:
     gradients = gradients_of(3, 5000)
-    plain, weighted = grams(gradients, torch.full((5000,), 4.0), correction=1.0, eps=0.5)
+    plain, weighted = grams(gradients, torch.full((5000,), 4.0, device=DEVICE), correction=1.0, eps=0.5)
     torch.testing.assert_close(weighted, plain / 2.5, rtol=1e-6, atol=1e-3)
 
 
@@ -102,15 +103,18 @@ def test_a_matrix_and_lists_give_the_bits_of_flat_gradients(backend: str) -> Non
 @pytest.mark.parametrize("shape", [(), (3, 5), (2, 0, 4), (CHUNK + 3, 2)], ids=str)
 def test_strided_tensors(shape: tuple[int, ...], backend: str) -> None:
     """Non-contiguous tensors are taken in logical order, the moment as well."""
-    gradients = [torch.randn((*shape, 2), generator=torch.Generator().manual_seed(k))[..., 0] for k in range(3)]
-    moment = torch.rand((*shape, 2), generator=torch.Generator().manual_seed(9))[..., 1]
+    gradients = [
+        torch.randn((*shape, 2), generator=torch.Generator(DEVICE).manual_seed(k), device=DEVICE)[..., 0]
+        for k in range(3)
+    ]
+    moment = torch.rand((*shape, 2), generator=torch.Generator(DEVICE).manual_seed(9), device=DEVICE)[..., 1]
     assert_exact(gradients, moment, backend, grams(gradients, moment))
 
 
-@pytest.mark.parametrize("empty", [[], [torch.empty(0)]], ids=["none", "one"])
+@pytest.mark.parametrize("empty", [[], [torch.empty(0, device=DEVICE)]], ids=["none", "one"])
 def test_a_rank_without_parameters(empty: list[Tensor]) -> None:
     for matrix in grams([empty, empty], empty):
-        assert torch.equal(matrix, torch.zeros(2, 2, dtype=torch.float64))
+        assert torch.equal(matrix.cpu(), torch.zeros(2, 2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -145,7 +149,7 @@ def test_the_bits_are_the_same_for_any_number_of_threads(dtype: torch.dtype, cou
 
 
 def test_arguments_are_checked() -> None:
-    a, b = torch.ones(3), torch.ones(4)
+    a, b = torch.ones(3, device=DEVICE), torch.ones(4, device=DEVICE)
     with pytest.raises(ValueError, match=r"second_moment\[0\]: shape \(4,\), in gradients\[0\] it is \(3,\)"):
         grams([a, a], b)
     with pytest.raises(ValueError, match=r"second_moment: 2 entries, gradients\[0\] has 1"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.device import DEVICE
 from unlearn_kernels import noise_and_target, regression_loss, weighted_loss
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -31,12 +32,14 @@ class Samples(NamedTuple):
 
 
 def _samples(shape: tuple[int, ...], dtype: torch.dtype) -> Samples:
-    generator = torch.Generator().manual_seed(0)
-    return Samples(*[torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)])
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    return Samples(
+        *[torch.randn(shape, generator=generator, dtype=torch.float64, device=DEVICE).to(dtype) for _ in range(4)]
+    )
 
 
 def _table(batch: int, columns: int) -> Tensor:
-    return torch.randn(batch, columns, generator=torch.Generator().manual_seed(7))
+    return torch.randn(batch, columns, generator=torch.Generator(DEVICE).manual_seed(7), device=DEVICE)
 
 
 def _column(table: Tensor, index: int, ndim: int) -> Tensor:
@@ -66,9 +69,9 @@ def test_noise_and_target_is_the_stated_sum(
 def test_flow_target_points_from_the_target_image_to_the_surrogate() -> None:
     """SD3: x_t = (1 - s) x_f + s eps and target = (x_t - x_s) / s, here by the coefficients (1, 1/s - 1, -1/s)."""
     _, eps, x_f, x_s = _samples((3, 4, 4), torch.float32)
-    sigma = torch.tensor([0.1, 0.5, 0.9])
+    sigma = torch.tensor([0.1, 0.5, 0.9], device=DEVICE)
     path = torch.stack([1 - sigma, sigma], 1)
-    coefficients = torch.stack([torch.ones(3), 1 / sigma - 1, -1 / sigma], 1)
+    coefficients = torch.stack([torch.ones(3, device=DEVICE), 1 / sigma - 1, -1 / sigma], 1)
     x_t, target = noise_and_target(x_f, x_s, eps, path, coefficients)
     torch.testing.assert_close(target, (x_t - x_s) / sigma[:, None, None], rtol=1e-5, atol=1e-5)
 
@@ -96,7 +99,7 @@ def test_loss_and_gradient(
 ) -> None:
     pred, eps, x_f, x_s = _samples(shape, dtype)
     coefficients, weight = _table(shape[0], 3), _table(shape[0], 1)[:, 0].abs()
-    soft = torch.rand((shape[0], 1, *shape[2:]), generator=torch.Generator().manual_seed(1))
+    soft = torch.rand((shape[0], 1, *shape[2:]), generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE)
     mask = {None: None, "bool": soft > 0.4, "soft": soft}[masked]
 
     pred.requires_grad_()
@@ -124,9 +127,9 @@ def test_loss_and_gradient(
 )
 def test_whatever_broadcasts_is_a_mask(shape: tuple[int, ...]) -> None:
     pred, eps, x_f, x_s = _samples((2, 3, 4, 5), torch.float32)
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(4)) + 0.1
+    mask = torch.rand(shape, generator=torch.Generator(DEVICE).manual_seed(4), device=DEVICE) + 0.1
     spread = mask.expand(2, 3, 4, 5).clone()
-    arguments = (eps, x_f, x_s, _table(2, 3), torch.tensor([1.0, 0.3]))
+    arguments = (eps, x_f, x_s, _table(2, 3), torch.tensor([1.0, 0.3], device=DEVICE))
     torch.testing.assert_close(weighted_loss(pred, *arguments, mask), weighted_loss(pred, *arguments, spread))
 
 
@@ -135,7 +138,7 @@ def test_pred_and_latents_of_different_dtypes(pred_dtype: torch.dtype) -> None:
     """A bfloat16 network over float32 latents: the target is not rounded to the network's dtype."""
     pred, eps, x_f, x_s = _samples((3, 4, 31), torch.float32)
     pred = pred.to(pred_dtype).requires_grad_()
-    loss = weighted_loss(pred, eps, x_f.bfloat16(), x_s, _table(3, 3), torch.ones(3))
+    loss = weighted_loss(pred, eps, x_f.bfloat16(), x_s, _table(3, 3), torch.ones(3, device=DEVICE))
     loss.backward()
     exact = pred.detach().double() - _naive_target(eps, x_f.bfloat16(), x_s, _table(3, 3))
     torch.testing.assert_close(loss.detach().double(), exact.square().mean(), rtol=1e-6, atol=0)
@@ -148,7 +151,7 @@ def test_a_loss_scale_saves_small_float16_gradients(scale: float) -> None:
     """Most of these would be 0 if they were rounded before they are scaled."""
     pred, eps, x_f, x_s = (0.1 * tensor for tensor in _samples((8, 16, 32, 32), torch.float16))
     pred.requires_grad_()
-    (scale * weighted_loss(pred, eps, x_f, x_s, _table(8, 3), torch.ones(8))).backward()
+    (scale * weighted_loss(pred, eps, x_f, x_s, _table(8, 3), torch.ones(8, device=DEVICE))).backward()
     exact = 2 * (pred.detach().double() - _naive_target(eps, x_f, x_s, _table(8, 3))) / pred.numel() * scale
     assert pred.grad is not None
     assert pred.grad.dtype == torch.float16
@@ -158,7 +161,7 @@ def test_a_loss_scale_saves_small_float16_gradients(scale: float) -> None:
 def test_no_nan_becomes_a_number() -> None:
     """0x7fffffff is the NaN that some GPUs make: rounding to bfloat16 by bits alone would carry it into the sign."""
     pred, eps, x_f, x_s = _samples((2, 8, 8), torch.bfloat16)
-    weight = torch.tensor([0x7FFFFFFF, 0x3F800000], dtype=torch.int32).view(torch.float32)
+    weight = torch.tensor([0x7FFFFFFF, 0x3F800000], dtype=torch.int32, device=DEVICE).view(torch.float32)
     pred.requires_grad_()
     loss = weighted_loss(pred, eps, x_f, x_s, _table(2, 3), weight)
     loss.backward()
@@ -171,20 +174,20 @@ def test_no_nan_becomes_a_number() -> None:
 def test_two_tensors_say_what_three_do() -> None:
     """(x_t - x_s) / sigma: the same target by the coefficients (1 / sigma, -1 / sigma) of (x_t, x_s)."""
     pred, eps, x_f, x_s = _samples((3, 4, 31), torch.float32)
-    sigma = torch.tensor([0.2, 0.5, 0.9])
-    three = torch.stack([torch.ones(3), 1 / sigma - 1, -1 / sigma], 1)
+    sigma = torch.tensor([0.2, 0.5, 0.9], device=DEVICE)
+    three = torch.stack([torch.ones(3, device=DEVICE), 1 / sigma - 1, -1 / sigma], 1)
     x_t, _ = noise_and_target(x_f, x_s, eps, torch.stack([1 - sigma, sigma], 1), three)
     two = torch.stack([1 / sigma, -1 / sigma], 1)
     losses = [
-        regression_loss(pred, (x_t, x_s), two, torch.ones(3)),
-        weighted_loss(pred, eps, x_f, x_s, three, torch.ones(3)),
+        regression_loss(pred, (x_t, x_s), two, torch.ones(3, device=DEVICE)),
+        weighted_loss(pred, eps, x_f, x_s, three, torch.ones(3, device=DEVICE)),
     ]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
 def test_one_tensor_is_a_plain_distance() -> None:
     pred, teacher, *_ = _samples((3, 4, 31), torch.float32)
-    loss = regression_loss(pred, [teacher], torch.ones(3, 1), torch.ones(3))
+    loss = regression_loss(pred, [teacher], torch.ones(3, 1, device=DEVICE), torch.ones(3, device=DEVICE))
     torch.testing.assert_close(loss, (pred - teacher).square().mean(), rtol=1e-6, atol=0)
 
 
@@ -193,8 +196,8 @@ def test_sigma_at_its_clamp(dtype: torch.dtype, rtol: float, loss_rtol: float) -
     """Coefficients of 1 / sigma = 1e4 cancel down to a difference of images; nothing overflows or loses the rest."""
     pred, eps, x_f, x_s = _samples((2, 3, 50), dtype)
     inverse = 1e4 if dtype != torch.float16 else 100.0
-    coefficients = torch.tensor([[1.0, inverse - 1, -inverse]]).expand(2, 3)
-    weight = torch.tensor([1 / inverse**2, 0.5 / inverse**2])
+    coefficients = torch.tensor([[1.0, inverse - 1, -inverse]], device=DEVICE).expand(2, 3)
+    weight = torch.tensor([1 / inverse**2, 0.5 / inverse**2], device=DEVICE)
     pred.requires_grad_()
     loss = weighted_loss(pred, eps, x_f, x_s, coefficients, weight)
     loss.backward()
@@ -211,7 +214,7 @@ def test_strided_samples(dim: int) -> None:
     strided = Samples(*[x.transpose(1, 2).contiguous().transpose(1, 2) if dim == 1 else x for x in plain])
     strided = Samples(*[torch.stack([x, x], -1)[..., 0] if dim == 2 else x for x in strided])
     assert not strided.pred.is_contiguous()
-    arguments = (_table(2, 3), torch.ones(2))
+    arguments = (_table(2, 3), torch.ones(2, device=DEVICE))
     assert torch.equal(weighted_loss(*plain, *arguments), weighted_loss(*strided, *arguments))
     tables = (_table(2, 2), _table(2, 3))
     plain_x, _ = noise_and_target(plain.x_f, plain.x_s, plain.eps, *tables)
@@ -226,7 +229,7 @@ def test_the_loss_has_the_same_bits_for_any_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            losses.append(weighted_loss(*samples, _table(3, 3), torch.ones(3)))
+            losses.append(weighted_loss(*samples, _table(3, 3), torch.ones(3, device=DEVICE)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(losses[0], losses[1])
@@ -235,7 +238,7 @@ def test_the_loss_has_the_same_bits_for_any_number_of_threads() -> None:
 
 def test_only_pred_gets_a_gradient() -> None:
     pred, eps, x_f, x_s = (tensor.requires_grad_() for tensor in _samples((2, 5), torch.float32))
-    coefficients, weight = _table(2, 3).requires_grad_(), torch.ones(2, requires_grad=True)
+    coefficients, weight = _table(2, 3).requires_grad_(), torch.ones(2, requires_grad=True, device=DEVICE)
     weighted_loss(pred, eps, x_f, x_s, coefficients, weight).backward()
     assert pred.grad is not None
     assert all(tensor.grad is None for tensor in (eps, x_f, x_s, coefficients, weight))
@@ -244,7 +247,7 @@ def test_only_pred_gets_a_gradient() -> None:
 def test_the_loss_is_a_mean_over_the_batch() -> None:
     """Two micro-batches, averaged, are one batch: gradient accumulation changes nothing."""
     tensors = _samples((4, 3, 5), torch.float32)
-    coefficients, weight = _table(4, 3), torch.tensor([0.5, 1, 2, 0])
+    coefficients, weight = _table(4, 3), torch.tensor([0.5, 1, 2, 0], device=DEVICE)
     whole = weighted_loss(*tensors, coefficients, weight)
     first, second = (
         weighted_loss(*Samples(*[tensor[part] for tensor in tensors]), coefficients[part], weight[part])
@@ -255,29 +258,29 @@ def test_the_loss_is_a_mean_over_the_batch() -> None:
 
 def test_what_is_masked_out_may_be_nan_and_an_empty_mask_adds_nothing() -> None:
     pred, eps, x_f, x_s = _samples((2, 1, 4, 4), torch.float32)
-    mask = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    mask = torch.zeros(2, 1, 4, 4, dtype=torch.bool, device=DEVICE)
     mask[0, :, :2] = True
     pred[0, :, 2:] = torch.nan
     pred.requires_grad_()
-    loss = weighted_loss(pred, eps, x_f, x_s, _table(2, 3), torch.ones(2), mask)
+    loss = weighted_loss(pred, eps, x_f, x_s, _table(2, 3), torch.ones(2, device=DEVICE), mask)
     loss.backward()
     kept = Samples(*[tensor[:1, :, :2].detach() for tensor in (pred, eps, x_f, x_s)])
-    alone = weighted_loss(*kept, _table(2, 3)[:1], torch.ones(1))
+    alone = weighted_loss(*kept, _table(2, 3)[:1], torch.ones(1, device=DEVICE))
     torch.testing.assert_close(loss.detach(), alone / 2)
     assert pred.grad is not None
-    assert torch.equal(pred.grad[1], torch.zeros(1, 4, 4))
+    assert torch.equal(pred.grad[1], torch.zeros(1, 4, 4, device=DEVICE))
     assert pred.grad.isfinite().all()
 
 
 def test_nan_is_not_hidden() -> None:
     pred, eps, x_f, x_s = _samples((2, 5), torch.float32)
     pred[1, 3] = torch.nan
-    assert weighted_loss(pred, eps, x_f, x_s, _table(2, 3), torch.ones(2)).isnan()
+    assert weighted_loss(pred, eps, x_f, x_s, _table(2, 3), torch.ones(2, device=DEVICE)).isnan()
 
 
 def test_arguments_are_checked() -> None:
     pred, eps, x_f, x_s = _samples((2, 5), torch.float32)
-    table, weight = _table(2, 3), torch.ones(2)
+    table, weight = _table(2, 3), torch.ones(2, device=DEVICE)
     with pytest.raises(ValueError, match=r"x_s: shape \(2, 4\)"):
         noise_and_target(x_f, x_s[:, :4], eps, _table(2, 2), table)
     with pytest.raises(ValueError, match=r"path: shape \(2, 3\), expected \(2, 2\)"):
@@ -287,12 +290,12 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match=r"weight: shape \(2, 1\)"):
         weighted_loss(pred, eps, x_f, x_s, table, weight[:, None])
     with pytest.raises(ValueError, match=r"mask: shape \(3, 5\)"):
-        weighted_loss(pred, eps, x_f, x_s, table, weight, torch.ones(3, 5))
+        weighted_loss(pred, eps, x_f, x_s, table, weight, torch.ones(3, 5, device=DEVICE))
     with pytest.raises(ValueError, match="no element to average over"):
         weighted_loss(pred[:0], eps[:0], x_f[:0], x_s[:0], table[:0], weight[:0])
     with pytest.raises(ValueError, match=r"eps: dtype torch\.int64"):
         weighted_loss(pred, eps.long(), x_f, x_s, table, weight)
     with pytest.raises(ValueError, match="terms: 4 tensors, expected 1 to 3"):
-        regression_loss(pred, [eps, x_f, x_s, eps], torch.ones(2, 4), weight)
+        regression_loss(pred, [eps, x_f, x_s, eps], torch.ones(2, 4, device=DEVICE), weight)
     with pytest.raises(ValueError, match=r"terms\[1\]: shape \(2, 4\)"):
-        regression_loss(pred, [eps, x_f[:, :4]], torch.ones(2, 2), weight)
+        regression_loss(pred, [eps, x_f[:, :4]], torch.ones(2, 2, device=DEVICE), weight)

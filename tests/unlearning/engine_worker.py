@@ -17,6 +17,7 @@ from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
 from expunge.unlearning.engine import ShardedEngine, geometry, stages
+from tests.device import BACKEND, DEVICE
 from tests.unlearning.engine_cases import CASES, STEPS, VARIANTS, WARM_UP, Batch, Record, Variant, loss_of
 
 
@@ -27,7 +28,7 @@ def micro(
     count = variant.micro_batches
     return [
         [
-            lambda x=x, y=y, k=k: loss_of(variant.case, network, k, (x, y))
+            lambda x=x, y=y, k=k: loss_of(variant.case, network, k, (x.to(DEVICE), y.to(DEVICE)))
             for x, y in zip(wide[rank::world].chunk(count), narrow[rank::world].chunk(count), strict=True)
         ]
         for k, (wide, narrow) in enumerate(step)
@@ -82,7 +83,7 @@ def weights(network: nn.Module, stage: int) -> list[Tensor]:
     """Copy every parameter, including frozen ones, in float32."""
     parameters = list(network.parameters())
     with deepspeed.zero.GatheredParameters(parameters) if stage == 3 else nullcontext():
-        return [p.detach().float().clone() for p in parameters]
+        return [p.detach().float().to("cpu", copy=True) for p in parameters]
 
 
 def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, object]:
@@ -108,7 +109,9 @@ def run(variant: Variant, folder: Path, rank: int, world: int) -> dict[str, obje
         "records": records,
         "moved": moved,
         "weights": final,
-        "whole": [p.detach().clone() for p in network.parameters() if p.requires_grad] if rank == 0 else [],
+        "whole": [p.detach().to("cpu", copy=True) for p in network.parameters() if p.requires_grad]
+        if rank == 0
+        else [],
         "done": done,
         "bad": bad,
         "resumed": weights(fresh, variant.stage),
@@ -122,7 +125,7 @@ def main(out: Path, label: str, names: str, others: str) -> None:
     torch.set_num_threads(1)
     stages.BUCKET = 16  # several per gradient, as on a large network
     geometry.WARM_UP = WARM_UP
-    dist.init_process_group("gloo")
+    dist.init_process_group(BACKEND)
     rank, world = dist.get_rank(), dist.get_world_size()
     results: dict[str, object] = {
         "run": {name: run(VARIANTS[name], out / f"{name}-{world}", rank, world) for name in json.loads(names)},

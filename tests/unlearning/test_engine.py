@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from expunge.settings import OFFLOAD_STAGES, TrainingSettings
+from tests.device import DEVICE
 from tests.unlearning import plain
 from tests.unlearning.engine_cases import (
     ALONE,
@@ -31,7 +32,8 @@ from tests.unlearning.engine_cases import (
 )
 from tests.unlearning.groups import run_group, selected, starts_groups
 
-WORLDS = (1, 2)
+# A GPU holds one rank: that of NCCL.
+WORLDS = (1, 2) if DEVICE == "cpu" else (1,)
 
 # The engine computes in float32, and its ranks sum in another order; AdamW divides by the gradient's own size and so
 # magnifies that.
@@ -62,7 +64,8 @@ def on_ranks(chosen: Callable[[str], bool] = lambda name: True) -> pytest.MarkDe
         [
             pytest.param(name, world, marks=() if (name in FAST and world == 2) else pytest.mark.slow)
             for name in filter(chosen, VARIANTS)
-            for world in ((1, 2) if name in ALONE else (2,))
+            for world in WORLDS
+            if world == 2 or name in ALONE
         ],
     )
 
@@ -75,6 +78,7 @@ def on_other_ranks(precision: str, *fast: str) -> pytest.MarkDecorator:
             pytest.param(name, world, marks=() if (name in fast and world == 1) else pytest.mark.slow)
             for name in chosen
             for world in WORLDS
+            if len(WORLDS) == 2
         ],
     )
 
@@ -123,7 +127,7 @@ def needed(request: pytest.FixtureRequest) -> tuple[dict[int, set[str]], dict[in
 
 def group(folder: Path, label: str, world: int, names: set[str], others: set[str]) -> list[Results]:
     lists = (json.dumps(sorted(chosen)) for chosen in (names, others))
-    run_group("engine_worker.py", str(folder), label, *lists, world=world, logs=folder)
+    run_group("engine_worker.py", str(folder), label, *lists, world=world, logs=folder, DS_ACCELERATOR=DEVICE)
     return [torch.load(folder / f"{label}-rank{rank}.pt", weights_only=False) for rank in range(world)]
 
 

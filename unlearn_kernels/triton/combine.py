@@ -118,7 +118,7 @@ def _coefficient(place):
 
 
 def combine_(out: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
-    bits = torch.tensor(coefficients, dtype=torch.float32).view(torch.int32).tolist()
+    bits = torch.tensor(coefficients, dtype=torch.float32, device="cpu").view(torch.int32).tolist()
     for part in groups([*gradients, out]):
         *types, out_type = (TYPES[dtype] for dtype in part.dtypes)
         table = part.table([*bits, *(CODES[dtype] for dtype in part.dtypes[:-1])])

@@ -46,7 +46,7 @@ class Group:
             first.append(count)
             count += triton.cdiv(size, CHUNK)
         addresses = [tensor.data_ptr() for row in self.rows for tensor in row]
-        table = torch.tensor([*first, *sizes, *addresses, *extra], dtype=torch.int64)
+        table = torch.tensor([*first, *sizes, *addresses, *extra], dtype=torch.int64, device="cpu")
         return table.to(self.rows[0][0].device, non_blocking=True)
 
 

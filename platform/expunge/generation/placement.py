@@ -35,8 +35,15 @@ def device() -> torch.device:
     import torch
 
     given = not ray.is_initialized() or bool(ray.get_gpu_ids())
-    if not (given and torch.cuda.is_available()):
+    return usable(torch.device("cuda" if given else "cpu"))
+
+
+def usable(device: torch.device) -> torch.device:
+    """Return a GPU ready to compute on, or the CPU where torch cannot use it, such as a CPU build of torch."""
+    import torch
+
+    if device.type != "cuda" or not torch.cuda.is_available():
         return torch.device("cpu")
     # What is computed in float32 is so for its range and its weights' exactness: TF32 keeps both, at 8 times the rate.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return torch.device("cuda")
+    return device

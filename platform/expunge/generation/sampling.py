@@ -60,14 +60,15 @@ class Sampler:
             index = torch.arange(first, min(first + self.batch, len(items)))
             try:
                 done.append(self._pass(items, index).cpu())
+                first += len(index)
+                continue
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise
-                self.batch //= 2
-                torch.cuda.empty_cache()
-                get_logger("generation").info("the GPU is too small for this batch", batch=self.batch)
-                continue
-            first += len(index)
+            # Not in the handler: as long as it runs, the error's traceback keeps the tensors of the pass in memory.
+            self.batch //= 2
+            torch.cuda.empty_cache()
+            get_logger("generation").info("the GPU is too small for this batch", batch=self.batch)
         return torch.cat(done)
 
     def _pass(self, items: Items, index: Tensor) -> Tensor:

@@ -49,15 +49,20 @@ def environment_for(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def local_ray(environment: dict[str, str]) -> Iterator[str]:
+def local_ray(environment: dict[str, str], *, gpus: int = 0) -> Iterator[str]:
     """Run a head node on free ports of the loopback interface, with token authentication; yield its job server's URL.
 
     Ray makes its folders writable for everybody, and code in them runs with our key and token, so they are put into a
-    folder that only this user can enter.
+    folder that only this user can enter. gpus: how many Ray shall count, whatever the machine has.
     """
     ports = dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True))
     command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={port}" for name, port in ports.items())]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--num-gpus=0"]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        "--disable-usage-stats",
+        f"--num-gpus={gpus}",
+    ]
     # Enough for two jobs of two workers: while one waits for its imports, the other computes.
     command += [f"--num-cpus={max(4, os.cpu_count() or 1)}", "--min-worker-port=20000", "--max-worker-port=29999"]
     sweep()

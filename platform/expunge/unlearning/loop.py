@@ -12,7 +12,9 @@ import ray.train
 import torch
 from ray.train.torch import get_device
 
+from expunge.errors import InputError
 from expunge.families import load_model
+from expunge.generation.placement import usable
 from expunge.logs import configure
 from expunge.preparation.dataset import load_job
 from expunge.requests.blobs import open_blobs
@@ -46,7 +48,7 @@ def train_loop(folder: JobFolder, warm_start: Path | None, record: Record) -> No
     rank, world = context.get_world_rank(), context.get_world_size()
     # DeepSpeed reads these when it is imported.
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
-    os.environ["DS_ACCELERATOR"] = get_device().type
+    os.environ["DS_ACCELERATOR"] = _device().type
     try:
         _train(folder, warm_start, record, rank, world)
     except FINAL as error:
@@ -61,7 +63,12 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     settings, job = load_settings(), folder.job.expect()
     configure(settings.log_level)
     baseline = folder.baseline.read() or Baseline(job=job.id, levels=())  # none: an earlier release planned it
-    training, device = job.training.at_the_memory(baseline.levels), get_device()
+    training, device = job.training.at_the_memory(baseline.levels), _device()
+    if training.device == "gpu" and device.type == "cpu":
+        raise InputError(
+            "training.device: gpu, but torch cannot use the GPU of a worker",
+            hint="install a torch for its driver, or set it to cpu or auto",
+        )
     torch.manual_seed(training.seed)  # the same initial adapter on every rank
 
     blobs = open_blobs(settings)
@@ -181,9 +188,14 @@ def _mode(
     return objectives_that_fit(counted, training, gpus=world, requests=apart, gpu_bytes=memory)
 
 
+def _device() -> torch.device:
+    """Return the device of this worker: its GPU, if torch can use that."""
+    return usable(get_device())
+
+
 def _memory() -> int:
     """Return the memory of this worker's GPU in bytes; without a GPU, its share of the memory that Ray has here."""
-    device = get_device()
+    device = _device()
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     here = ray.get_runtime_context().get_node_id()

@@ -22,6 +22,7 @@ from expunge.runs.job import JobFolder
 from expunge.settings import ClusterSettings
 from expunge.types import Hotfix, UnlearnJob
 from expunge.unlearning.checkpoints import drop_broken_snapshot, open_storage
+from expunge.unlearning.process_group import GpuWorkers
 
 # A job may wait its turn for hours; Ray's default gives a worker group one minute before it logs a failure and retries.
 START_TIMEOUT_S = 24 * 3600
@@ -85,7 +86,9 @@ def _trainer(folder: JobFolder, job: UnlearnJob, work: Callable[[], None]) -> To
             use_gpu=gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=training.worker_timeout_s),
+        torch_config=(GpuWorkers if gpu else TorchConfig)(
+            backend="nccl" if gpu else "gloo", timeout_s=training.worker_timeout_s
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=storage,

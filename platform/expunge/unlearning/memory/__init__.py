@@ -6,6 +6,15 @@
 
 from expunge.unlearning.memory.choice import choose, objectives_that_fit
 from expunge.unlearning.memory.estimate import Estimate, estimate, estimates
-from expunge.unlearning.memory.footprint import Footprint, footprint
+from expunge.unlearning.memory.footprint import Footprint, footprint, footprint_of
 
-__all__ = ["Estimate", "Footprint", "choose", "estimate", "estimates", "footprint", "objectives_that_fit"]
+__all__ = [
+    "Estimate",
+    "Footprint",
+    "choose",
+    "estimate",
+    "estimates",
+    "footprint",
+    "footprint_of",
+    "objectives_that_fit",
+]

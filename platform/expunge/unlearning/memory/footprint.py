@@ -1,6 +1,6 @@
 """The properties of a model and of its training that memory depends on, counted without weights."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from expunge.families.architectures import architecture
+from expunge.families.architectures import Architecture, architecture
 from expunge.settings import ModelSettings, TrainingSettings
 from expunge.unlearning.adapter import kind_of
 from expunge.unlearning.memory.activations import activation_bytes
@@ -38,9 +38,14 @@ def footprint(
     micro_batch: samples in the network at once. Raises InputError where there is no such model, or where it cannot be
     trained as `training.adapter` asks.
     """
+    return footprint_of(lambda: architecture(name, models), training, micro_batch)
+
+
+def footprint_of(build: Callable[[], Architecture], training: TrainingSettings, micro_batch: int) -> Footprint:
+    """Count what `build` makes on fake tensors. Raises InputError as `footprint` does."""
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     with _default_dtype(dtype), FakeTensorMode(allow_non_fake_inputs=True):
-        model = architecture(name, models)
+        model = build()
         lora = kind_of(model.family.lora_targets, training) == "lora"
         parameters = _count(model.network.parameters())
         model.network.requires_grad_(not lora)
