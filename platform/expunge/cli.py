@@ -1,5 +1,6 @@
 """The `expunge` command. Its exit codes are those of expunge.errors, and 130 after Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -47,8 +48,13 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
+    actor: Annotated[
+        str | None, typer.Option("--actor", metavar="NAME", help="Who acts, for the audit log (or EXPUNGE_ACTOR).")
+    ] = None,
 ) -> None:
     """Remove specific outputs from trained diffusion models, in nightly batches, with evidence."""
+    if actor is not None:
+        os.environ["EXPUNGE_ACTOR"] = actor
 
 
 app.command("submit")(submit.submit)

@@ -24,7 +24,7 @@ State = Annotated[
     typer.Option(
         "--state",
         metavar="STATE",
-        help="List only requests that are accepted, batched, removed, failed, not_reproduced or withdrawn.",
+        help="List only requests that are accepted, batched, removed, failed, not_reproduced, withdrawn or purged.",
     ),
 ]
 Batch = Annotated[
@@ -88,7 +88,7 @@ def withdraw(id: Id, as_json: AsJson = False) -> None:
     """Withdraw a request that is not in a batch."""
     from expunge.types import RequestState
 
-    record = open_store().transition(id, RequestState.WITHDRAWN, detail="withdrawn by command")
+    record = open_store().transition(id, RequestState.WITHDRAWN, reason="withdrawn")
     if as_json:
         print_json({"id": id, "state": record.state})
     else:
@@ -99,7 +99,7 @@ def requeue(id: Id, as_json: AsJson = False) -> None:
     """Put a request back into the queue that failed, after fixing what made it fail, or that was not reproduced."""
     from expunge.types import RequestState
 
-    record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command", attempt=False)
+    record = open_store().transition(id, RequestState.ACCEPTED, reason="requeued", attempt=False)
     if as_json:
         print_json({"id": id, "state": record.state})
     else:

@@ -8,9 +8,13 @@ from expunge.types import BlobId, Identifier, RemovalRequest, RequestState, Valu
 
 
 class RequestEvent(Value):
-    """One line of the audit trail."""
+    """One line of the audit log. `detail` is empty where a purge has destroyed its key."""
 
     at: datetime
+    actor: str = ""
+    reason: str = ""
+    release: str = ""
+    """The version of the code that wrote it. Empty, as actor and reason are, in a line of an earlier release."""
     previous: RequestState | None
     state: RequestState
     batch: Identifier | None

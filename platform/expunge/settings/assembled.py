@@ -1,5 +1,7 @@
 """All settings as one object, and what it derives from them: where things lie, and each model's own overrides."""
 
+import getpass
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -60,6 +62,11 @@ class Settings(BaseSettings):
         default="",
         description="Ray's job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS, else port "
         "8265 of this machine",
+    )
+    actor: str = Field(
+        default="",
+        max_length=200,
+        description="who acts, for the audit log; `expunge --actor` names it for one command; default: the user",
     )
     max_pixels: int = Field(default=32_000_000, ge=64, description="the largest image that is decoded, in pixels")
     max_bytes: int = Field(default=64_000_000, ge=64, description="the largest image file that is read, in bytes")
@@ -141,6 +148,14 @@ class Settings(BaseSettings):
     @property
     def tracking(self) -> str:
         return self.tracking_uri or _sqlite(self.home / "mlflow" / "mlflow.db")
+
+    @property
+    def acting(self) -> str:
+        """Who acts, for the audit log; a container may have no name for its user's number."""
+        try:
+            return self.actor or getpass.getuser()
+        except (KeyError, OSError):
+            return f"user {os.getuid()}"
 
     @property
     def runs(self) -> Path:
