@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expunge.commands import (
+    audit,
     backup,
     calibrate,
     config,
@@ -19,6 +20,7 @@ from expunge.commands import (
     plan,
     promote,
     prune,
+    purge,
     report,
     requests,
     rollback,
@@ -70,6 +72,8 @@ app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)
 app.command("export")(export.export)
 app.command("prune")(prune.prune)
+app.command("purge")(purge.purge)
+app.add_typer(audit.app, name="audit")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

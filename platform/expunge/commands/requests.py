@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, one_line, open_store, print_json, print_json_list, print_rows
+from expunge.commands.common import AsJson, one_line, open_platform, open_store, print_json, print_json_list, print_rows
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,10 +85,13 @@ def show(id: Id, as_json: AsJson = False) -> None:
 
 
 def withdraw(id: Id, as_json: AsJson = False) -> None:
-    """Withdraw a request that is not in a batch."""
+    """Withdraw a request that is not in a batch, and delete its pictures unless another request needs them."""
+    from expunge.batch.purging import drop_pictures
     from expunge.types import RequestState
 
-    record = open_store().transition(id, RequestState.WITHDRAWN, reason="withdrawn")
+    opened = open_platform()
+    record = opened.store.transition(id, RequestState.WITHDRAWN, reason="withdrawn")
+    drop_pictures(opened.store, opened.blobs, record)
     if as_json:
         print_json({"id": id, "state": record.state})
     else:

@@ -146,18 +146,10 @@ def purge(trail: Trail, request_id: str, certificate: str) -> None:
         raise queries.unknown(request_id)
     lifecycle.check(request_id, row.state, RequestState.PURGED)
     request, envelope = queries.request_of(vault, row), vault.new(request_id)
-    left = RemovalRequest(
-        id=request.id,
-        model=request.model,
-        images=tuple(map(vault.content, request.images)),
-        external_id=row.external_id,
-        due=request.due,
-        priority=request.priority,
-    )
     values = {
         "state": RequestState.PURGED,
         "data_key": envelope.wrapped,
-        "body": envelope.close("body", left.model_dump_json()),
+        "body": envelope.close("body", vault.tombstone(request).model_dump_json()),
         "evidence": None,
     }
     connection.execute(update(requests).where(mine).values(values))

@@ -6,6 +6,7 @@ the picture. A picture that nobody needs is the harmless side to err on: it is f
 
 import json
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from expunge.errors import NotFoundError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.documents import Documents
 from expunge.requests.store import RequestStore
-from expunge.requests.tables import request_blobs
+from expunge.requests.tables import request_blobs, requests
 from expunge.types import RequestState
 
 NEEDED = frozenset(RequestState) - {RequestState.WITHDRAWN, RequestState.PURGED}
@@ -70,6 +71,19 @@ def names(store: RequestStore, blob: str) -> bool:
     with store.read() as connection:
         query = select(request_blobs.c.request).where(request_blobs.c.blob == store.vault.blob(blob)).limit(1)
         return connection.execute(query).one_or_none() is not None
+
+
+def needed_by_others(store: RequestStore, request_id: str, blobs: Collection[str]) -> set[str]:
+    """Returns those of the blobs that another request, in a state of NEEDED, names."""
+    hashed = {store.vault.blob(blob): blob for blob in blobs}
+    other = (requests.c.id != request_id) & requests.c.state.in_(NEEDED)
+    query = (
+        select(request_blobs.c.blob)
+        .join(requests, requests.c.id == request_blobs.c.request)
+        .where(request_blobs.c.blob.in_(hashed), other)
+    )
+    with store.read() as connection:
+        return {hashed[blob] for blob in connection.execute(query).scalars()}
 
 
 def _state(blobs: BlobStore, blob: str) -> str:

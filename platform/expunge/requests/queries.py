@@ -246,6 +246,21 @@ def ids_by_model(connection: Connection, state: RequestState, models: Sequence[s
     return found
 
 
+def unmoved(connection: Connection, state: RequestState, before: datetime) -> list[str]:
+    """Returns the ids of the requests that came into `state` before this time and have stayed in it, oldest first."""
+    came = func.max(events.c.at)
+    moved = events.c.previous.is_(None) | (events.c.previous != events.c.state)  # the others are notes
+    query = (
+        select(requests.c.id)
+        .join(events, events.c.request == requests.c.id)
+        .where(requests.c.state == state, moved)
+        .group_by(requests.c.id)
+        .having(came <= literal(before, UtcDateTime))
+        .order_by(came, requests.c.id)
+    )
+    return list(connection.execute(query).scalars())
+
+
 def open_batches(connection: Connection, models: Sequence[str] | None) -> dict[str, int]:
     """How many undecided requests each batch holds; with `models`, only requests of those count."""
     query = select(requests.c.batch, func.count()).where(requests.c.state == RequestState.BATCHED)

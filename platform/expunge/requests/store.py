@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -78,7 +79,7 @@ class RequestStore:
                 known = self.find(request.model, request.external_id)
         if known is None:
             raise StorageError(f"request id {request.id} is taken", hint="submit it again")
-        check_same(known.request, request)
+        check_same(known, request)
         return known, False
 
     def get(self, request_id: str) -> RequestRecord:
@@ -286,6 +287,19 @@ class RequestStore:
             queries.batch_record(connection, batch_id)
             connection.execute(update(batches).where(batches.c.id == batch_id).values(report=blob_id))
 
+    def drop_report(self, batch_id: str) -> str | None:
+        """Forgets the report of a batch, whose blob the caller deletes; returns its id if there was one."""
+        mine = batches.c.id == batch_id
+        with self.database.write() as connection:
+            report = connection.execute(select(batches.c.report).where(mine)).scalar()
+            connection.execute(update(batches).where(mine).values(report=None))
+        return report
+
+    def unmoved(self, state: RequestState, before: datetime) -> Ids:
+        """Returns the ids of the requests that came into `state` before this time and have stayed in it."""
+        with self.database.read() as connection:
+            return queries.unmoved(connection, state, before)
+
     def close_batch(self, batch_id: str) -> None:
         """Closes a batch, even twice. Raises TransitionError while a request in it is undecided, NotFoundError."""
         with self.database.write() as connection:
@@ -336,9 +350,10 @@ def nothing_to_do(store: RequestStore, models: Sequence[str] | None) -> str:
     return f"nothing to do: no request{which} waits; {waiting} others do"
 
 
-def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
-    """Raises InputError naming the fields in which `request` differs from the known request of the same external id."""
-    if known.external_id != request.external_id:  # a purged request has only digests
+def check_same(record: RequestRecord, request: RemovalRequest) -> None:
+    """Raises InputError naming the fields in which `request` differs from the known one of the same external id."""
+    known = record.request
+    if record.state is RequestState.PURGED:
         raise InputError(f"external_id: {known.id} had it, and was purged", hint="use a new external_id")
     differing = [
         name for name in RemovalRequest.model_fields if name != "id" and getattr(known, name) != getattr(request, name)

@@ -14,6 +14,7 @@ from typing import Literal
 from expunge.errors import StorageError
 from expunge.requests import keys
 from expunge.requests.sealing import Seal
+from expunge.types import RemovalRequest
 
 Field = Literal["body", "evidence", "detail"]
 
@@ -75,9 +76,16 @@ class Vault:
         """Returns the keyed hash by which the requests that name a blob are found: 64 hex digits."""
         return self._hash("blob", blob)
 
-    def content(self, text: str) -> str:
-        """Returns the keyed digest that a purged request leaves of its content: 64 hex digits."""
-        return self._hash("content", text)
+    def tombstone(self, request: RemovalRequest) -> RemovalRequest:
+        """Returns what a purge leaves: id, model, due date and priority, and keyed digests where the content was."""
+        return RemovalRequest(
+            id=request.id,
+            model=request.model,
+            images=tuple(self._hash("image", image) for image in request.images),
+            external_id=self.external_id(request.model, request.external_id),
+            due=request.due,
+            priority=request.priority,
+        )
 
     def _hash(self, *parts: str) -> str:
         return keys.sign(self._hashing, json.dumps(parts).encode())

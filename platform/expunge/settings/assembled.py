@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from expunge.batch.settings import NightSettings
+from expunge.batch.settings import NightSettings, RetentionSettings
 from expunge.errors import InputError
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
 from expunge.section import IDENTIFIER, IDENTIFIER_RULE
@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
     night: NightSettings = NightSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @field_validator("home", mode="before")
     @classmethod
