@@ -30,7 +30,7 @@ FLAGS = {
         "--box",
         "--json",
     },
-    "list": {"--model", "--state", "--batch", "--limit", "--after", "--json"},
+    "list": {"--model", "--state", "--batch", "--limit", "--after", "--by-due", "--json"},
     "show": {"--json"},
     "withdraw": {"--json"},
     "report": {"--open", "--output", "--json"},

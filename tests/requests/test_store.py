@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from itertools import product
 from pathlib import Path
 
@@ -104,15 +104,31 @@ def test_list(store: RequestStore, ask: Ask) -> None:
     assert [len(record.history) for record in store.list()] == [1, 2, 1]
 
 
+def test_a_request_without_a_date_is_due_in_a_month(store: RequestStore, ask: Ask) -> None:
+    today = datetime.now(UTC).date()
+    record, _ = store.add(ask("a"))
+    assert record.due is not None
+    assert (record.due - record.accepted_at.date()).days == record.days_left(record.accepted_at.date()) == 28
+    assert record.request.due is None, "what was asked stays as it was asked"
+    assert store.add(ask("b", external_id="ticket-a"))[1] is False
+    later = store.add(ask("c", due=today + timedelta(days=90)))[0]
+    sooner = store.add(ask("d", due=today + timedelta(days=2)))[0]
+    assert [r.request.id for r in store.list(by_due=True)] == ["req-d", "req-a", "req-c"]
+    assert [r.request.id for r in store.list(by_due=True, after="req-d", limit=1)] == ["req-a"]
+    assert [r.request.id for r in store.each(by_due=True, after="req-a")] == ["req-c"]
+    assert (sooner.days_left(today), later.days_left(today)) == (2, 90)
+    assert store.transition("req-d", S.WITHDRAWN).days_left(today) is None
+
+
 def test_drain_order(store: RequestStore, ask: Ask) -> None:
-    store.add(ask("late", due=date(2027, 2, 1)))
+    store.add(ask("late", due=date(2097, 2, 1)))
     store.add(ask("whenever"))
     store.add(ask("again"))
-    store.add(ask("soon", due=date(2027, 1, 1)))
+    store.add(ask("soon", due=date(2026, 1, 1)))
     store.add(ask("urgent", priority=5))
     store.add(ask("patient", priority=-1, due=date(2026, 1, 1)))
     batch = store.drain(None, limit=5)
-    order = ["req-urgent", "req-soon", "req-late", "req-whenever", "req-again"]
+    order = ["req-urgent", "req-soon", "req-whenever", "req-again", "req-late"]
     assert [request.id for request in batch.requests] == order
     assert list(store.batch(batch.id).requests) == order
     assert store.get("req-patient").state is S.ACCEPTED

@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from pydantic import JsonValue
@@ -20,11 +20,15 @@ Choose = Callable[[Iterator[RemovalRequest]], Iterator[RemovalRequest]]
 """Yields, of requests that wait, those that a batch takes."""
 
 
-def accept(trail: Trail, request: RemovalRequest) -> None:
-    """Puts a new request into the queue. Raises IntegrityError where its id or its external id is taken."""
+def accept(trail: Trail, request: RemovalRequest, *, due_days: int = 0) -> None:
+    """Puts a new request into the queue; without a due date of its own, it is due in `due_days`, if that is not 0.
+
+    Raises IntegrityError where its id or its external id is taken.
+    """
     at, envelope = now(), trail.vault.new(request.id)
     values = {
-        **{name: getattr(request, name) for name in ("id", "model", "priority", "due")},
+        **{name: getattr(request, name) for name in ("id", "model", "priority")},
+        "due": request.due or (at.date() + timedelta(days=due_days) if due_days else None),
         "external_id": trail.vault.external_id(request.model, request.external_id),
         "data_key": envelope.wrapped,
         "state": RequestState.ACCEPTED,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from sqlalchemy import Column, Connection, Row, Select, Table, exists, func, literal, select, tuple_
+from sqlalchemy import Column, Connection, Date, Row, Select, Table, exists, func, literal, select, tuple_
 
 from expunge.errors import NotFoundError
 from expunge.requests.columns import UtcDateTime
@@ -54,17 +54,25 @@ class Wanted:
 
 
 def page(
-    connection: Connection, columns: Table | Column, wanted: Wanted, after: str | None, limit: int | None
+    connection: Connection,
+    columns: Table | Column,
+    wanted: Wanted,
+    after: str | None,
+    limit: int | None,
+    *,
+    by_due: bool = False,
 ) -> Select:
-    """Selects the oldest first, from the request after `after`. Raises NotFoundError if that does not exist."""
-    query = wanted.among(select(columns)).order_by(requests.c.accepted_at, requests.c.id).limit(limit)
+    """Selects the oldest first, or what is due soonest, from the request after `after`. Raises NotFoundError."""
+    due = [func.coalesce(requests.c.due, literal(date.max, Date))] if by_due else []
+    order = (*due, requests.c.accepted_at, requests.c.id)
+    query = wanted.among(select(columns)).order_by(*order).limit(limit)
     if after is None:
         return query
-    at = connection.execute(select(requests.c.accepted_at).where(requests.c.id == after)).scalar()
-    if at is None:
+    row = connection.execute(select(requests.c.due, requests.c.accepted_at).where(requests.c.id == after)).one_or_none()
+    if row is None:
         raise unknown(after)
-    later = tuple_(requests.c.accepted_at, requests.c.id) > tuple_(literal(at, UtcDateTime), literal(after))
-    return query.where(later)
+    there = [literal(row.due or date.max, Date)] if by_due else []
+    return query.where(tuple_(*order) > tuple_(*there, literal(row.accepted_at, UtcDateTime), literal(after)))
 
 
 def records(connection: Connection, query: Select, vault: Vault, *, history: bool = True) -> list[RequestRecord]:
@@ -82,6 +90,7 @@ def records(connection: Connection, query: Select, vault: Vault, *, history: boo
             batch=row.batch,
             attempts=row.attempts,
             accepted_at=row.accepted_at,
+            due=row.due,
             evidence=None if row.evidence is None else json.loads(envelopes[row.id].open("evidence", row.evidence)),
             history=tuple(histories.get(row.id, ())),
         )

@@ -1,6 +1,6 @@
 """The records that the request store returns."""
 
-from datetime import datetime
+from datetime import date, datetime
 
 from pydantic import JsonValue
 
@@ -29,8 +29,15 @@ class RequestRecord(Value):
     batch: Identifier | None
     attempts: int
     accepted_at: datetime
+    due: date | None = None
+    """When it is due: its own date, or else the one that the settings gave it when it was accepted."""
     evidence: dict[str, JsonValue] | None
     history: tuple[RequestEvent, ...]
+
+    def days_left(self, today: date) -> int | None:
+        """Days until it is due, negative if that is past; None without a date, or once it is decided."""
+        waits = self.state in (RequestState.ACCEPTED, RequestState.BATCHED, RequestState.FAILED)
+        return (self.due - today).days if waits and self.due else None
 
 
 class BatchRecord(Value):

@@ -36,10 +36,14 @@ _BLOB_ID: TypeAdapter[str] = TypeAdapter(BlobId)
 class RequestStore:
     """Every method is atomic, and raises UnavailableError or StorageError when the database does not serve."""
 
-    def __init__(self, database: Database, vault: Vault, home: Path, actor: str) -> None:
-        """home: where the copy of the audit log's head is kept. actor: who acts, for the audit log."""
+    def __init__(self, database: Database, vault: Vault, home: Path, actor: str, due_days: int = 0) -> None:
+        """Takes what a connection does not say.
+
+        home: where the copy of the audit log's head is kept. actor: who acts, for the audit log. due_days: when a
+        request that names no date is due; 0: never.
+        """
         self.database, self.vault, self.actor = database, vault, actor
-        self._home = home
+        self._home, self._due_days = home, due_days
 
     def close(self) -> None:
         self.database.close()
@@ -73,7 +77,7 @@ class RequestStore:
         if known is None:
             try:
                 with self._change() as trail:
-                    changes.accept(trail, request)
+                    changes.accept(trail, request, due_days=self._due_days)
                 return self.get(request.id), True
             except IntegrityError:  # another process accepted it in between
                 known = self.find(request.model, request.external_id)
@@ -102,15 +106,18 @@ class RequestStore:
         after: str | None = None,
         *,
         history: bool = True,
+        by_due: bool = False,
     ) -> Records:
         """Returns the oldest first, from the request after `after`; without `history`, each has an empty one.
+
+        With `by_due`, what is due soonest comes first, and what has no due date last.
 
         `batch` finds every request that was ever in it, also those that went back to the queue. Raises NotFoundError
         if there is no request `after`.
         """
         wanted = queries.Wanted(model, state, batch)
         with self.database.read() as connection:
-            query = queries.page(connection, requests, wanted, after, limit)
+            query = queries.page(connection, requests, wanted, after, limit, by_due=by_due)
             return queries.records(connection, query, self.vault, history=history)
 
     def each(
@@ -120,10 +127,13 @@ class RequestStore:
         batch: str | None = None,
         limit: int | None = None,
         after: str | None = None,
+        *,
+        by_due: bool = False,
     ) -> Iterator[RequestRecord]:
         """Yields what `list` returns one by one: however many there are, only a few hundred are held at a time."""
         with self.database.read() as connection:
-            query = queries.page(connection, requests.c.id, queries.Wanted(model, state, batch), after, limit)
+            wanted = queries.Wanted(model, state, batch)
+            query = queries.page(connection, requests.c.id, wanted, after, limit, by_due=by_due)
             ids = connection.execute(query).scalars().all()
         for start in range(0, len(ids), queries.IDS_PER_STATEMENT):
             some = ids[start : start + queries.IDS_PER_STATEMENT]
@@ -324,7 +334,7 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
     database = Database(settings.database, patience=patience)
     try:
         database.migrate(vault, settings.runs, exists=known is not None and known.database is not None)
-        store = RequestStore(database, vault, settings.home, settings.acting)
+        store = RequestStore(database, vault, settings.home, settings.acting, settings.due_days)
         remember(settings, database=store.identity())
         store.check_key()
     except BaseException:

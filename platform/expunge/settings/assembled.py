@@ -76,6 +76,12 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="the largest number of requests in one night; the others wait for the next",
     )
+    due_days: int = Field(
+        default=28,
+        ge=0,
+        le=3650,
+        description="days until a request that names no date is due: GDPR Art. 12(3) gives a month; 0: it has no date",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     models: dict[str, ModelSettings] = Field(default_factory=testbed_models)
     training: TrainingSettings = TrainingSettings()
