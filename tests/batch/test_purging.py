@@ -42,9 +42,18 @@ def a_night(settings: Settings, store: RequestStore, blobs: BlobStore, *requests
     folder = night.job(job.id)
     made = {request.id: blobs.put(f"surrogate of {request.id}".encode()) for request in requests}
     shown = {request.id: blobs.put(f"evidence of {request.id}".encode()) for request in requests}
-    tensors = {name: blobs.put(name.encode()) for name in ("forget", "retain", "conditioning")}
+    forget, retain, conditioning = (blobs.put(name) for name in (b"forget", b"retain", b"conditioning"))
     surrogates = {id: (blob,) for id, blob in made.items()}
-    folder.prepared.write(PreparedJob(job=job.id, unrelated_prompts=1, surrogates=surrogates, **tensors))
+    folder.prepared.write(
+        PreparedJob(
+            job=job.id,
+            forget=forget,
+            retain=retain,
+            conditioning=conditioning,
+            unrelated_prompts=1,
+            surrogates=surrogates,
+        )
+    )
     folder.evidence.write(Evidence(job=job.id, requests=(), integrity=None, pictures=shown))
     store.set_report(batch.id, blobs.put(b"a report"))
     return night

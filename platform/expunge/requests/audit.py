@@ -146,7 +146,7 @@ def verify(connection: Connection, vault: Vault, anchor: Anchor | None) -> Verif
     query = select(events).order_by(events.c.id).execution_options(yield_per=_ROWS)
     with connection.execute(query) as rows:
         for row in rows:
-            if row.link != link_of(vault.audit, link, row._mapping):
+            if row.link != link_of(vault.audit, link, row._asdict()):
                 problem = f"event {row.id} (request {row.request}) was altered, or an event before it was removed"
                 break
             if latest is not None and row.at < latest:
