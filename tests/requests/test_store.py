@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, TransitionError, UnavailableError
 from expunge.requests import changes, database
 from expunge.requests.audit import Trail
+from expunge.requests.blobs import sealing_key
 from expunge.requests.database import Database
 from expunge.requests.lifecycle import ALLOWED
 from expunge.requests.store import RequestStore, open_store
@@ -403,7 +404,7 @@ def test_read_only(settings: Settings, ask: Ask) -> None:
     open_store(settings).close()
     url = f"sqlite:///file:{settings.home / 'expunge.db'}?mode=ro&uri=true"
     with pytest.raises(StorageError, match=r"cannot be written .*readonly"):
-        RequestStore(Database(url), Vault(bytes(32)), settings.home, "somebody").add(ask("a"))
+        RequestStore(Database(url), Vault(sealing_key(settings)), settings.home, "somebody").add(ask("a"))
 
 
 @pytest.mark.parametrize(
