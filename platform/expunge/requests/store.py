@@ -330,9 +330,9 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
     gone.
     """
     known = recall(settings)
-    vault = Vault(sealing_key(settings))
     database = Database(settings.database, patience=patience)
     try:
+        vault = Vault(sealing_key(settings))
         database.migrate(vault, settings.runs, exists=known is not None and known.database is not None)
         store = RequestStore(database, vault, settings.home, settings.acting, settings.due_days)
         remember(settings, database=store.identity())
