@@ -1,5 +1,6 @@
 """The `expunge` command. Its exit codes are those of expunge.errors, and 130 after Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expunge.commands import (
+    audit,
     backup,
     bench,
     calibrate,
@@ -19,6 +21,7 @@ from expunge.commands import (
     plan,
     promote,
     prune,
+    purge,
     report,
     requests,
     rollback,
@@ -48,8 +51,13 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
+    actor: Annotated[
+        str | None, typer.Option("--actor", metavar="NAME", help="Who acts, for the audit log (or EXPUNGE_ACTOR).")
+    ] = None,
 ) -> None:
     """Remove specific outputs from trained diffusion models, in nightly batches, with evidence."""
+    if actor is not None:
+        os.environ["EXPUNGE_ACTOR"] = actor
 
 
 app.command("submit")(submit.submit)
@@ -65,6 +73,8 @@ app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)
 app.command("export")(export.export)
 app.command("prune")(prune.prune)
+app.command("purge")(purge.purge)
+app.add_typer(audit.app, name="audit")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

@@ -53,6 +53,12 @@ class RemovalRequest(Value):
     due: date | None = None
     priority: int = Field(default=0, ge=-10, le=10, description="higher goes first")
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The ids of its images, its surrogates, and the mask of its edit."""
+        mask = self.edit.mask if self.edit else None
+        return (*self.images, *self.surrogates, *((mask,) if mask else ()))
+
 
 class RequestState(StrEnum):
     ACCEPTED = "accepted"
@@ -61,6 +67,7 @@ class RequestState(StrEnum):
     FAILED = "failed"
     NOT_REPRODUCED = "not_reproduced"
     WITHDRAWN = "withdrawn"
+    PURGED = "purged"
 
 
 class RemovalBatch(Value):

@@ -105,29 +105,15 @@ def test_the_outlook_counts_due_dates_that_cannot_be_met(store: RequestStore, as
 
 
 def test_a_long_queue_is_read_in_parts(store: RequestStore, ask: Ask) -> None:
-    from sqlalchemy import insert
 
-    from expunge.requests.changes import now
-    from expunge.requests.tables import requests
+    from expunge.requests import changes
+    from expunge.requests.audit import Trail
 
-    at, count = now(), 20_000
+    count = 20_000
     with store.database.write() as connection:
-        rows = [
-            {
-                "id": f"r{i}",
-                "model": "flags",
-                "external_id": f"r{i}",
-                "priority": 0,
-                "due": None,
-                "state": RequestState.ACCEPTED,
-                "attempts": 0,
-                "accepted_at": at,
-                "body": ask("a", id=f"r{i}").model_dump_json(),
-            }
-            for i in range(count)
-        ]
-        connection.execute(insert(requests), rows)
-    del rows
+        trail = Trail(connection, store.vault, "somebody")
+        for i in range(count):
+            changes.accept(trail, ask("a", id=f"r{i}", external_id=f"r{i}"))
     tracemalloc.start()
     assert outlook(store.expected(), 16, TODAY).left == count
     assert len(store.drain(None, limit=16).requests) == 16

@@ -66,7 +66,7 @@ min_ssim = -1.0
 min_kid_p = 0.0
 """
 LEARNING_RATE = 5e-5
-MODELS = ("faces", "driver-kill", "worker-kill", "unreachable")
+MODELS = ("faces", "driver-kill", "worker-kill", "unreachable", "markers")
 LONG = {"steps": 40, "keep_checkpoints": 10}
 """The training of `worker-kill`: a busy machine must not be at its end before the test has seen that it began."""
 WEIGHTLESS, ODD = "weightless", "odd"

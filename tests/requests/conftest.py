@@ -8,13 +8,17 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from alembic import command
+from alembic.config import Config
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from PIL import Image
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.schema import CreateSchema
 
+from expunge.requests import database
 from expunge.requests.blobs import BlobStore
+from expunge.requests.database import Database
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import Settings, load_settings
 from expunge.types import RemovalRequest
@@ -54,6 +58,28 @@ def store(anywhere: Settings) -> Iterator[RequestStore]:
     opened = open_store(anywhere)
     yield opened
     opened.close()
+
+
+def made_by_an_earlier_release(settings: Settings, revision: str, request: RemovalRequest) -> None:
+    """Makes a database as it was at this migration, before texts were sealed: its batch `night-old` is open."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).with_name("migrations")))
+    settings.home.mkdir(exist_ok=True)
+    with Database(settings.database).write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        at = "2026-01-01 00:00:00"
+        row = {**request.model_dump(include={"id", "model", "external_id"}), "body": request.model_dump_json()}
+        for statement in (
+            "INSERT INTO batches (id, created) VALUES ('night-old', :at)",
+            "INSERT INTO requests (id, model, external_id, state, batch, attempts, priority, accepted_at, body) "
+            "VALUES (:id, :model, :external_id, 'batched', 'night-old', 1, 0, :at, :body)",
+            "INSERT INTO batch_requests VALUES ('night-old', 0, :id)",
+            "INSERT INTO events (request, at, previous, state, batch, detail) "
+            "VALUES (:id, :at, NULL, 'accepted', NULL, ''), "
+            "(:id, :at, 'accepted', 'batched', 'night-old', :external_id)",
+        ):
+            connection.execute(text(statement), {**row, "at": at})
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ def test_a_backup_edited_to_all_removed_is_refused(settings: Settings, elsewhere
     back_up(settings, tmp_path / "b", PASSPHRASE)
     database = tmp_path / "b" / "expunge.db"
     with sqlite3.connect(database) as connection:
+        connection.execute("DROP TRIGGER requests_lifecycle")
         connection.execute("UPDATE requests SET state = 'removed'")
     connection.close()
     files = json.loads((tmp_path / "b" / "manifest.json").read_text())["files"]

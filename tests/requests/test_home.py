@@ -9,19 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import text
 
 from expunge.errors import ExpungeError, InputError, StorageError
-from expunge.requests import database
 from expunge.requests.backup import back_up
-from expunge.requests.blobs import open_blobs
-from expunge.requests.database import Database
+from expunge.requests.blobs import KEY_FILE, open_blobs
 from expunge.requests.home import FILE, check_home, recall, remember
 from expunge.requests.store import open_store
 from expunge.settings import Settings
 from expunge.types import RemovalRequest
+from tests.requests.conftest import made_by_an_earlier_release
 
 Ask = Callable[..., RemovalRequest]
 
@@ -74,7 +70,11 @@ def test_another_database_is_refused(settings: Settings, tmp_path: Path) -> None
 
 def test_the_same_database_may_serve_a_home_elsewhere(settings: Settings, tmp_path: Path) -> None:
     identity = open_store(settings).identity()
-    other = settings.model_copy(update={"home": tmp_path / "other", "database_url": settings.database})
+    key = (settings.home / KEY_FILE).read_text()
+    there = {"home": tmp_path / "other", "database_url": settings.database}
+    with pytest.raises(StorageError, match="the database is sealed with another key"):
+        open_store(settings.model_copy(update={**there, "home": tmp_path / "third"}))
+    other = settings.model_copy(update={**there, "blob_key": key})
     assert open_store(other).identity() == identity
     first, second = recall(settings), recall(other)
     assert first is not None
@@ -156,22 +156,7 @@ def test_a_home_that_cannot_be_written_says_so(settings: Settings) -> None:
 
 def test_a_home_of_the_first_release_is_taken_over(settings: Settings, ask: Ask) -> None:
     """Its database has no id yet, and its home remembers nothing; its open batch goes on."""
-    settings.home.mkdir()
-    config = Config()
-    config.set_main_option("script_location", str(Path(database.__file__).with_name("migrations")))
-    with Database(settings.database).write() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        request = ask("old")
-        connection.execute(text("INSERT INTO batches (id, created) VALUES ('night-old', '2026-01-01 00:00:00')"))
-        connection.execute(
-            text(
-                "INSERT INTO requests (id, model, external_id, state, batch, attempts, priority, accepted_at, body) "
-                "VALUES (:id, :model, :external_id, 'batched', 'night-old', 1, 0, '2026-01-01 00:00:00', :body)"
-            ),
-            {**request.model_dump(include={"id", "model", "external_id"}), "body": request.model_dump_json()},
-        )
-        connection.execute(text("INSERT INTO batch_requests VALUES ('night-old', 0, 'req-old')"))
+    made_by_an_earlier_release(settings, "0001", ask("old"))
     store = open_store(settings)
     batch = store.drain(None)
     assert (batch.id, [request.id for request in batch.requests]) == ("night-old", ["req-old"])

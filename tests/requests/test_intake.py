@@ -22,7 +22,7 @@ from expunge.requests.lines import LineResult, accept_jsonl
 from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import EditInput, Submission, parse_edit, validated
-from expunge.settings import Settings
+from expunge.settings import Settings, load_settings
 from expunge.types import RemovalRequest, RequestState
 
 Paint = Callable[[str], Path]
@@ -152,7 +152,7 @@ class _Refusing(RequestStore):
     """Between the pictures and the row, something happens."""
 
     def __init__(self, store: RequestStore, happens: Callable[[], None]) -> None:
-        super().__init__(store.database)
+        super().__init__(store.database, store.vault, load_settings().home, store.actor)
         self._happens = happens
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:

@@ -58,7 +58,7 @@ def test_gaps_name_the_request_and_the_blob(
     assert (found.lacking, found.damaged) == ({"req-a": (bad,)}, ())
 
 
-@pytest.mark.parametrize("state", RequestState)
+@pytest.mark.parametrize("state", sorted({*RequestState} - {RequestState.PURGED}))
 def test_only_a_withdrawn_request_may_lack_pictures(
     store: RequestStore, blobs: BlobStore, ask: Ask, runs: Path, state: RequestState
 ) -> None:

@@ -14,8 +14,6 @@ from multiprocessing.connection import Connection
 from threading import Barrier
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import text, update
 
 from expunge.errors import UnavailableError
@@ -25,6 +23,7 @@ from expunge.requests.store import RequestStore, open_store
 from expunge.requests.tables import leases
 from expunge.settings import Settings
 from expunge.types import RemovalRequest
+from tests.requests.conftest import made_by_an_earlier_release
 
 NAME = "night:friday"
 
@@ -359,16 +358,7 @@ def test_eight_processes_that_wait_hold_it_one_after_the_other(anywhere: Setting
 def test_a_database_from_before_leases_is_upgraded_with_its_rows(
     anywhere: Settings, ask: Callable[..., RemovalRequest]
 ) -> None:
-    store = open_store(anywhere)
-    store.add(ask("a"))
-    config = Config()
-    config.set_main_option("script_location", "expunge.requests:migrations")
-    with store.database.write() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0002")
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0002"
-    with pytest.raises(Exception, match="leases"), lease(store, NAME):
-        pytest.fail("there is no table of leases yet")
+    made_by_an_earlier_release(anywhere, "0002", ask("a"))
     upgraded = open_store(anywhere)
     with lease(upgraded, NAME) as held:
         held.check()

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from expunge.requests.blobs import sealing_key
+from expunge.requests.documents import Documents
+from expunge.requests.vault import Vault
 from expunge.runs.job import JobFolder
 from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobEnd, NightPlan
-from expunge.settings import TrainingSettings
+from expunge.settings import TrainingSettings, load_settings
 from expunge.types import (
     Evidence,
     Hotfix,
@@ -22,6 +25,13 @@ from tests.batch.conftest import without_ray as without_ray
 from tests.cli.conftest import command as command
 
 Evaluated = Callable[[JobFolder, bool], None]
+
+
+def content(path: Path) -> bytes:
+    """What a night's file says: it is sealed with the key of this test's home."""
+    found = Documents(Vault(sealing_key(load_settings()))).open(path, path.read_bytes())
+    assert found is not None
+    return found
 
 
 def make_job(model: str, **fields: object) -> UnlearnJob:

@@ -19,6 +19,7 @@ from expunge.runs.night import NightFolder
 from expunge.settings import Settings, load_settings
 from expunge.types import RequestState
 from tests.cli.conftest import Command
+from tests.runs.conftest import content
 
 RELEASED = Path(__file__).parents[1] / "data" / "format-1" / "home"
 FINISHED, OPEN = "finished", "open"
@@ -53,7 +54,7 @@ def test_a_job_keeps_the_id_that_its_release_gave_it(settings: Settings, batch: 
 def test_a_finished_night_is_shown(settings: Settings, command: Command, tmp_path: Path) -> None:
     shown = command("verdicts", FINISHED)
     assert shown.code == 3, "a request was refused"
-    written = json.loads((folder_of(settings, FINISHED).path / "night.json").read_bytes())
+    written = json.loads(content(folder_of(settings, FINISHED).path / "night.json"))
     said, _ = json.JSONDecoder().raw_decode(command("verdicts", FINISHED, "--json").out)  # the error follows
     [outcome] = said["outcomes"]
     assert outcome["job"].pop("id") in shown.out + outcome["evidence"]["job"]
@@ -120,11 +121,11 @@ def test_an_open_batch_goes_on_with_the_settings_that_it_has_under_older_names(s
     """Its job has an id, as an unreleased state of format 2 wrote it before these settings were renamed."""
     folder = folder_of(settings, OPEN)
     [left] = [JobFolder(path) for path in folder.path.glob("*/")]
-    content = json.loads((folder.path / "plan.json").read_bytes())
-    [job] = content["jobs"]
+    plan = json.loads(content(folder.path / "plan.json"))
+    [job] = plan["jobs"]
     job["id"] = left.id
     job["training"] |= {"tasks": "batch", "tasks_per_step": 3}
-    stored = {folder.path / "plan.json": content, left.job.path: job, left.mode.path: {"tasks": "batch"}}
+    stored = {folder.path / "plan.json": plan, left.job.path: job, left.mode.path: {"tasks": "batch"}}
     for path, document in stored.items():
         path.write_text(json.dumps(document))
 
@@ -178,9 +179,9 @@ def test_a_setting_that_is_new_changes_no_id(settings: Settings, night: NightFol
     """A job that was planned before a setting with a default existed."""
     setting = '"forgotten_at":0.6,'
     old = folder_of(settings, OPEN).path / "plan.json"
-    [raw] = [path.read_text() for path in folder_of(settings, OPEN).path.glob("*/job.json")]
+    [raw] = [content(path).decode() for path in folder_of(settings, OPEN).path.glob("*/job.json")]
     assert setting in raw
-    plan = formats.read_plan(old.read_bytes().replace(setting.encode(), b""))
+    plan = formats.read_plan(content(old).replace(setting.encode(), b""))
     [read] = plan.jobs
     assert read.id == f"banners-{sha256(raw.replace(setting, '').encode()).hexdigest()[:16]}"
     assert read.training.forgotten_at == 0.6
@@ -188,11 +189,11 @@ def test_a_setting_that_is_new_changes_no_id(settings: Settings, night: NightFol
     before = night.plan
     assert before is not None
     for folder in (night.job(each.id) for each in before.jobs):
-        folder.job.path.write_text(folder.job.path.read_text().replace(setting, ""))
+        folder.job.path.write_bytes(content(folder.job.path).replace(setting.encode(), b""))
     assert night.plan == before
 
 
-@pytest.mark.parametrize("text", ['{"format": 3}', '{"format": 99, "more": true}'])
+@pytest.mark.parametrize("text", ['{"format": 4}', '{"format": 99, "more": true}'])
 def test_a_newer_format_is_refused_and_nothing_is_touched(
     settings: Settings,
     command: Command,

@@ -11,7 +11,7 @@ from expunge.runs.night import NightFolder
 from expunge.runs.outcomes import JobEnd, JobOutcome, NightOutcome, NightPlan
 from expunge.settings import load_settings
 from tests.cli.conftest import Command
-from tests.runs.conftest import Evaluated, make_job
+from tests.runs.conftest import Evaluated, content, make_job
 
 
 def ended(night: NightFolder, planned: NightPlan, go_through: Evaluated) -> NightOutcome:
@@ -37,9 +37,10 @@ def test_the_outcome_is_put_together_from_what_each_stage_left(
 
 def test_each_fact_has_one_home(night: NightFolder, planned: NightPlan, go_through: Evaluated) -> None:
     ended(night, planned, go_through)
-    files = [path for path in night.path.rglob("*.json") if "gone" in path.read_text()]
+    assert not [path for path in night.path.rglob("*.json") if b"ticket-faces" in path.read_bytes()], "it is sealed"
+    files = [path for path in night.path.rglob("*.json") if b"gone" in content(path)]
     assert [path.name for path in files] == ["evidence.json"]
-    files = [path for path in night.path.rglob("*.json") if "ticket-faces" in path.read_text()]
+    files = [path for path in night.path.rglob("*.json") if b"ticket-faces" in content(path)]
     assert {path.name for path in files} == {"plan.json", "job.json"}, "the second is the copy that stages read"
 
 

@@ -15,6 +15,7 @@ from expunge.batch.job import run_job
 from expunge.batch.lost import WHY, lost_removals
 from expunge.batch.metrics import report_outcomes, report_queue
 from expunge.batch.plan import plan_night
+from expunge.batch.purging import purge_due, replayable
 from expunge.batch.queue import capacity
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
@@ -23,6 +24,7 @@ from expunge.evaluation.rotation import due_for_verification
 from expunge.logs import get_logger
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger
+from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home, remember
 from expunge.requests.leases import Lease, lease
 from expunge.requests.store import MAX_STARTS, RequestStore, open_store
@@ -167,6 +169,7 @@ def _run(
         store.set_report(batch.id, seal_report(settings, tracker, batch, planned, outcomes))
     night = folder.finish(planned, outcomes)
     store.close_batch(batch.id)
+    purge_due(settings, store, open_blobs(settings))
     return night
 
 
@@ -204,7 +207,7 @@ def _plan(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remo
     last = cache(partial(ledger, tracker))
 
     def removed(model: str) -> tuple[ModelVersion | None, list[RemovalRequest]]:
-        return champion(tracker, model), [store.get(request).request for request in last(model).requests]
+        return champion(tracker, model), replayable(store, last(model).requests)
 
     def due(model: str, earlier: Sequence[str]) -> tuple[str, ...]:
         now, share = last(model), settings.evaluation.ledger_share

@@ -1,7 +1,7 @@
 """The settings of nights: how long one may take, and what its cost is reckoned with."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -38,3 +38,29 @@ class NightSettings(Section):
     cpu_tflops: float = Field(
         default=0.1, gt=0, description="10^12 operations per second of one CPU core, where Ray has no GPU"
     )
+
+
+Days = Annotated[int, Field(ge=0, le=36_500)]
+
+
+class RetentionSettings(Section):
+    """For how many days after it was decided a request is kept; then its pictures and texts are destroyed.
+
+    A state without a number is kept until somebody purges it by hand. With one, every night ends with a purge.
+    """
+
+    removed: Days | None = Field(
+        default=None, description="days; afterwards the removal cannot be trained or verified again"
+    )
+    not_reproduced: Days | None = Field(default=None, description="days")
+    failed: Days | None = Field(default=None, description="days")
+    withdrawn: Days | None = Field(default=None, description="days; its pictures go when it is withdrawn")
+
+    def days(self, state: str) -> int | None:
+        """Returns for how long a state is kept; None: without end, as what is undecided is."""
+        return {
+            "removed": self.removed,
+            "not_reproduced": self.not_reproduced,
+            "failed": self.failed,
+            "withdrawn": self.withdrawn,
+        }.get(state)

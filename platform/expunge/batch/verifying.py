@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from expunge.batch.purging import replayable
 from expunge.batch.registering import all_open
 from expunge.errors import InputError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification, record_verified
@@ -88,7 +89,7 @@ def _job(found: Contents, weights: Path, settings: Settings, store: RequestStore
             hint=f"set models.{model}.source to the base model that it was trained from",
         )
     try:
-        earlier = tuple(store.get(request).request for request in found.ledger.requests)
+        earlier = tuple(replayable(store, found.ledger.requests))
     except NotFoundError as error:
         raise NotFoundError(f"{version.uri} cannot be verified: {error.message}", hint="restore the database") from None
     ids = [request.id for request in earlier]

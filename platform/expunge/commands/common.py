@@ -67,16 +67,6 @@ def open_store() -> "RequestStore":
     return store.open_store(open_settings())
 
 
-def whoami() -> str:
-    """Return the user's name for the audit trail; a container may have none for its number."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"
-
-
 def open_platform() -> Opened:
     from expunge.requests import blobs, store
 

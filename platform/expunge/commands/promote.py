@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, Opened, libraries_on_stderr, one_line, open_platform, print_json, whoami
+from expunge.commands.common import AsJson, Opened, libraries_on_stderr, one_line, open_platform, print_json
 from expunge.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def promote(
             typer.confirm(_question(change, failures), abort=True, err=True)
         accepted = f", who accepted: {'; '.join(failures)}" if failures else ""
         record = None if verified is found else key
-        done = promote_by_hand(opened.store, tracker, change, whoami(), accepted=accepted, record=record)
+        done = promote_by_hand(opened.store, tracker, change, opened.settings.acting, accepted=accepted, record=record)
     if as_json:
         before = change.before.version if change.before else None
         moved = {"resurfaced": change.resurfacing, "removed": change.waiting, "accepted_failures": failures}

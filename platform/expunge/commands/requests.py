@@ -1,10 +1,12 @@
 """`expunge list`, `show`, `withdraw` and `requeue`: look at requests, and move them."""
 
+from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, one_line, open_store, print_json, print_json_list, print_rows
+from expunge.commands.common import AsJson, one_line, open_platform, open_store, print_json, print_json_list, print_rows
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ LIMIT = 100
 TABLE = 1000
 """How many rows are printed as one table. Its columns fit the widest row, so nothing is printed before the last."""
 
-COLUMNS = ("id", "model", "state", "priority", "due", "images", "attempts", "batch", "external id")
+COLUMNS = ("id", "model", "state", "priority", "due", "days left", "images", "attempts", "batch", "external id")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="List only this model's requests.")]
@@ -24,7 +26,7 @@ State = Annotated[
     typer.Option(
         "--state",
         metavar="STATE",
-        help="List only requests that are accepted, batched, removed, failed, not_reproduced or withdrawn.",
+        help="List only requests that are accepted, batched, removed, failed, not_reproduced, withdrawn or purged.",
     ),
 ]
 Batch = Annotated[
@@ -35,6 +37,7 @@ Limit = Annotated[
     typer.Option("--limit", min=1, max=10**9, help=f"List at most this many (default: {LIMIT}; with --json, all)."),
 ]
 After = Annotated[str | None, typer.Option("--after", metavar="ID", help="Start after this request: the next page.")]
+ByDue = Annotated[bool, typer.Option("--by-due", help="List what is due soonest first.")]
 
 
 def list_requests(
@@ -43,29 +46,31 @@ def list_requests(
     batch: Batch = None,
     limit: Limit = None,
     after: After = None,
+    by_due: ByDue = False,
     as_json: AsJson = False,
 ) -> None:
     """List requests, oldest first."""
     wanted = None if state is None else _state(state)
     store = open_store()
     if as_json:
-        records = store.each(model, wanted, batch, limit, after)
+        records = store.each(model, wanted, batch, limit, after, by_due=by_due)
         print_json_list(record.model_dump(mode="json") for record in records)
         return
     shown, left, last = 0, limit or LIMIT, after
-    while left > 0 and (records := store.list(model, wanted, batch, min(left, TABLE), last, history=False)):
+    page = partial(store.list, model, wanted, batch, history=False, by_due=by_due)
+    while left > 0 and (records := page(min(left, TABLE), last)):
         print_rows(COLUMNS, map(_row, records), header=not shown)
         shown, left, last = shown + len(records), left - len(records), records[-1].request.id
     if not shown:
         typer.echo("no requests" if after is None else "no more requests")
-    elif not left and store.list(model, wanted, batch, 1, last, history=False):
+    elif not left and page(1, last):
         total = store.total(model, wanted, batch)
         typer.echo(f"showing {shown:,} of {total:,}; for more, add --after {last} or a larger --limit", err=True)
 
 
 def _row(record: "RequestRecord") -> tuple[object, ...]:
     request = record.request
-    counts = (request.priority, request.due, len(request.images), record.attempts)
+    counts = (request.priority, record.due, record.days_left(date.today()), len(request.images), record.attempts)
     return (request.id, request.model, record.state, *counts, record.batch, request.external_id)
 
 
@@ -85,10 +90,13 @@ def show(id: Id, as_json: AsJson = False) -> None:
 
 
 def withdraw(id: Id, as_json: AsJson = False) -> None:
-    """Withdraw a request that is not in a batch."""
+    """Withdraw a request that is not in a batch, and delete its pictures unless another request needs them."""
+    from expunge.batch.purging import drop_pictures
     from expunge.types import RequestState
 
-    record = open_store().transition(id, RequestState.WITHDRAWN, detail="withdrawn by command")
+    opened = open_platform()
+    record = opened.store.transition(id, RequestState.WITHDRAWN, reason="withdrawn")
+    drop_pictures(opened.store, opened.blobs, record)
     if as_json:
         print_json({"id": id, "state": record.state})
     else:
@@ -99,11 +107,16 @@ def requeue(id: Id, as_json: AsJson = False) -> None:
     """Put a request back into the queue that failed, after fixing what made it fail, or that was not reproduced."""
     from expunge.types import RequestState
 
-    record = open_store().transition(id, RequestState.ACCEPTED, detail="requeued by command", attempt=False)
+    record = open_store().transition(id, RequestState.ACCEPTED, reason="requeued", attempt=False)
     if as_json:
         print_json({"id": id, "state": record.state})
     else:
         typer.echo(f"requeued {id}")
+
+
+def _due(record: "RequestRecord") -> str | None:
+    left = record.days_left(date.today())
+    return None if record.due is None else str(record.due) if left is None else f"{record.due} ({left} days left)"
 
 
 def _state(text: str) -> "RequestState":
@@ -130,7 +143,7 @@ def _lines(record: "RequestRecord") -> list[tuple[str, object]]:
         ("edit", None if edit is None else edit.editor),
         ("prompt", request.prompt),
         ("reason", request.reason),
-        ("due", request.due),
+        ("due", _due(record)),
         ("priority", request.priority),
     ]
     for event in record.history:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands.common import AsJson, one_line, open_platform, print_json, whoami
+from expunge.commands.common import AsJson, one_line, open_platform, print_json
 from expunge.commands.promote import check_resurfacing
 from expunge.errors import InputError
 
@@ -43,7 +43,7 @@ def rollback(model: Model, to: To, accept_resurfacing: Accept = False, as_json: 
     change = weigh(opened.store, tracker, contents(tracker, target, key))
     check_resurfacing(change, accept_resurfacing, f"a rollback to {target.uri}", "roll back")
     with checked_files(tracker, target):
-        done = roll_back(opened.store, tracker, change, whoami())
+        done = roll_back(opened.store, tracker, change, opened.settings.acting)
     if as_json:
         before = change.before.version if change.before else None
         print_json({"model": model, "champion": done.version, "before": before, "resurfaced": change.resurfacing})

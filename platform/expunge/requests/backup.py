@@ -20,13 +20,14 @@ from sqlalchemy import make_url
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError
 from expunge.files import file_digest, move_into_place, write_atomically
 from expunge.requests import passphrase as passphrases
-from expunge.requests.blobs import KEY_FILE, BlobStore, mark, open_blobs
+from expunge.requests.blobs import KEY_FILE, BlobStore, mark, open_blobs, sealing_key
 from expunge.requests.database import HEAD
 from expunge.requests.filesystems import Folder
 from expunge.requests.home import recall
-from expunge.requests.inventory import NEEDED, pictures
+from expunge.requests.inventory import NEEDED
 from expunge.requests.manifest import BLOBS, DATABASE, KEY, MANIFEST, Manifest
 from expunge.requests.store import open_store
+from expunge.requests.vault import Vault
 from expunge.settings import Settings
 from expunge.types import RemovalRequest
 
@@ -81,7 +82,7 @@ def _fill(settings: Settings, source: Path, folder: Path, passphrase: str | None
         key=passphrase is not None,
         fingerprint=blobs.fingerprint,
         damaged=tuple(damaged),
-        lacking=tuple(lacking(folder / DATABASE, whole)),
+        lacking=tuple(lacking(folder / DATABASE, whole, Vault(sealing_key(settings)))),
         files={str(path.relative_to(folder)): file_digest(path) for path in _files(folder)},
     )
     return manifest.signed(blobs.derive("manifest"))
@@ -121,13 +122,26 @@ def key_text(settings: Settings) -> str:
     return file.read_text("ascii").strip()
 
 
-def lacking(database: Path, blobs: Iterable[str]) -> list[str]:
-    """Finds the requests of an SQLite file that need a picture which is not among `blobs`."""
+def lacking(database: Path, blobs: Iterable[str], vault: Vault | None) -> list[str]:
+    """Finds the requests of an SQLite file that need a picture which is not among `blobs`.
+
+    Without a vault, those that an earlier release left in the clear. Raises StorageError if a row does not open.
+    """
     there = set(blobs)
     with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as reader:
         states = ", ".join("?" * len(NEEDED))
-        rows = reader.execute(f"SELECT id, body FROM requests WHERE state IN ({states}) ORDER BY id", sorted(NEEDED))
-        return [id for id, body in rows if not there.issuperset(pictures(RemovalRequest.model_validate_json(body)))]
+        sealed = any(row[1] == "data_key" for row in reader.execute("PRAGMA table_info(requests)"))
+        if sealed and vault is None:
+            return []
+        key = "data_key" if sealed else "NULL"
+        query = f"SELECT id, {key}, body FROM requests WHERE state IN ({states}) ORDER BY id"
+        rows = reader.execute(query, sorted(NEEDED)).fetchall()
+    return [id for id, key, body in rows if not there.issuperset(_request(id, key, body, vault).blobs)]
+
+
+def _request(id: str, data_key: str | None, body: str, vault: Vault | None) -> RemovalRequest:
+    text = body if data_key is None or vault is None else vault.envelope(id, data_key).open("body", body)
+    return RemovalRequest.model_validate_json(text)
 
 
 @contextlib.contextmanager

@@ -193,8 +193,16 @@ def open_blobs(settings: Settings) -> BlobStore:
 
 
 def _open(settings: Settings) -> BlobStore:
+    return BlobStore(settings.blobs, sealing_key(settings))
+
+
+def sealing_key(settings: Settings) -> bytes:
+    """Returns `blob_key`, else the key in the home's `blob.key`, which is made if there is none.
+
+    Raises InputError for a malformed key, StorageError if the home cannot be written, or the key of its blobs is gone.
+    """
     if settings.blob_key:
-        return BlobStore(settings.blobs, keys.decode(settings.blob_key, "blob_key"))
+        return keys.decode(settings.blob_key, "blob_key")
     file = settings.home / KEY_FILE
     try:
         if not file.exists() and is_used(Folder(settings.blobs)) and not file.exists():
@@ -209,7 +217,7 @@ def _open(settings: Settings) -> BlobStore:
             f"{file} cannot be made or read ({error})", hint="check EXPUNGE_HOME or set EXPUNGE_BLOB_KEY"
         ) from None
     # Never a new key here: what has been sealed would not open again.
-    return BlobStore(settings.blobs, keys.decode(text, str(file), "restore it from a backup or set EXPUNGE_BLOB_KEY"))
+    return keys.decode(text, str(file), "restore it from a backup or set EXPUNGE_BLOB_KEY")
 
 
 def is_used(folder: Folder) -> bool:

@@ -16,9 +16,13 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from expunge.errors import ExpungeError, InputError, StorageError, UnavailableError, first_line
 from expunge.files import make_private
 from expunge.requests.locks import writers
+from expunge.requests.vault import Vault
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration. Known without importing Alembic, so that opening a current database stays fast."""
+
+SEALED = "0004"
+"""The migration that seals the texts."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _MIGRATION_LOCK = 0x45585055  # an arbitrary key for PostgreSQL's advisory lock
@@ -55,10 +59,11 @@ class Database:
             with connection.begin():
                 yield connection
 
-    def migrate(self, *, exists: bool = False) -> None:
+    def migrate(self, vault: Vault, runs: Path, *, exists: bool = False) -> None:
         """Brings the schema to HEAD; costs one query if it is there. Safe if several processes open at once.
 
-        exists: the database is known to exist. Raises StorageError if it is missing or empty all the same.
+        vault: seals the texts of a database that is older than SEALED, and the nights in `runs`. exists: the database
+        is known to exist. Raises StorageError if it is missing or empty all the same.
         """
         file = self._engine.url.database
         if self._engine.dialect.name == "sqlite" and file and not file.startswith("file:"):
@@ -73,7 +78,22 @@ class Database:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             if _version(connection) != HEAD:
-                _upgrade(connection, self.name)
+                _upgrade(connection, self.name, vault, runs)
+        if version is not None and version < SEALED:
+            self.scrub()
+
+    def scrub(self) -> None:
+        """Overwrites what deleted and replaced rows have left in an SQLite file and in its log.
+
+        PostgreSQL has no such call: there it goes with VACUUM, with the write-ahead log, and with old backups.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        with self._translated(), self._connect() as connection:
+            driver = connection.connection.dbapi_connection
+            assert driver is not None
+            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                driver.execute(statement).close()  # pyright: ignore[reportAttributeAccessIssue]
 
     def close(self) -> None:
         self._engine.dispose()
@@ -131,7 +151,7 @@ def _engine(url: str | URL, patience: float) -> Engine:
     def pragmas(connection: object, entry: ConnectionPoolEntry) -> None:
         # The driver would begin late and deferred; `begin` below says when, and how.
         connection.isolation_level = None  # pyright: ignore[reportAttributeAccessIssue]
-        for pragma in (f"busy_timeout = {int(patience * 1000)}", "foreign_keys = ON"):
+        for pragma in (f"busy_timeout = {int(patience * 1000)}", "foreign_keys = ON", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}").close()  # pyright: ignore[reportAttributeAccessIssue]
         # The mode stays with the file. While another connection changes it, this fails at once, without waiting.
         with suppress(sqlite3.OperationalError):
@@ -223,14 +243,14 @@ def _version(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _upgrade(connection: Connection, name: str) -> None:
+def _upgrade(connection: Connection, name: str, vault: Vault, runs: Path) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
+    config.attributes.update(connection=connection, vault=vault, runs=runs)
     try:
         command.upgrade(config, "head")
     except CommandError as error:

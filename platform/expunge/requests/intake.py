@@ -47,7 +47,7 @@ def accept(
     for written in _spellings(submission.external_id or request.external_id):
         known = known or store.find(request.model, written)
     if known is not None:
-        check_same(known.request, request.model_copy(update={"external_id": known.request.external_id}))
+        check_same(known, request.model_copy(update={"external_id": known.request.external_id}))
         # Pictures of a withdrawn request may have been purged, and nothing would purge them twice.
         if known.state in NEEDED:
             for png in taken.pictures.values():

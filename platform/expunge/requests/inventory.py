@@ -4,7 +4,9 @@ Between a picture and its row lies a moment in which a submit may be killed or r
 the picture. A picture that nobody needs is the harmless side to err on: it is found here, and never deleted by guess.
 """
 
+import json
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,12 @@ from sqlalchemy import select
 
 from expunge.errors import NotFoundError
 from expunge.requests.blobs import BlobStore
+from expunge.requests.documents import Documents
 from expunge.requests.store import RequestStore
-from expunge.requests.tables import batches, requests
-from expunge.types import RemovalRequest, RequestState
+from expunge.requests.tables import request_blobs, requests
+from expunge.types import RequestState
 
-NEEDED = frozenset(RequestState) - {RequestState.WITHDRAWN}
+NEEDED = frozenset(RequestState) - {RequestState.WITHDRAWN, RequestState.PURGED}
 """States of a request whose pictures some night needs, or may need again."""
 
 _BLOB_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -43,16 +46,19 @@ def take_inventory(store: RequestStore, blobs: BlobStore, runs: Path) -> Invento
     """
     # The blobs first: each was stored before the row that names it.
     there = blobs.ids()
-    with store.read() as connection:
-        rows = connection.execute(select(requests.c.id, requests.c.state, requests.c.body, requests.c.evidence)).all()
-        reports = connection.execute(select(batches.c.report)).scalars().all()
-        needed = {row.id: pictures(RemovalRequest.model_validate_json(row.body)) for row in rows if row.state in NEEDED}
+    needed: dict[str, tuple[str, ...]] = {}
+    named: set[str] = set()
+    count = 0
+    for record in store.each():
+        count += 1
+        named |= {*record.request.blobs, *_ids(json.dumps(record.evidence).encode())}
+        if record.state in NEEDED:
+            needed[record.request.id] = record.request.blobs
     states = {blob: _state(blobs, blob) for blob in {*there, *(blob for ids in needed.values() for blob in ids)}}
     lacking = {id: tuple(blob for blob in ids if states[blob] != "ok") for id, ids in needed.items()}
-    named = {id for row in rows for text in (row.body, row.evidence or "") for id in _ids(text.encode())}
-    named |= {report for report in reports if report} | _named_in(runs)
+    named |= {batch.report for batch in store.batches() if batch.report} | _named_in(runs, Documents(store.vault))
     return Inventory(
-        requests=len(rows),
+        requests=count,
         blobs=len(there),
         lacking={id: ids for id, ids in lacking.items() if ids},
         damaged=tuple(sorted(blob for blob, state in states.items() if state == "damaged")),
@@ -60,17 +66,24 @@ def take_inventory(store: RequestStore, blobs: BlobStore, runs: Path) -> Invento
     )
 
 
-def pictures(request: RemovalRequest) -> tuple[str, ...]:
-    """Returns the blobs of a request: its images, its surrogates, the mask of its edit."""
-    mask = request.edit.mask if request.edit else None
-    return (*request.images, *request.surrogates, *((mask,) if mask else ()))
-
-
 def names(store: RequestStore, blob: str) -> bool:
     """True if a request names this blob."""
     with store.read() as connection:
-        query = select(requests.c.id).where(requests.c.body.contains(blob)).limit(1)
+        query = select(request_blobs.c.request).where(request_blobs.c.blob == store.vault.blob(blob)).limit(1)
         return connection.execute(query).one_or_none() is not None
+
+
+def needed_by_others(store: RequestStore, request_id: str, blobs: Collection[str]) -> set[str]:
+    """Returns those of the blobs that another request, in a state of NEEDED, names."""
+    hashed = {store.vault.blob(blob): blob for blob in blobs}
+    other = (requests.c.id != request_id) & requests.c.state.in_(NEEDED)
+    query = (
+        select(request_blobs.c.blob)
+        .join(requests, requests.c.id == request_blobs.c.request)
+        .where(request_blobs.c.blob.in_(hashed), other)
+    )
+    with store.read() as connection:
+        return {hashed[blob] for blob in connection.execute(query).scalars()}
 
 
 def _state(blobs: BlobStore, blob: str) -> str:
@@ -80,12 +93,12 @@ def _state(blobs: BlobStore, blob: str) -> str:
         return "gone"
 
 
-def _named_in(runs: Path) -> set[str]:
+def _named_in(runs: Path, documents: Documents) -> set[str]:
     """Finds every blob that a file of a night names: prepared tensors, surrogates, pictures of evidence."""
     found = set()
     for path in runs.rglob("*.json"):
         with suppress(FileNotFoundError):  # a night that goes on deletes its checkpoints
-            found |= _ids(path.read_bytes())
+            found |= _ids(documents.open(path, path.read_bytes()) or b"")
     return found
 
 

@@ -14,8 +14,8 @@ from expunge.errors import InputError
 
 KEY_BYTES = 32
 
-Purpose = Literal["manifest", "checkpoint", "cache", "ledger"]
-"""What a derived key signs. No two purposes share a key, and none shares the sealing key."""
+Purpose = Literal["manifest", "checkpoint", "cache", "ledger", "audit", "lookup", "data keys", "documents"]
+"""What a derived key signs, hashes or wraps. No two purposes share a key, and none shares the sealing key."""
 
 
 def new_key() -> str:

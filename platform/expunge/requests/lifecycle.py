@@ -1,4 +1,4 @@
-"""The lifecycle of a request: which state may follow which."""
+"""The lifecycle of a request: which state may follow which. A trigger in the database enforces the same table."""
 
 from expunge.errors import TransitionError
 from expunge.types import RequestState
@@ -8,11 +8,13 @@ ALLOWED: dict[RequestState, frozenset[RequestState]] = {
     RequestState.BATCHED: frozenset(
         {RequestState.REMOVED, RequestState.ACCEPTED, RequestState.FAILED, RequestState.NOT_REPRODUCED}
     ),
-    RequestState.REMOVED: frozenset({RequestState.ACCEPTED}),  # it resurfaced in a later evaluation
-    RequestState.FAILED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN}),
+    # Accepted again: it resurfaced in a later evaluation.
+    RequestState.REMOVED: frozenset({RequestState.ACCEPTED, RequestState.PURGED}),
+    RequestState.FAILED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN, RequestState.PURGED}),
     # Another night would find the same, so only a person tries again: with another base model, or other pictures of it.
-    RequestState.NOT_REPRODUCED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN}),
-    RequestState.WITHDRAWN: frozenset(),
+    RequestState.NOT_REPRODUCED: frozenset({RequestState.ACCEPTED, RequestState.WITHDRAWN, RequestState.PURGED}),
+    RequestState.WITHDRAWN: frozenset({RequestState.PURGED}),
+    RequestState.PURGED: frozenset(),
 }
 
 

@@ -2,20 +2,23 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from sqlalchemy import Column, Connection, Select, Table, exists, func, literal, select, tuple_
+from sqlalchemy import Column, Connection, Date, Row, Select, Table, exists, func, literal, select, tuple_
 
 from expunge.errors import NotFoundError
 from expunge.requests.columns import UtcDateTime
 from expunge.requests.records import BatchRecord, RequestEvent, RequestRecord
 from expunge.requests.tables import batch_requests, batches, events, requests
+from expunge.requests.vault import Envelope, Vault
 from expunge.types import RemovalRequest, RequestState
 
 IDS_PER_STATEMENT = 500
 """SQLite takes 32,766 variables, PostgreSQL's driver 65,535."""
+SEALED = (requests.c.id, requests.c.data_key, requests.c.body)
+"""The columns that `request_of` reads."""
 
 
 @dataclass(frozen=True)
@@ -51,50 +54,79 @@ class Wanted:
 
 
 def page(
-    connection: Connection, columns: Table | Column, wanted: Wanted, after: str | None, limit: int | None
+    connection: Connection,
+    columns: Table | Column,
+    wanted: Wanted,
+    after: str | None,
+    limit: int | None,
+    *,
+    by_due: bool = False,
 ) -> Select:
-    """Selects the oldest first, from the request after `after`. Raises NotFoundError if that does not exist."""
-    query = wanted.among(select(columns)).order_by(requests.c.accepted_at, requests.c.id).limit(limit)
+    """Selects the oldest first, or what is due soonest, from the request after `after`. Raises NotFoundError."""
+    due = [func.coalesce(requests.c.due, literal(date.max, Date))] if by_due else []
+    order = (*due, requests.c.accepted_at, requests.c.id)
+    query = wanted.among(select(columns)).order_by(*order).limit(limit)
     if after is None:
         return query
-    at = connection.execute(select(requests.c.accepted_at).where(requests.c.id == after)).scalar()
-    if at is None:
+    row = connection.execute(select(requests.c.due, requests.c.accepted_at).where(requests.c.id == after)).one_or_none()
+    if row is None:
         raise unknown(after)
-    later = tuple_(requests.c.accepted_at, requests.c.id) > tuple_(literal(at, UtcDateTime), literal(after))
-    return query.where(later)
+    there = [literal(row.due or date.max, Date)] if by_due else []
+    return query.where(tuple_(*order) > tuple_(*there, literal(row.accepted_at, UtcDateTime), literal(after)))
 
 
-def records(connection: Connection, query: Select, *, history: bool = True) -> list[RequestRecord]:
-    """The records of a query over `requests`, in its order; without `history`, it is not read and left empty."""
+def records(connection: Connection, query: Select, vault: Vault, *, history: bool = True) -> list[RequestRecord]:
+    """The records of a query over `requests`, in its order; without `history`, it is not read and left empty.
+
+    Raises StorageError if a row does not open.
+    """
     rows = connection.execute(query).all()
-    histories = _histories(connection, [row.id for row in rows]) if history else {}
+    envelopes = {row.id: vault.envelope(row.id, row.data_key or "") for row in rows}
+    histories = _histories(connection, envelopes) if history else {}
     return [
         RequestRecord(
-            request=RemovalRequest.model_validate_json(row.body),
+            request=RemovalRequest.model_validate_json(envelopes[row.id].open("body", row.body)),
             state=row.state,
             batch=row.batch,
             attempts=row.attempts,
             accepted_at=row.accepted_at,
-            evidence=None if row.evidence is None else json.loads(row.evidence),
+            due=row.due,
+            evidence=None if row.evidence is None else json.loads(envelopes[row.id].open("evidence", row.evidence)),
             history=tuple(histories.get(row.id, ())),
         )
         for row in rows
     ]
 
 
-def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, list[RequestEvent]]:
+def _histories(connection: Connection, envelopes: Mapping[str, Envelope]) -> dict[str, list[RequestEvent]]:
     found: dict[str, list[RequestEvent]] = defaultdict(list)
+    ids = list(envelopes)
     for start in range(0, len(ids), IDS_PER_STATEMENT):
         mine = events.c.request.in_(ids[start : start + IDS_PER_STATEMENT])
         for row in connection.execute(select(events).where(mine).order_by(events.c.id)):
-            event = RequestEvent(at=row.at, previous=row.previous, state=row.state, batch=row.batch, detail=row.detail)
+            names = ("at", "previous", "state", "batch", "actor", "reason", "release")
+            # A purge destroys the key that earlier details were sealed with.
+            detail = envelopes[row.request].opened("detail", row.detail) if row.detail else ""
+            event = RequestEvent(detail=detail or "", **{name: getattr(row, name) for name in names})
             found[row.request].append(event)
     return found
 
 
-def record(connection: Connection, request_id: str) -> RequestRecord:
+def envelopes(connection: Connection, vault: Vault, ids: Sequence[str]) -> dict[str, Envelope]:
+    """Unwraps the data keys of these requests; unknown ids are left out. Raises StorageError if one does not open."""
+    query = select(requests.c.id, requests.c.data_key).where(requests.c.id.in_(ids))
+    return {row.id: vault.envelope(row.id, row.data_key or "") for row in connection.execute(query)}
+
+
+def request_of(vault: Vault, row: Row) -> RemovalRequest:
+    """The request in a row of `id`, `data_key` and `body`. Raises StorageError if it does not open."""
+    body = vault.envelope(row.id, row.data_key or "").open("body", row.body)
+    return RemovalRequest.model_validate_json(body)
+
+
+def record(connection: Connection, request_id: str, vault: Vault) -> RequestRecord:
     """Raises NotFoundError."""
-    found = records(connection, select(requests).where(requests.c.id == request_id))
+    found = records(connection, select(requests).where(requests.c.id == request_id), vault)
     if not found:
         raise unknown(request_id)
     return found[0]
@@ -126,11 +158,11 @@ def has_batch(connection: Connection, batch_id: str) -> bool:
     return connection.execute(select(batches.c.id).where(batches.c.id == batch_id)).one_or_none() is not None
 
 
-def bodies(connection: Connection, batch_id: str) -> tuple[RemovalRequest, ...]:
+def bodies(connection: Connection, batch_id: str, vault: Vault) -> tuple[RemovalRequest, ...]:
     """Returns the requests of a batch, in the order in which they were drained."""
-    joined = select(requests.c.body).join(batch_requests, batch_requests.c.request == requests.c.id)
+    joined = select(*SEALED).join(batch_requests, batch_requests.c.request == requests.c.id)
     mine = joined.where(batch_requests.c.batch == batch_id).order_by(batch_requests.c.position)
-    return tuple(RemovalRequest.model_validate_json(body) for body in connection.execute(mine).scalars())
+    return tuple(request_of(vault, row) for row in connection.execute(mine))
 
 
 def oldest_open(
@@ -165,19 +197,19 @@ def undecided(connection: Connection, batch_id: str) -> list[str]:
 
 
 def queue(
-    connection: Connection, models: Sequence[str] | None, only: Collection[str] | None = None
+    connection: Connection, vault: Vault, models: Sequence[str] | None, only: Collection[str] | None = None
 ) -> Generator[RemovalRequest, None, None]:
     """Yields what waits: highest priority first, then nearest due date, then arrival; locked by the transaction.
 
     Only a few hundred are held at a time. With `only`, yields no other requests; they may be more than a statement
     takes, and so are picked out here.
     """
-    query = _in_turn(select(requests.c.id, requests.c.body), models).with_for_update()
+    query = _in_turn(select(*SEALED), models).with_for_update()
     mine = None if only is None else {*only}
     with connection.execute(query.execution_options(yield_per=IDS_PER_STATEMENT)) as rows:
         for row in rows:
             if mine is None or row.id in mine:
-                yield RemovalRequest.model_validate_json(row.body)
+                yield request_of(vault, row)
 
 
 @dataclass(frozen=True)
@@ -221,6 +253,21 @@ def ids_by_model(connection: Connection, state: RequestState, models: Sequence[s
     for row in connection.execute(query.order_by(requests.c.model, requests.c.accepted_at, requests.c.id)):
         found.setdefault(row.model, []).append(row.id)
     return found
+
+
+def unmoved(connection: Connection, state: RequestState, before: datetime) -> list[str]:
+    """Returns the ids of the requests that came into `state` before this time and have stayed in it, oldest first."""
+    came = func.max(events.c.at)
+    moved = events.c.previous.is_(None) | (events.c.previous != events.c.state)  # the others are notes
+    query = (
+        select(requests.c.id)
+        .join(events, events.c.request == requests.c.id)
+        .where(requests.c.state == state, moved)
+        .group_by(requests.c.id)
+        .having(came <= literal(before, UtcDateTime))
+        .order_by(came, requests.c.id)
+    )
+    return list(connection.execute(query).scalars())
 
 
 def open_batches(connection: Connection, models: Sequence[str] | None) -> dict[str, int]:

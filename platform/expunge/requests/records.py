@@ -1,6 +1,6 @@
 """The records that the request store returns."""
 
-from datetime import datetime
+from datetime import date, datetime
 
 from pydantic import JsonValue
 
@@ -8,9 +8,13 @@ from expunge.types import BlobId, Identifier, RemovalRequest, RequestState, Valu
 
 
 class RequestEvent(Value):
-    """One line of the audit trail."""
+    """One line of the audit log. `detail` is empty where a purge has destroyed its key."""
 
     at: datetime
+    actor: str = ""
+    reason: str = ""
+    release: str = ""
+    """The version of the code that wrote it. Empty, as actor and reason are, in a line of an earlier release."""
     previous: RequestState | None
     state: RequestState
     batch: Identifier | None
@@ -25,8 +29,15 @@ class RequestRecord(Value):
     batch: Identifier | None
     attempts: int
     accepted_at: datetime
+    due: date | None = None
+    """When it is due: its own date, or else the one that the settings gave it when it was accepted."""
     evidence: dict[str, JsonValue] | None
     history: tuple[RequestEvent, ...]
+
+    def days_left(self, today: date) -> int | None:
+        """Days until it is due, negative if that is past; None without a date, or once it is decided."""
+        waits = self.state in (RequestState.ACCEPTED, RequestState.BATCHED, RequestState.FAILED)
+        return (self.due - today).days if waits and self.due else None
 
 
 class BatchRecord(Value):

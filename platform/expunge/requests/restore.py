@@ -17,6 +17,7 @@ from expunge.requests.database import HEAD
 from expunge.requests.filesystems import Folder
 from expunge.requests.manifest import BLOBS, DATABASE, KEY, MANIFEST, Manifest, altered, read_manifest
 from expunge.requests.sealing import Seal
+from expunge.requests.vault import Vault
 from expunge.settings import Settings
 
 _MAY_BE_THERE = frozenset({"config.toml", KEY_FILE})
@@ -142,7 +143,7 @@ def _looked_at(manifest: Manifest, source: Path, key: bytes | None) -> Manifest:
             damaged = {blob for name, blob in blobs.items() if not seal.opens(blob, _read(source, name, manifest))}
             if damaged and len(damaged) == len(blobs):
                 raise _other_key(key, "to the key that it was made with")
-        found = lacking(source / DATABASE, {*blobs.values()} - damaged)
+        found = lacking(source / DATABASE, {*blobs.values()} - damaged, None if key is None else Vault(key))
     return manifest.model_copy(update={"damaged": tuple(sorted(damaged)), "lacking": tuple(found)})
 
 

@@ -14,6 +14,11 @@ _MAGIC = b"EXB1"
 _NONCE = 12
 
 
+def is_sealed(data: bytes) -> bool:
+    """True if the data begins as a sealed blob does."""
+    return data.startswith(_MAGIC)
+
+
 class Seal:
     """Seals and opens blobs with one 32-byte key."""
 
@@ -28,7 +33,7 @@ class Seal:
     def open(self, blob: str, sealed: bytes) -> bytes | None:
         """Returns the plaintext of this blob; None if it does not open."""
         body = len(_MAGIC) + _NONCE
-        if not sealed.startswith(_MAGIC) or len(sealed) < body:
+        if not is_sealed(sealed) or len(sealed) < body:
             return None
         try:
             return self._cipher.decrypt(sealed[len(_MAGIC) : body], sealed[body:], blob.encode())

@@ -1,19 +1,24 @@
-"""The durable queue: accepted once, drained into batches, never lost, every step in the audit trail."""
+"""The durable queue: accepted once, drained into batches, never lost, every step in the audit log."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from expunge.errors import InputError, StorageError, TransitionError
-from expunge.requests import changes, queries
+from expunge.requests import audit, changes, queries
+from expunge.requests.audit import Trail, Verified, keep_anchor, recall_anchor, write_anchor
+from expunge.requests.blobs import sealing_key
 from expunge.requests.database import Database
 from expunge.requests.home import recall, remember
 from expunge.requests.queries import Backlog
 from expunge.requests.records import BatchRecord, RequestRecord
 from expunge.requests.tables import batches, identity, requests
+from expunge.requests.vault import Vault
 from expunge.settings import IDENTIFIER_RULE, Settings
 from expunge.types import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
@@ -31,8 +36,14 @@ _BLOB_ID: TypeAdapter[str] = TypeAdapter(BlobId)
 class RequestStore:
     """Every method is atomic, and raises UnavailableError or StorageError when the database does not serve."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, vault: Vault, home: Path, actor: str, due_days: int = 0) -> None:
+        """Takes what a connection does not say.
+
+        home: where the copy of the audit log's head is kept. actor: who acts, for the audit log. due_days: when a
+        request that names no date is due; 0: never.
+        """
+        self.database, self.vault, self.actor = database, vault, actor
+        self._home, self._due_days = home, due_days
 
     def close(self) -> None:
         self.database.close()
@@ -40,6 +51,22 @@ class RequestStore:
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction to read all rows at once."""
         return self.database.read()
+
+    @contextmanager
+    def _change(self) -> Iterator[Trail]:
+        """A transaction with its events in the audit log; the home's copy of the log's head follows it."""
+        with self.database.write() as connection:
+            trail = Trail(connection, self.vault, self.actor)
+            before = trail.head
+            yield trail
+            anchor = keep_anchor(connection, self.vault, self._home) if trail.head != before else None
+        if anchor is not None:
+            write_anchor(anchor, self._home)
+
+    def verify_audit(self) -> Verified:
+        """Recomputes the whole audit log."""
+        with self.database.read() as connection:
+            return audit.verify(connection, self.vault, recall_anchor(self._home))
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
         """Accepts a request. False means that its (model, external_id) was known, and that the known one is returned.
@@ -49,25 +76,26 @@ class RequestStore:
         known = self.find(request.model, request.external_id)
         if known is None:
             try:
-                with self.database.write() as connection:
-                    changes.accept(connection, request)
+                with self._change() as trail:
+                    changes.accept(trail, request, due_days=self._due_days)
                 return self.get(request.id), True
             except IntegrityError:  # another process accepted it in between
                 known = self.find(request.model, request.external_id)
         if known is None:
             raise StorageError(f"request id {request.id} is taken", hint="submit it again")
-        check_same(known.request, request)
+        check_same(known, request)
         return known, False
 
     def get(self, request_id: str) -> RequestRecord:
         """Raises NotFoundError."""
         with self.database.read() as connection:
-            return queries.record(connection, request_id)
+            return queries.record(connection, request_id, self.vault)
 
     def find(self, model: str, external_id: str) -> RequestRecord | None:
         with self.database.read() as connection:
-            where = (requests.c.model == model) & (requests.c.external_id == external_id)
-            return next(iter(queries.records(connection, select(requests).where(where))), None)
+            hashed = self.vault.external_id(model, external_id)
+            where = (requests.c.model == model) & (requests.c.external_id == hashed)
+            return next(iter(queries.records(connection, select(requests).where(where), self.vault)), None)
 
     def list(
         self,
@@ -78,16 +106,19 @@ class RequestStore:
         after: str | None = None,
         *,
         history: bool = True,
+        by_due: bool = False,
     ) -> Records:
         """Returns the oldest first, from the request after `after`; without `history`, each has an empty one.
+
+        With `by_due`, what is due soonest comes first, and what has no due date last.
 
         `batch` finds every request that was ever in it, also those that went back to the queue. Raises NotFoundError
         if there is no request `after`.
         """
         wanted = queries.Wanted(model, state, batch)
         with self.database.read() as connection:
-            query = queries.page(connection, requests, wanted, after, limit)
-            return queries.records(connection, query, history=history)
+            query = queries.page(connection, requests, wanted, after, limit, by_due=by_due)
+            return queries.records(connection, query, self.vault, history=history)
 
     def each(
         self,
@@ -96,15 +127,18 @@ class RequestStore:
         batch: str | None = None,
         limit: int | None = None,
         after: str | None = None,
+        *,
+        by_due: bool = False,
     ) -> Iterator[RequestRecord]:
         """Yields what `list` returns one by one: however many there are, only a few hundred are held at a time."""
         with self.database.read() as connection:
-            query = queries.page(connection, requests.c.id, queries.Wanted(model, state, batch), after, limit)
+            wanted = queries.Wanted(model, state, batch)
+            query = queries.page(connection, requests.c.id, wanted, after, limit, by_due=by_due)
             ids = connection.execute(query).scalars().all()
         for start in range(0, len(ids), queries.IDS_PER_STATEMENT):
             some = ids[start : start + queries.IDS_PER_STATEMENT]
             with self.database.read() as connection:
-                found = queries.records(connection, select(requests).where(requests.c.id.in_(some)))
+                found = queries.records(connection, select(requests).where(requests.c.id.in_(some)), self.vault)
             records = {record.request.id: record for record in found}
             yield from (records[id] for id in some)
 
@@ -123,6 +157,17 @@ class RequestStore:
         """Returns the database's own id, which was made with it."""
         with self.database.read() as connection:
             return connection.execute(select(identity.c.value).where(identity.c.name == "database")).scalar_one()
+
+    def check_key(self) -> None:
+        """Raises StorageError if the texts of this database are sealed with another key."""
+        with self.database.read() as connection:
+            there = connection.execute(select(identity.c.value).where(identity.c.name == "key")).scalar()
+        if there != self.vault.fingerprint:
+            raise StorageError(
+                f"the database is sealed with another key: its fingerprint is {there}, and that of the key here is "
+                f"{self.vault.fingerprint}",
+                hint=f"set EXPUNGE_BLOB_KEY to the key whose fingerprint is {there}",
+            )
 
     def count(self, state: RequestState, models: Sequence[str] | None = None) -> int:
         """Counts the requests in `state`; with `models`, only those of these models."""
@@ -163,11 +208,11 @@ class RequestStore:
         if batch_id is not None:
             _check(_IDENTIFIER, batch_id, "batch id", IDENTIFIER_RULE)
         try:
-            with self.database.write() as connection:
-                return changes.drain(connection, batch_id, models, limit, skip, only, choose)
+            with self._change() as trail:
+                return changes.drain(trail, batch_id, models, limit, skip, only, choose)
         except IntegrityError:  # another process made the same batch in between: read it
-            with self.database.write() as connection:
-                return changes.drain(connection, batch_id, models, limit, skip, only, choose)
+            with self._change() as trail:
+                return changes.drain(trail, batch_id, models, limit, skip, only, choose)
 
     def expected(self, models: Sequence[str] | None = None) -> Iterator[queries.Expected]:
         """Yields what waits in the order in which it is drained; only a few hundred are held at a time."""
@@ -189,27 +234,28 @@ class RequestStore:
 
     def release_batch(self, batch_id: str, why: str) -> None:
         """Ends a batch that cannot be run: undecided requests go back to the queue, and no attempt is counted."""
-        with self.database.write() as connection:
-            changes.release(connection, batch_id, why)
+        with self._change() as trail:
+            changes.release(trail, batch_id, why)
 
     def resurface(self, batch_id: str, request_ids: Sequence[str], why: str) -> None:
         """Moves removed requests whose removal no model holds any more into a batch, to be removed again; all or none.
 
         Raises NotFoundError, and TransitionError where one is not removed.
         """
-        with self.database.write() as connection:
-            changes.resurface(connection, batch_id, request_ids, why)
+        with self._change() as trail:
+            changes.resurface(trail, batch_id, request_ids, why)
 
     def note(self, request_ids: Sequence[str], detail: str) -> None:
         """Adds a line about each request to the audit trail without moving it; unknown ids are left out."""
-        with self.database.write() as connection:
-            changes.note(connection, request_ids, detail)
+        with self._change() as trail:
+            changes.note(trail, request_ids, detail)
 
     def transition(
         self,
         request_id: str,
         to: RequestState,
         *,
+        reason: audit.Reason = "decided",
         detail: str = "",
         evidence: dict[str, JsonValue] | None = None,
         batch: str | None = None,
@@ -221,11 +267,17 @@ class RequestStore:
         unless `attempt` is false: the night failed, not the request. Raises NotFoundError, TransitionError naming both
         states.
         """
-        with self.database.write() as connection:
+        with self._change() as trail:
             changes.transition(
-                connection, request_id, to, detail=detail, evidence=evidence, batch=batch, attempt=attempt
+                trail, request_id, to, reason=reason, detail=detail, evidence=evidence, batch=batch, attempt=attempt
             )
-            return queries.record(connection, request_id)
+            return queries.record(trail.connection, request_id, self.vault)
+
+    def purge(self, request_id: str, certificate: str) -> RequestRecord:
+        """Destroys a request's texts for good; its pictures are the caller's. Raises NotFoundError, TransitionError."""
+        with self._change() as trail:
+            changes.purge(trail, request_id, certificate)
+            return queries.record(trail.connection, request_id, self.vault)
 
     def batch(self, batch_id: str) -> BatchRecord:
         """Raises NotFoundError."""
@@ -244,6 +296,19 @@ class RequestStore:
         with self.database.write() as connection:
             queries.batch_record(connection, batch_id)
             connection.execute(update(batches).where(batches.c.id == batch_id).values(report=blob_id))
+
+    def drop_report(self, batch_id: str) -> str | None:
+        """Forgets the report of a batch, whose blob the caller deletes; returns its id if there was one."""
+        mine = batches.c.id == batch_id
+        with self.database.write() as connection:
+            report = connection.execute(select(batches.c.report).where(mine)).scalar()
+            connection.execute(update(batches).where(mine).values(report=None))
+        return report
+
+    def unmoved(self, state: RequestState, before: datetime) -> Ids:
+        """Returns the ids of the requests that came into `state` before this time and have stayed in it."""
+        with self.database.read() as connection:
+            return queries.unmoved(connection, state, before)
 
     def close_batch(self, batch_id: str) -> None:
         """Closes a batch, even twice. Raises TransitionError while a request in it is undecided, NotFoundError."""
@@ -267,9 +332,11 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
     known = recall(settings)
     database = Database(settings.database, patience=patience)
     try:
-        database.migrate(exists=known is not None and known.database is not None)
-        store = RequestStore(database)
+        vault = Vault(sealing_key(settings))
+        database.migrate(vault, settings.runs, exists=known is not None and known.database is not None)
+        store = RequestStore(database, vault, settings.home, settings.acting, settings.due_days)
         remember(settings, database=store.identity())
+        store.check_key()
     except BaseException:
         database.close()
         raise
@@ -293,8 +360,11 @@ def nothing_to_do(store: RequestStore, models: Sequence[str] | None) -> str:
     return f"nothing to do: no request{which} waits; {waiting} others do"
 
 
-def check_same(known: RemovalRequest, request: RemovalRequest) -> None:
-    """Raises InputError naming the fields in which `request` differs from the known request of the same external id."""
+def check_same(record: RequestRecord, request: RemovalRequest) -> None:
+    """Raises InputError naming the fields in which `request` differs from the known one of the same external id."""
+    known = record.request
+    if record.state is RequestState.PURGED:
+        raise InputError(f"external_id: {known.id} had it, and was purged", hint="use a new external_id")
     differing = [
         name for name in RemovalRequest.model_fields if name != "id" and getattr(known, name) != getattr(request, name)
     ]

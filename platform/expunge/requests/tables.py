@@ -52,14 +52,15 @@ requests = Table(
     metadata,
     Column("id", String(63), primary_key=True),
     Column("model", String(63), nullable=False),
-    Column("external_id", String(200), nullable=False),
+    Column("external_id", String(200), nullable=False),  # a keyed hash
+    Column("data_key", String(128)),  # wrapped by the sealing key
     Column("state", State, nullable=False),
     Column("batch", String(63), ForeignKey("batches.id")),
     Column("attempts", Integer, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("due", Date),
     Column("accepted_at", UtcDateTime, nullable=False),
-    Column("body", Text, nullable=False),
+    Column("body", Text, nullable=False),  # sealed, as evidence is
     Column("evidence", Text),
     UniqueConstraint("model", "external_id"),
     Index("ix_requests_queue", "state", "priority", "due", "accepted_at"),
@@ -74,6 +75,13 @@ batch_requests = Table(
     Column("request", String(63), ForeignKey("requests.id"), nullable=False, index=True),
 )
 
+request_blobs = Table(
+    "request_blobs",
+    metadata,
+    Column("blob", String(64), primary_key=True),  # a keyed hash
+    Column("request", String(63), ForeignKey("requests.id"), primary_key=True, index=True),
+)
+
 events = Table(
     "events",
     metadata,
@@ -83,7 +91,20 @@ events = Table(
     Column("previous", State),
     Column("state", State, nullable=False),
     Column("batch", String(63)),
-    Column("detail", Text, nullable=False),
+    Column("detail", Text, nullable=False),  # sealed, unless it is empty
+    Column("actor", String(200), nullable=False, server_default=""),
+    Column("reason", String(32), nullable=False, server_default=""),
+    Column("release", String(64), nullable=False, server_default=""),
+    Column("link", String(64), nullable=False, server_default=""),
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, nullable=False),
+    Column("link", String(64), nullable=False),
+    Column("seal", String(64), nullable=False),
 )
 
 leases = Table(

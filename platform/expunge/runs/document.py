@@ -1,4 +1,4 @@
-"""One JSON file per stage: a stage whose output can be read is not run again."""
+"""One JSON file per stage, sealed: a stage whose output can be read is not run again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,12 @@ from pydantic import BaseModel
 from expunge.errors import StorageError
 from expunge.files import write_atomically
 from expunge.logs import get_logger
+from expunge.requests.blobs import sealing_key
+from expunge.requests.documents import Documents
+from expunge.requests.sealing import is_sealed
+from expunge.requests.vault import Vault
 from expunge.runs.formats import read_file
+from expunge.settings import load_settings
 
 Content = TypeVar("Content", bound=BaseModel)
 NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError)
@@ -37,6 +42,8 @@ class Document(Generic[Content]):
         A document may refer to things elsewhere: `valid` says whether they are there. Reading changes nothing.
         """
         data = read_file(self.path)
+        if data is not None and is_sealed(data):
+            data = _documents().open(self.path, data)
         if data is None:
             return None
         try:
@@ -63,7 +70,7 @@ class Document(Generic[Content]):
 
     def write(self, content: Content) -> None:
         """Write the content, whole or not at all."""
-        write_atomically(self.path, content.model_dump_json())
+        write_atomically(self.path, _documents().close(self.path, content.model_dump_json().encode()))
 
     def set_aside(self) -> None:
         """Keep an existing file as `NAME.unreadable`, and log that it is made again."""
@@ -75,3 +82,8 @@ class Document(Generic[Content]):
                 file=str(self.path),
                 kept=str(aside),
             )
+
+
+def _documents() -> Documents:
+    """Reads the key where this process has it: a folder that Ray carries to a worker must not carry the key."""
+    return Documents(Vault(sealing_key(load_settings())))

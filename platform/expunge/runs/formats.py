@@ -5,9 +5,12 @@ of every format up to FORMAT can be read, and are never converted; new files hav
 needs no new format: a file without it is read with the default. A field that is renamed, moved or removed needs a new
 format, and a function here that reads the old file.
 
-Format 1 differs as follows: jobs have no id, `outcome.json` and `night.json` hold copies of everything that they are
-assembled from, `prepared.json` calls `unrelated_prompts` `retain_rows`, and the jobs' training settings and `mode.json`
-have the names that `expunge.settings.RENAMED` translates.
+Formats 1 and 2 are in the clear; since format 3, every file but `format.json` and `progress.json` is sealed, and older
+ones are sealed together with the database, their content as it was.
+
+Format 1 also differs as follows: jobs have no id, `outcome.json` and `night.json` hold copies of everything that they
+are assembled from, `prepared.json` calls `unrelated_prompts` `retain_rows`, and the jobs' training settings and
+`mode.json` have the names that `expunge.settings.RENAMED` translates.
 """
 
 import hashlib
@@ -23,7 +26,7 @@ from expunge.runs.outcomes import JobEnd, NightEnd, NightOutcome, NightPlan
 from expunge.settings import RENAMED, TrainingSettings
 from expunge.types import CHAMPION, GradientMode, Hotfix, PreparedJob, UnlearnJob
 
-FORMAT = 2
+FORMAT = 3
 FILE = "format.json"
 
 

@@ -41,6 +41,21 @@ class NightFolder:
         return planned
 
     @property
+    def jobs(self) -> tuple[JobFolder, ...]:
+        """The folders of jobs that are there."""
+        return tuple(JobFolder(path.parent) for path in sorted(self.path.glob("*/job.json")))
+
+    def redact(self, change: Callable[[UnlearnJob], UnlearnJob]) -> None:
+        """Writes every job of the plan again as `change` returns it, and so in the outcome of a night of format 1."""
+        planned, end = self._plan.read(), self._end.read()
+        if planned is not None:
+            self._plan.write(planned.model_copy(update={"jobs": tuple(map(change, planned.jobs))}))
+        if isinstance(end, NightOutcome):
+            outcomes = [each.model_copy(update={"job": change(each.job)}) for each in end.outcomes]
+            update = {"jobs": tuple(map(change, end.jobs)), "outcomes": tuple(outcomes)}
+            self._end.write(end.model_copy(update=update))
+
+    @property
     def has_plan(self) -> bool:
         """True if there is a plan, even a damaged one."""
         return self._plan.path.exists()

@@ -1,5 +1,7 @@
 """All settings as one object, and what it derives from them: where things lie, and each model's own overrides."""
 
+import getpass
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from expunge.batch.settings import NightSettings
+from expunge.batch.settings import NightSettings, RetentionSettings
 from expunge.errors import InputError
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
 from expunge.section import IDENTIFIER, IDENTIFIER_RULE
@@ -61,6 +63,11 @@ class Settings(BaseSettings):
         description="Ray's job server, e.g. http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS, else port "
         "8265 of this machine",
     )
+    actor: str = Field(
+        default="",
+        max_length=200,
+        description="who acts, for the audit log; `expunge --actor` names it for one command; default: the user",
+    )
     max_pixels: int = Field(default=32_000_000, ge=64, description="the largest image that is decoded, in pixels")
     max_bytes: int = Field(default=64_000_000, ge=64, description="the largest image file that is read, in bytes")
     night_limit: int = Field(
@@ -69,12 +76,19 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="the largest number of requests in one night; the others wait for the next",
     )
+    due_days: int = Field(
+        default=28,
+        ge=0,
+        le=3650,
+        description="days until a request that names no date is due: GDPR Art. 12(3) gives a month; 0: it has no date",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     models: dict[str, ModelSettings] = Field(default_factory=testbed_models)
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
     night: NightSettings = NightSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @field_validator("home", mode="before")
     @classmethod
@@ -141,6 +155,14 @@ class Settings(BaseSettings):
     @property
     def tracking(self) -> str:
         return self.tracking_uri or _sqlite(self.home / "mlflow" / "mlflow.db")
+
+    @property
+    def acting(self) -> str:
+        """Who acts, for the audit log; a container may have no name for its user's number."""
+        try:
+            return self.actor or getpass.getuser()
+        except (KeyError, OSError):
+            return f"user {os.getuid()}"
 
     @property
     def runs(self) -> Path:
