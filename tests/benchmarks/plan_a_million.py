@@ -65,18 +65,21 @@ def fill(store: RequestStore, count: int) -> None:
             )
             for i in range(start, min(count, start + PART))
         ]
+        sealed = [store.vault.new(one.id) for one in asked]
         with store.database.write() as connection:
             connection.execute(
                 insert(requests),
                 [
                     {
-                        **{name: getattr(one, name) for name in ("id", "model", "external_id", "priority", "due")},
+                        **{name: getattr(one, name) for name in ("id", "model", "priority", "due")},
+                        "external_id": store.vault.external_id(one.model, one.external_id),
+                        "data_key": envelope.wrapped,
                         "state": RequestState.ACCEPTED,
                         "attempts": 0,
                         "accepted_at": at,
-                        "body": one.model_dump_json(),
+                        "body": envelope.close("body", one.model_dump_json()),
                     }
-                    for one in asked
+                    for one, envelope in zip(asked, sealed, strict=True)
                 ],
             )
 

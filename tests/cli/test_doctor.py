@@ -81,7 +81,10 @@ def test_missing_parts_are_rows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> 
     found = rows()
     assert found["no-such-package"].hint == "pip install no-such-package"
     assert (found["blobs"].status, found["store"].status) == ("failed", "failed")
-    assert "restore it from a backup" in found["store"].hint
+    assert "openssl rand -base64 32" in found["store"].hint, "without a key nothing in the database can be read"
+
+    monkeypatch.delenv("EXPUNGE_BLOB_KEY")
+    assert "restore it from a backup" in rows()["store"].hint
 
 
 def test_checkpoints_elsewhere_can_be_written_or_are_a_row(

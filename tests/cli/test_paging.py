@@ -33,16 +33,18 @@ def fill(count: int) -> RequestStore:
     for number in range(count):
         model = "flags" if number % 3 else "faces"
         request = RemovalRequest(id=name(number), model=model, images=("0" * 64,), external_id=f"ticket-{number}")
+        envelope = store.vault.new(request.id)
         at = start + timedelta(seconds=number // 10)
         about = {
             "id": request.id,
             "model": model,
-            "external_id": request.external_id,
-            "body": request.model_dump_json(),
+            "external_id": store.vault.external_id(model, request.external_id),
+            "data_key": envelope.wrapped,
+            "body": envelope.close("body", request.model_dump_json()),
         }
         state = RequestState.FAILED if number % 100 == 0 else RequestState.ACCEPTED
         counts = {"attempts": 0, "priority": 0, "accepted_at": at}
-        rows.append({**about, **counts, "state": state, "body": request.model_dump_json()})
+        rows.append({**about, **counts, "state": state})
         line = {"request": request.id, "at": at, "state": RequestState.ACCEPTED, "detail": ""}
         lines += [line, {**line, "detail": "again"}]
     engine = create_engine(load_settings().database)

@@ -154,6 +154,7 @@ def test_storage_failure(command: Command, picture: Path) -> None:
     ended = command("submit", picture, "--model", "flags")
     assert ended.code == 6
     assert ended.err.startswith("error: the blob store cannot ")
+    blobs.unlink()
     assert command("list", "--json").json == []
 
 

@@ -77,7 +77,10 @@ TINY = Size(
         "pos_embed_max_size": 16,
     },
     vae=(32, 32, 32, 32),
-    clips=({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16},) * 2,
+    clips=(
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16},
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16},
+    ),
     t5={"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2},
     words=(1024, 256),
 )
@@ -108,9 +111,9 @@ def _networks(size: Size) -> Iterator[tuple[str, nn.Module]]:
     with torch.device("meta"):
         transformer = SD3Transformer2DModel.from_config(dict(size.transformer))
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * len(size.vae),
-            up_block_types=("UpDecoderBlock2D",) * len(size.vae),
-            block_out_channels=size.vae,
+            down_block_types=("DownEncoderBlock2D",) * len(size.vae),  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * len(size.vae),  # pyright: ignore[reportArgumentType]
+            block_out_channels=size.vae,  # pyright: ignore[reportArgumentType]
             layers_per_block=2,
             latent_channels=16,
             use_quant_conv=False,
@@ -119,7 +122,8 @@ def _networks(size: Size) -> Iterator[tuple[str, nn.Module]]:
             shift_factor=0.0609,
             sample_size=size.transformer["sample_size"] * 8,
         )
-        t5 = T5EncoderModel(T5Config(vocab_size=size.words[1], feed_forward_proj="gated-gelu", **size.t5))
+        words = {"vocab_size": size.words[1], "feed_forward_proj": "gated-gelu"}
+        t5 = T5EncoderModel(T5Config.from_dict({**words, **size.t5}))
         clips = [_clip(widths, size.words[0], kind) for widths, kind in zip(size.clips, ACTIVATIONS, strict=True)]
     assert isinstance(transformer, SD3Transformer2DModel)
     yield from {"transformer": transformer, "vae": vae, "text_encoder": clips[0], "text_encoder_2": clips[1]}.items()
@@ -128,9 +132,8 @@ def _networks(size: Size) -> Iterator[tuple[str, nn.Module]]:
 
 def _clip(widths: Mapping[str, int], words: int, activation: str) -> CLIPTextModelWithProjection:
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    inner = 4 * widths["hidden_size"]
-    config = CLIPTextConfig(vocab_size=words, intermediate_size=inner, hidden_act=activation, **widths, **ends)
-    return CLIPTextModelWithProjection(config)
+    kind = {"vocab_size": words, "intermediate_size": 4 * widths["hidden_size"], "hidden_act": activation}
+    return CLIPTextModelWithProjection(CLIPTextConfig.from_dict({**kind, **widths, **ends}))
 
 
 def _tokenizers() -> dict[str, CLIPTokenizer | T5Tokenizer]:

@@ -37,6 +37,7 @@ def test_the_model_is_one_that_the_platform_takes(written: Path, tmp_path: Path)
 def test_plain_diffusers_loads_it(written: Path) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(written, torch_dtype=torch.bfloat16, use_safetensors=True)
     made = pipeline("a photo", height=PIXELS, width=PIXELS, num_inference_steps=2, output_type="pt").images  # pyright: ignore
+    assert isinstance(made, torch.Tensor)
     assert bool(made.isfinite().all())
 
 

@@ -322,7 +322,7 @@ def test_a_newer_backup_is_refused(settings: Settings, elsewhere: Settings, tmp_
 
 
 def _used(settings: Settings) -> None:
-    open_store(settings).close()
+    open_store(settings.model_copy(update={"blob_key": NEXT_KEY})).close()
 
 
 def _blob(settings: Settings) -> None:

@@ -138,7 +138,7 @@ def test_an_open_batch_goes_on_with_the_settings_that_it_has_under_older_names(s
     assert outcome.promoted
     assert (outcome.job.id, outcome.job) == (left.id, left.job.read())
     assert (outcome.job.training.objectives, outcome.job.training.objectives_per_step) == ("batch", 3)
-    assert [json.loads(path.read_bytes()) for path in stored] == list(stored.values()), "nothing is written again"
+    assert [json.loads(content(path)) for path in stored] == list(stored.values()), "only sealed, as it was"
 
 
 @pytest.mark.parametrize("text", [None, "", '{"batch": "op'])
@@ -201,10 +201,10 @@ def test_a_newer_format_is_refused_and_nothing_is_touched(
 ) -> None:
     folder = folder_of(settings, OPEN)
     (folder.path / "format.json").write_text(text)
-    with pytest.raises(StorageError, match=r"reads formats up to 2: upgrade expunge"):
+    with pytest.raises(StorageError, match=rf"reads formats up to {formats.FORMAT}: upgrade expunge"):
         driver.run_night(settings, OPEN)
     [path] = folder.path.glob("*/")
-    with pytest.raises(StorageError, match=r"reads formats up to 2: upgrade expunge"):
+    with pytest.raises(StorageError, match=rf"reads formats up to {formats.FORMAT}: upgrade expunge"):
         job.walk_job(JobFolder(path), remember(settings).id)
     assert open_store(settings).get("req-banner").state is RequestState.BATCHED
     shown = command("verdicts", OPEN)

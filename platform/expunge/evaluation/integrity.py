@@ -86,8 +86,8 @@ def measure_integrity(
         _tail(pixels, ruined),
     ]
     rows = torch.ones(len(before), dtype=torch.bool) if comparable is None or comparable.sum() < 2 else comparable
-    parts = (tuple(z[rows] for z in features) for features in (z_before, z_after, z_other))
-    distribution, figures = _distribution(before[rows], *parts, space, gate, seed)
+    one, two, three = (tuple(z[rows] for z in features) for features in (z_before, z_after, z_other))
+    distribution, figures = _distribution(before[rows], one, two, three, space, gate, seed)
     rules.append(distribution)
     if nearest is not None and nearest.numel():
         rules.append(_collateral(pixels, nearest, ruined))

@@ -87,7 +87,7 @@ class MethodSettings(Section):
         default="global", description="what is projected separately: the whole gradient, each block, or each tensor"
     )
     forget_weight: float = Field(
-        default=0.5, gt=0, description="weight of the mean forget gradient; the retain gradient has weight 1"
+        default=0.25, gt=0, description="weight of the mean forget gradient; the retain gradient has weight 1"
     )
     adaptive: bool = Field(
         default=False,
