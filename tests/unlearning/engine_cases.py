@@ -66,7 +66,7 @@ class Case:
 
 
 def case(signs: tuple[float, ...], **training: object) -> Case:
-    return Case(signs, training=tuple({"clip": 0.05, **training}.items()))
+    return Case(signs, training=tuple({"clip": 0.05, "forget_weight": 0.5, **training}.items()))
 
 
 CASES: dict[str, Case] = {

@@ -35,6 +35,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "faces": {"adapter": "full", "learning_rate": 1e-4, "objectives": "batch", "retain_target": "data"},
 }
 COMMON: dict[str, Any] = {
+    "forget_weight": 0.5,
     "steps": STEPS,
     "forget_batch": 8,
     "retain_batch": 8,
