@@ -143,6 +143,17 @@ def test_the_distribution_says_how_many_foreign_pictures_would_change_it_as_much
     assert not distribution.passed
 
 
+def test_a_change_beyond_that_of_rearranged_pictures_counts_as_all_of_them() -> None:
+    """Noise looks the same rearranged, so that nothing is farther away than the change: a figure all the same."""
+    noise = [torch.randn(N, 3, 16, 16, generator=torch.Generator().manual_seed(i)).clamp(-1, 1) for i in (0, 1)]
+    evidence = measure_integrity(
+        noise[0], torch.ones_like(noise[0]), noise[1], space(), FixedMatcher(), GateSettings(), 0.95
+    )
+    distribution = named(evidence, "distribution")
+    assert distribution.value == 1
+    assert not distribution.passed
+
+
 def test_only_rows_that_were_chosen_alike_are_compared_as_a_distribution() -> None:
     """`before` has lost every showing of one picture; `other` has not, which is no change of the hotfix."""
     before, other, _ = samples()

@@ -205,7 +205,7 @@ def _distribution(
     level, worst = gate.min_kid_p, test.worst
     found = foreign_share_found(z_before, z_other, foreign, level=level, seed=seed)
     # Mixing a share f of foreign samples in makes the kernel distance f^2 times that of the foreign ones.
-    share = _root(_ratio(test.distances[worst], kid(foreign[worst], z_other[worst])))
+    share = math.sqrt(_ratio(test.distances[worst], kid(foreign[worst], z_other[worst])))
     n, outside = len(before), test.p < level
     # With a level below the smallest p-value the test could never find a change, and proves nothing; 0 switches it off.
     bound = share if outside else 0.0 if level > SMALLEST_P or level == 0 else math.nan
@@ -244,14 +244,10 @@ def _distribution(
 
 
 def _ratio(change: float, whole: float) -> float:
-    """Return change / whole, of distances whose estimates may be below 0; infinite where the whole is nothing."""
-    if math.isnan(change):
-        return math.nan
-    return max(change, 0.0) / whole if whole > 0 else math.inf if change > 0 else 0.0
-
-
-def _root(value: float) -> float:
-    return value if math.isinf(value) else math.sqrt(value)
+    """Return change / whole, at most 1, of distances whose estimates may be below 0; NaN stays NaN."""
+    if math.isnan(change) or change <= 0:
+        return change if math.isnan(change) else 0.0
+    return min(change / whole, 1.0) if whole > 0 else 1.0
 
 
 def _recognised(ours: Features, theirs: Features, space: Space, calibration: Matcher) -> Tensor:
