@@ -1,6 +1,5 @@
 """A home whose one model is the random SD3, a request for it, and settings that are as small as they may be."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from expunge.runs.job import JobFolder
 
 BATCH, MODEL = "dry-run", "random"
 PROMPT_TOKENS = 16
@@ -90,8 +91,8 @@ def expunge(environment: dict[str, str], *arguments: str) -> None:
 
 def ended(home: Path) -> bool:
     """Tell whether the job has ended."""
-    ends = [json.loads(path.read_text()) for path in home.glob(f"runs/{BATCH}/*/outcome.json")]
-    return bool(ends) and all(end["error"] is None for end in ends)
+    ends = [JobFolder(path.parent).end.expect() for path in home.glob(f"runs/{BATCH}/*/outcome.json")]
+    return bool(ends) and all(end.error is None for end in ends)
 
 
 def save(path: Path, picture: np.ndarray) -> None:
