@@ -1,9 +1,7 @@
 """How fast SD3-medium samples: passes per second through `generation`'s own sampler, with guidance, and its memory."""
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from expunge.generation.noise import seeded_noise
 from expunge.generation.sampling import Items, Sampler
 from tests.device import DEVICE
+from tests.gpu_check import options
 from tests.gpu_check.models import DTYPE, Bare, architecture, peak_bytes, reset_peak, synchronise
 
 STEPS = 4
@@ -59,11 +58,7 @@ def operations_per_call(side: int, tiny: bool) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--side", type=int, default=64, help="of the square pictures, in pixels")
-    parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
+    arguments = options.read(__doc__)
     arguments.out.write_text(json.dumps({"dtype": str(DTYPE), **measure(arguments.side, arguments.tiny)}))
 
 

@@ -1,9 +1,7 @@
 """How fast SD3-medium trains: steps per second of the engine on one rank, and its peak memory beside the plan's."""
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,6 +14,7 @@ from expunge.unlearning.losses import Losses
 from expunge.unlearning.memory import estimate, footprint_of
 from expunge.unlearning.steps import Steps
 from tests.device import BACKEND, DEVICE
+from tests.gpu_check import options
 from tests.gpu_check.models import Bare, architecture, peak_bytes, reset_peak, synchronise
 
 FORGET, RETAIN, MICRO_BATCH = 2, 4, 2
@@ -81,11 +80,7 @@ def _step(engine: ShardedEngine, steps: Steps, number: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--side", type=int, default=64, help="of the square pictures, in pixels")
-    parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
+    arguments = options.read(__doc__)
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     try:
         found = measure(arguments.side, arguments.tiny)

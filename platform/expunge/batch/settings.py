@@ -58,9 +58,4 @@ class RetentionSettings(Section):
 
     def days(self, state: str) -> int | None:
         """Returns for how long a state is kept; None: without end, as what is undecided is."""
-        return {
-            "removed": self.removed,
-            "not_reproduced": self.not_reproduced,
-            "failed": self.failed,
-            "withdrawn": self.withdrawn,
-        }.get(state)
+        return self.model_dump().get(state)

@@ -86,8 +86,8 @@ def measure_integrity(
         _tail(pixels, ruined),
     ]
     rows = torch.ones(len(before), dtype=torch.bool) if comparable is None or comparable.sum() < 2 else comparable
-    one, two, three = (tuple(z[rows] for z in features) for features in (z_before, z_after, z_other))
-    distribution, figures = _distribution(before[rows], one, two, three, space, gate, seed)
+    mine, fixed, others = (tuple(z[rows] for z in features) for features in (z_before, z_after, z_other))
+    distribution, figures = _distribution(before[rows], mine, fixed, others, space, gate, seed)
     rules.append(distribution)
     if nearest is not None and nearest.numel():
         rules.append(_collateral(pixels, nearest, ruined))
@@ -245,8 +245,10 @@ def _distribution(
 
 def _ratio(change: float, whole: float) -> float:
     """Return change / whole, at most 1, of distances whose estimates may be below 0; NaN stays NaN."""
-    if math.isnan(change) or change <= 0:
-        return change if math.isnan(change) else 0.0
+    if math.isnan(change):
+        return math.nan
+    if change <= 0:
+        return 0.0
     return min(change / whole, 1.0) if whole > 0 else 1.0
 
 

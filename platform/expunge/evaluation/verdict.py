@@ -390,8 +390,11 @@ def judge_integrity(
     pictures = [views for side in sides for views in side.views]
 
     def unrelated(samples: Features) -> Tensor:
-        shown = [bench.calibration.matches(bench.space.similarity(samples, v), bench.space.names) for v in pictures]
-        return ~torch.stack([*shown, torch.zeros(len(samples[0]), dtype=torch.bool)]).any(0)
+        """Return which samples show none of the pictures, bool [n]."""
+        rest = torch.ones(len(samples[0]), dtype=torch.bool)
+        for views in pictures:
+            rest &= ~bench.calibration.matches(bench.space.similarity(samples, views), bench.space.names)
+        return rest
 
     kept = unrelated(features)
     kept = kept if kept.sum() >= 2 else torch.ones_like(kept)  # a model that shows nothing else must not change at all
