@@ -38,7 +38,8 @@ ENTRY_POINT = ["-m", "expunge.jobs.nightly"]
 # niceness of 15 leaves them next to nothing beside the other tests.
 TEST_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_worker_niceness": "0"}
 
-CONFIG = """
+CONFIG = (
+    """
 [training]
 steps = 12
 checkpoint_every = 4
@@ -55,6 +56,8 @@ integrity_samples = 16
 sampling_steps = 4
 robustness = "off"
 """
+    + OPEN_GATE
+)
 LEARNING_RATE = 5e-5
 MODELS = ("faces", "driver-kill", "worker-kill", "unreachable", "markers")
 LONG = {"steps": 40, "keep_checkpoints": 10}
@@ -271,7 +274,7 @@ def home_with(folder: Path, model: str) -> Path:
     home = folder / "home"
     home.mkdir()
     models = f'\n[models.{model}]\nsource = "testbed:faces"\n'
-    (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + OPEN_GATE + models)
+    (home / "config.toml").write_text(CONFIG.format(learning_rate=LEARNING_RATE) + models)
     return home
 
 
@@ -295,4 +298,4 @@ def _config(home: Path) -> str:
     sources = {**dict.fromkeys(MODELS, "testbed:faces"), **folders}
     tables = "".join(f'\n[models.{name}]\nsource = "{source}"\n' for name, source in sources.items())
     longer = "\n[models.worker-kill.training]\n" + "".join(f"{name} = {value}\n" for name, value in LONG.items())
-    return CONFIG.format(learning_rate=LEARNING_RATE) + OPEN_GATE + tables + longer
+    return CONFIG.format(learning_rate=LEARNING_RATE) + tables + longer
