@@ -196,6 +196,27 @@ def test_a_rollback_that_was_killed_is_finished_by_the_same_command(
     assert states(store) == {"r-1": REMOVED, "r-2": ACCEPTED}
 
 
+@pytest.mark.parametrize("deleted", ["version", "alias"])
+def test_a_champion_that_was_deleted_by_hand_is_replaced_by_an_earlier_one(
+    command: Command, night: Night, tracker: Tracker, store: RequestStore, deleted: str
+) -> None:
+    night(1, new="r-1")
+    night(2, new="r-2")
+    if deleted == "version":
+        tracker.client.delete_model_version("flags", "2")
+    else:
+        tracker.client.delete_registered_model_alias("flags", "champion")
+    ended = command("ledger", "flags")
+    assert ended.code == 4
+    assert "flags has no version with the alias 'champion'" in ended.err
+    ended = command("rollback", "flags", "--to", "1")
+    assert ended.code == 3
+    assert "would bring back 1 removal: r-2" in ended.err
+    ended = command("rollback", "flags", "--to", "1", "--accept-resurfacing", "--json")
+    assert ended.json == {"model": "flags", "champion": "1", "before": None, "resurfaced": ["r-2"]}
+    assert states(store) == {"r-1": REMOVED, "r-2": ACCEPTED}
+
+
 @pytest.mark.parametrize(
     ("to", "code", "said"),
     [

@@ -214,6 +214,13 @@ class RequestStore:
             with self._change() as trail:
                 return changes.drain(trail, batch_id, models, limit, skip, only, choose)
 
+    def oldest_open(
+        self, models: Sequence[str] | None = None, skip: Collection[str] = (), only: Collection[str] | None = None
+    ) -> str | None:
+        """Returns the batch that `drain` without an id would continue; None if it would make one."""
+        with self.database.read() as connection:
+            return queries.oldest_open(connection, models, skip, only)
+
     def expected(self, models: Sequence[str] | None = None) -> Iterator[queries.Expected]:
         """Yields what waits in the order in which it is drained; only a few hundred are held at a time."""
         with self.database.read() as connection:
