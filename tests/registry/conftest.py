@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from expunge.families import load_model
 from expunge.registry import versions
 from expunge.registry.tracking import Tracker
 from expunge.requests.store import RequestStore, open_store
@@ -20,6 +22,7 @@ from expunge.types import (
     RequestEvidence,
     UnlearnJob,
 )
+from expunge.unlearning import adapter
 from tests.cli.conftest import command
 
 __all__ = ["command"]
@@ -126,5 +129,35 @@ def register(
             ledger=Ledger(model=job.model, version=None, requests=tuple(r.id for r in job.everything)),
             key=KEY,
         )
+
+    return run
+
+
+@pytest.fixture
+def publish(
+    empty_registry: Tracker, make_job: Callable[..., UnlearnJob], make_evidence: Callable[..., Evidence], tmp_path: Path
+) -> Callable[..., None]:
+    """Promote a hotfix of a testbed that changes every weight it may."""
+
+    def run(model: str, *, base: str | None = None) -> None:
+        job = make_job(model=model, source=f"testbed:{model}").model_copy(update={"base": base})
+        loaded = load_model(load_settings().model(model), job.resolution if model == "flags" else (24, 24))
+        adapter.attach(loaded, TrainingSettings(lora_rank=2), None)
+        torch.manual_seed(0)
+        for weights in loaded.network.parameters():
+            if weights.requires_grad:
+                weights.data += 0.05 * torch.randn_like(weights)
+        hotfix: Hotfix = adapter.export(loaded, TrainingSettings(lora_rank=2), tmp_path / "hotfix", job.id, steps=1)
+        version = versions.register(
+            empty_registry,
+            job=job,
+            hotfix=hotfix,
+            evidence=make_evidence(job),
+            run_id=empty_registry.ensure_run(model, job.id, params={}, tags={}),
+            batch_id="night-1",
+            ledger=Ledger(model=model, version=None, requests=("r-1",)),
+            key=KEY,
+        )
+        versions.promote(empty_registry, version)
 
     return run

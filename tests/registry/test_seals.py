@@ -82,6 +82,9 @@ def test_a_version_of_an_earlier_release_is_read_and_said_to_be_unsigned(tracker
     about = json.loads((files / "expunge.json").read_bytes())
     for name in ("ledger.json", "evidence.json"):
         del about["files"][name]
+    for name in ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"):
+        del about["files"][name]
+        (files / name).unlink()
     (files / "expunge.json").write_text(json.dumps(about))
     tracker.client.delete_model_version_tag("flags", "1", "expunge.seal")
     assert versions.download(tracker, "models:/flags@champion") == files

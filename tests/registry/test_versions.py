@@ -36,7 +36,8 @@ def test_a_version_has_its_tags_files_and_alias(
     }
     folder = versions.download(tracker, "models:/flags@candidate")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"pytorch_lora_weights.safetensors", "expunge.json", "ledger.json", "evidence.json"}
+    mlflows = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
+    assert names == {"pytorch_lora_weights.safetensors", "expunge.json", "ledger.json", "evidence.json"} | mlflows
     about = json.loads((folder / "expunge.json").read_text())
     assert (about["model"], about["source"], about["kind"], about["digest"]) == (
         "flags",

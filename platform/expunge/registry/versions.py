@@ -21,8 +21,10 @@ from pydantic import ValidationError
 from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.logs import get_logger
 from expunge.registry import seals
+from expunge.registry.flavor import write_flavor
 from expunge.registry.seals import ABOUT, EVIDENCE, LEDGER, BrokenSealError
 from expunge.registry.tracking import JOB_TAG, Tracker
+from expunge.requests.audit import release
 from expunge.types import CHAMPION, Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ PREVIOUS_TAG, NO_PREVIOUS = "expunge.previous_champion", "none"
 LOOSENED_TAG, ACCEPTED_TAG = "expunge.gate_loosened", "expunge.accepted"
 SEAL_TAG, VERIFICATION_TAG = "expunge.seal", "expunge.verification"
 FOLDER, VERIFICATIONS = "hotfix", "verification"
+SHOWN = ("source", "base", "kind", "digest", "release", "protocol")
+"""What `MLmodel` repeats of `expunge.json`, for whoever reads the registry without Expunge."""
 # MLflow 3 allows 100,000 characters, version 2 only 5,000. The full list is in ledger.json.
 TAG_LENGTH = 5_000
 
@@ -311,11 +315,15 @@ def _upload(
         "steps": hotfix.steps,
         "digest": hotfix.digest,
         "resolution": job.resolution,
+        "release": release(),
+        "protocol": evidence.protocol_version,
         "training": job.training.model_dump(mode="json"),
     }
+    shown = {f"expunge.{name}": about[name] for name in SHOWN}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / FOLDER
-        shutil.copytree(hotfix.path, folder)
+        write_flavor(folder, shown, run_id)
+        shutil.copytree(hotfix.path, folder, dirs_exist_ok=True)
         _write_statement(folder, evidence, ledger)
         seal = seals.seal(folder, about, key)
         return tracker.log_folder(run_id, FOLDER, folder), seal
