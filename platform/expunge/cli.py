@@ -22,6 +22,7 @@ from expunge.commands import (
     promote,
     prune,
     purge,
+    replay,
     report,
     requests,
     rollback,
@@ -68,6 +69,7 @@ app.command("requeue")(requests.requeue)
 app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
+app.command("replay")(replay.replay)
 app.command("ledger")(ledger.ledger)
 app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)

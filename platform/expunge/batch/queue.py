@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from expunge.requests.changes import Choose
 from expunge.requests.store import RequestStore
+from expunge.runs.night import refuse_replay
 from expunge.settings import Settings
 from expunge.types import RemovalBatch
 
@@ -44,6 +45,8 @@ def batches_to_run(
     only when it is asked for. models, limit, only, choose: as `RequestStore.drain` takes them. lost: says of an empty
     queue whether removals were lost, which a batch without requests puts right.
     """
+    if batch_id is not None:
+        refuse_replay(batch_id)
     done: list[str] = []
     while True:
         # Not told from the time at which the batch was made: a clock can be set back in between.

@@ -58,10 +58,14 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
 def promote_version(folder: JobFolder, tracker: Tracker, store: RequestStore) -> bool:
     """Make the job's version the champion unless that would undo a removal; return whether it is the champion.
 
+    The version of a replay is not: a person decides when another base model is served.
+
     It would if the champion has changed since the job was planned, because another night has then promoted removals
     that this version lacks. It would, too, if the store calls a request removed that this version does not remove.
     """
     job, evidence, version = folder.job.expect(), folder.evidence.expect(), folder.version.expect()
+    if job.replay:
+        return False
     with lease(store, promotion_lock(job.model), wait=True) as held:
         now = champion(tracker, job.model)
         current = now.uri if now else None

@@ -22,7 +22,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.locks import job_lock
 from expunge.runs.night import NightFolder
 from expunge.settings import Settings
-from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
+from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 
 def is_verified(found: Contents, settings: Settings) -> bool:
@@ -40,6 +40,19 @@ def is_verified(found: Contents, settings: Settings) -> bool:
     )
 
 
+def check_base(version: ModelVersion, weights: Path, settings: Settings) -> None:
+    """Raise InputError if the version was trained from another base model than its model has in the settings.
+
+    The next night would start from the other one again, and undo the promotion of this version.
+    """
+    known = json.loads((weights / ABOUT).read_bytes()).get("base")
+    if known not in (None, source_digest(settings.model(version.name))):
+        raise InputError(
+            f"{version.uri} was trained from other files than those of model {version.name}",
+            hint=f"set models.{version.name}.source to the base model that it was trained from",
+        )
+
+
 def unproven(found: Contents, evidence: Evidence) -> tuple[str, ...]:
     """Return the requests of the version's ledger that this evidence does not show to be removed."""
     shown = evidence.passed | {each.request for each in evidence.requests if each.verdict == "not_reproduced"}
@@ -50,7 +63,7 @@ def verify_again(found: Contents, weights: Path, settings: Settings, store: Requ
     """Evaluate the version in `weights` with every request of its ledger; a second call goes on where one was killed.
 
     It loads the model into this process. The pictures that training did not see are those of its own night. Raises
-    InputError if the base model is another one by now, and NotFoundError if the store lacks a request.
+    NotFoundError if the store lacks a request.
     """
     from expunge.batch.judging import prepare_judged
     from expunge.evaluation.measure import measure
@@ -82,12 +95,6 @@ def ledger_after(tracker: Tracker, found: Contents, evidence: Evidence) -> Ledge
 def _job(found: Contents, weights: Path, settings: Settings, store: RequestStore) -> tuple[UnlearnJob, Hotfix]:
     about = json.loads((weights / ABOUT).read_bytes())
     model, version = found.version.name, found.version
-    base = source_digest(settings.model(model))
-    if about.get("base") not in (None, base):
-        raise InputError(
-            f"{version.uri} was trained from other files than those of model {model}",
-            hint=f"set models.{model}.source to the base model that it was trained from",
-        )
     try:
         earlier = tuple(replayable(store, found.ledger.requests))
     except NotFoundError as error:
@@ -100,7 +107,7 @@ def _job(found: Contents, weights: Path, settings: Settings, store: RequestStore
         batch=found.batch,
         model=model,
         source=about["source"],
-        base=base,
+        base=source_digest(settings.model(model)),
         resolution=about["resolution"],
         requests=(),
         ledger=earlier,

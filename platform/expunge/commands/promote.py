@@ -93,9 +93,10 @@ def check_resurfacing(change: "Change", accepted: bool, what: str, act: str) -> 
 
 def _verified(found: "Contents", weights: "Path", tracker: "Tracker", opened: Opened) -> "Contents":
     """Return the version with evidence about its whole ledger, and what it removes by that evidence."""
-    from expunge.batch.verifying import is_verified, ledger_after, unproven, verify_again
+    from expunge.batch.verifying import check_base, is_verified, ledger_after, unproven, verify_again
     from expunge.text import counted
 
+    check_base(found.version, weights, opened.settings)
     evidence = found.evidence
     if not is_verified(found, opened.settings):
         typer.echo(f"verifying {counted(len(found.ledger.requests), 'removal')} on {found.version.uri}", err=True)

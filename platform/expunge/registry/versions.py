@@ -9,6 +9,7 @@ A version's files never change. If it is verified again later, the newer ledger 
 their own, `verification/JOB`, which the tag `expunge.verification` names.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -191,6 +192,16 @@ def read_sealed(
     except BrokenSealError as error:
         raise damaged(version, str(error)) from None
     return found
+
+
+def base_of(tracker: Tracker, version: ModelVersion) -> str | None:
+    """Return the digest of the base model's files; None if that is not known."""
+    with tracker.reaching():
+        folder = tracker.client.get_model_version_download_uri(version.name, version.version)
+    try:
+        return json.loads(tracker.read(f"{folder}/{ABOUT}")).get("base")
+    except (NotFoundError, ValueError, AttributeError):
+        return None
 
 
 def is_signed(tracker: Tracker, version: ModelVersion) -> bool:

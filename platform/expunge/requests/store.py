@@ -1,12 +1,12 @@
 """The durable queue: accepted once, drained into batches, never lost, every step in the audit log."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from expunge.errors import InputError, StorageError, TransitionError
@@ -225,6 +225,13 @@ class RequestStore:
         """Yields what waits in the order in which it is drained; only a few hundred are held at a time."""
         with self.database.read() as connection:
             yield from queries.expected(connection, models)
+
+    def make_batch(self, batch_id: str) -> None:
+        """Makes a batch that holds no request, unless it is there. Raises InputError for an id that is none."""
+        _check(_IDENTIFIER, batch_id, "batch id", IDENTIFIER_RULE)
+        with suppress(IntegrityError), self.database.write() as connection:
+            if not queries.has_batch(connection, batch_id):
+                connection.execute(insert(batches), {"id": batch_id, "created": changes.now()})
 
     def start_batch(self, batch_id: str, advance: int) -> int:
         """Counts one more driver that begins on a batch; returns how many have begun since it last got any further.
