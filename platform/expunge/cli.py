@@ -28,6 +28,7 @@ from expunge.commands import (
     rollback,
     submit,
     testbed,
+    webhooks,
 )
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
@@ -76,6 +77,7 @@ app.command("rollback")(rollback.rollback)
 app.command("export")(export.export)
 app.command("prune")(prune.prune)
 app.command("purge")(purge.purge)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(audit.app, name="audit")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)

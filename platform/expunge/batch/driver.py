@@ -19,6 +19,7 @@ from expunge.batch.purging import purge_due, replayable
 from expunge.batch.queue import capacity
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
+from expunge.batch.webhooks import deliver_what_waits
 from expunge.errors import ExpungeError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification
 from expunge.families import source_digest
@@ -191,6 +192,7 @@ def _run(
         store.set_report(batch.id, seal_report(settings, tracker, batch, planned, outcomes))
     night = folder.finish(planned, outcomes)
     store.close_batch(batch.id)
+    deliver_what_waits(settings, store, tracker)
     purge_due(settings, store, open_blobs(settings))
     return night
 

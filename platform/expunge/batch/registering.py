@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection
 
 from expunge.batch.training import CURVES
+from expunge.batch.webhooks import settle_unconfirmed
 from expunge.errors import NotFoundError
 from expunge.evaluation.gate import REPRODUCTION
 from expunge.evaluation.rotation import record_verified
@@ -12,6 +13,7 @@ from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion, ledger, promote, register
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.leases import lease
+from expunge.requests.outbox import Notice
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import promotion_lock
@@ -72,8 +74,16 @@ def promote_version(folder: JobFolder, tracker: Tracker, store: RequestStore) ->
         removed = store.ids(RequestState.REMOVED, [job.model]).get(job.model, [])
         if not _promotable(job, evidence, removed) or current not in (job.warm_start, version.uri):
             return False
+        settle_unconfirmed(store, tracker, job.model)
+        if current == version.uri:  # promoted before this was killed
+            return True
+        notice = Notice("promotion", job.model, version.version, now.version if now else None)
+        new = [request.id for request in job.requests if request.id in evidence.passed]
+        number = store.note(new, f"promotion of {version.uri} over {current or 'no champion'} by its night", notice)
         held.check()
         promote(tracker, version)
+        if number is not None:
+            store.confirm(number)
         return True
 
 

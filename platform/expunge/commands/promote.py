@@ -42,6 +42,7 @@ def promote(
     queue becomes removed.
     """
     from expunge.batch.promoting import promote_by_hand, weigh
+    from expunge.batch.webhooks import deliver_what_waits
     from expunge.registry.ledgers import contents
     from expunge.registry.tracking import Tracker
     from expunge.registry.versions import checked_files, named
@@ -69,6 +70,7 @@ def promote(
         accepted = f", who accepted: {'; '.join(failures)}" if failures else ""
         record = None if verified is found else key
         done = promote_by_hand(opened.store, tracker, change, opened.settings.acting, accepted=accepted, record=record)
+    deliver_what_waits(opened.settings, opened.store, tracker)
     if as_json:
         before = change.before.version if change.before else None
         moved = {"resurfaced": change.resurfacing, "removed": change.waiting, "accepted_failures": failures}

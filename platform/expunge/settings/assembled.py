@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from expunge.batch.settings import NightSettings, RetentionSettings
+from expunge.batch.settings import NightSettings, RetentionSettings, WebhookSettings
 from expunge.errors import InputError
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
 from expunge.section import IDENTIFIER, IDENTIFIER_RULE
@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     night: NightSettings = NightSettings()
     retention: RetentionSettings = RetentionSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @field_validator("home", mode="before")
     @classmethod
