@@ -15,8 +15,10 @@ from expunge.batch.replay import Replay, look, run_replay
 from expunge.errors import InputError, NotFoundError, StorageError
 from expunge.families import resolve_source, source_digest
 from expunge.files import file_digest
+from expunge.registry.artifacts import download, ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import all_versions, download, ledger, promote, record_verification
+from expunge.registry.uploading import record_verification
+from expunge.registry.versions import all_versions, promote
 from expunge.registry.versions import champion as champion_of
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore

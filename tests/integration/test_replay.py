@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from expunge.families import resolve_source
-from expunge.registry.versions import all_versions, champion, ledger
+from expunge.registry.artifacts import ledger
+from expunge.registry.versions import all_versions, champion
 from expunge.types import RequestState
 from tests.integration.nights import Nights
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expunge.families import load_model
-from expunge.registry import versions
+from expunge.registry import uploading, versions
 from expunge.registry.tracking import Tracker
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import TrainingSettings, load_settings
@@ -119,7 +119,7 @@ def register(
 ) -> Callable[..., ModelVersion]:
     def run(*ids: str, seed: int = 0) -> ModelVersion:
         job = make_job(*ids, seed=seed)
-        return versions.register(
+        return uploading.register(
             tracker,
             job=job,
             hotfix=make_hotfix(job),
@@ -148,7 +148,7 @@ def publish(
             if weights.requires_grad:
                 weights.data += 0.05 * torch.randn_like(weights)
         hotfix: Hotfix = adapter.export(loaded, TrainingSettings(lora_rank=2), tmp_path / "hotfix", job.id, steps=1)
-        version = versions.register(
+        version = uploading.register(
             empty_registry,
             job=job,
             hotfix=hotfix,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.batch.promoting import OvertakenError, promote_by_hand, roll_back, weigh
-from expunge.registry import versions
+from expunge.registry import artifacts, uploading, versions
 from expunge.registry.ledgers import contents
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
@@ -39,7 +39,7 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
     def leave(
         number: int, *, new: str, failed: str = "", promoted: bool = True, keep: str = "all", psnr: float = 28.4
     ) -> ModelVersion:
-        earlier = versions.ledger(tracker, "flags")
+        earlier = artifacts.ledger(tracker, "flags")
         held = [id for id in earlier.requests if keep == "all" or id in keep.split()]
         asked = [request(id) for id in new.split()]
         for each in asked:
@@ -69,7 +69,7 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
             night=earlier.night + 1,
             verified={**earlier.verified, **dict.fromkeys(passed, earlier.night + 1)},
         )
-        version = versions.register(
+        version = uploading.register(
             tracker,
             job=job,
             hotfix=Hotfix(job=job.id, kind="lora", path=folder, steps=3, digest="d" * 64),
@@ -138,7 +138,7 @@ def test_an_absent_version_has_no_ledger(command: Command, tracker: Tracker, nam
 
 def test_a_ledger_that_was_tampered_with_is_refused(command: Command, night: Night, tracker: Tracker) -> None:
     version = night(1, new="r-1 r-2")
-    file = versions.download(tracker, version.uri) / "ledger.json"
+    file = artifacts.download(tracker, version.uri) / "ledger.json"
     file.write_text(json.dumps({**json.loads(file.read_bytes()), "requests": ["r-1"]}))
     ended = command("ledger", "flags")
     assert (ended.code, ended.out) == (6, "")
@@ -242,7 +242,7 @@ def test_only_an_earlier_champion_can_be_rolled_back_to(
 def test_a_rollback_to_damaged_weights_is_refused(command: Command, night: Night, tracker: Tracker) -> None:
     first = night(1, new="r-1")
     night(2, new="r-2")
-    (versions.download(tracker, first.uri) / "pytorch_lora_weights.safetensors").write_bytes(b"other weights")
+    (artifacts.download(tracker, first.uri) / "pytorch_lora_weights.safetensors").write_bytes(b"other weights")
     ended = command("rollback", "flags", "--to", "1", "--accept-resurfacing")
     assert ended.code == 6
     assert "does not match its digest" in ended.err
@@ -336,7 +336,7 @@ def test_only_superseded_candidates_and_the_weights_of_ended_nights_are_pruned(
     night(4, new="r-4", promoted=False)
     night(5, new="r-5", promoted=False)
     tracker.client.set_registered_model_alias("flags", "canary", "4")
-    gone = versions.download(tracker, "models:/flags/2")
+    gone = artifacts.download(tracker, "models:/flags/2")
     runs = load_settings().runs
     job = UnlearnJob(
         batch="night-1", model="flags", source="s", resolution=(32, 48), requests=(), training=TrainingSettings()
@@ -360,5 +360,5 @@ def test_only_superseded_candidates_and_the_weights_of_ended_nights_are_pruned(
     assert not ended.checkpoints.exists()
     assert ended.job.read() == job
     assert other.checkpoints.is_dir()
-    assert versions.download(tracker, "models:/flags@champion").is_dir()
+    assert artifacts.download(tracker, "models:/flags@champion").is_dir()
     assert command("prune", "flags", "--yes", "--json").json["versions"] == []

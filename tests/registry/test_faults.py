@@ -19,7 +19,7 @@ import pytest
 
 from expunge.batch.plan import plan_night
 from expunge.batch.registering import promote_version
-from expunge.registry import versions
+from expunge.registry import artifacts, versions
 from expunge.registry.tracking import Tracker
 from expunge.requests.store import RequestStore, open_store
 from expunge.runs.job import JobFolder
@@ -119,7 +119,7 @@ def test_a_server_that_drops_connections_is_asked_again(
         door.shut = 2
         assert versions.promote(tracker, first).aliases == ("candidate", "champion")
         assert registered(job, evidence, tracker, tmp_path / "hotfix").version == "1"
-        assert versions.download(tracker, first.uri, tmp_path / "copy").joinpath("weights.safetensors").is_file()
+        assert artifacts.download(tracker, first.uri, tmp_path / "copy").joinpath("weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize("call", ["set_model_version_tag", "set_registered_model_alias"])

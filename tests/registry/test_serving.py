@@ -17,7 +17,7 @@ from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 
 from expunge.errors import InputError, StorageError
-from expunge.registry import versions
+from expunge.registry import artifacts
 from expunge.registry.tracking import Tracker
 from tests.registry.publishing import STEPS, generated
 
@@ -60,12 +60,12 @@ def test_mlflow_generates_what_the_pipeline_generates(
     np.testing.assert_allclose(made, generated(model)[0].squeeze(), atol=1 / 255)
     assert np.abs(made - generated(model, hotfixed=False)[0].squeeze()).max() > 0.02, "the hotfix is not in it"
     assert np.abs(made - pixels((out / "5.png").read_bytes())).max() > 0.02, "another seed, the same picture"
-    assert versions.download(empty_registry, f"models:/{model}@champion").is_dir()
+    assert artifacts.download(empty_registry, f"models:/{model}@champion").is_dir()
 
 
 def test_a_version_says_what_it_takes_and_what_it_was_made_with(empty_registry: Tracker, publish: Publish) -> None:
     publish("faces")
-    folder = versions.download(empty_registry, "models:/faces@champion")
+    folder = artifacts.download(empty_registry, "models:/faces@champion")
     described = yaml.safe_load((folder / "MLmodel").read_text())
     assert described["metadata"]["expunge.source"] == "testbed:faces"
     assert described["metadata"]["expunge.kind"] == "full"
@@ -105,7 +105,7 @@ def test_a_changed_file_and_another_base_are_refused(
         load()
     with pytest.raises(InputError, match=r"base model .*nowhere cannot be loaded"):
         load(model_config={"base": str(tmp_path / "nowhere")})
-    folder = versions.download(empty_registry, "models:/faces@champion")
+    folder = artifacts.download(empty_registry, "models:/faces@champion")
     [weights] = folder.rglob("*.safetensors")
     weights.write_bytes(b"other weights")
     with pytest.raises(StorageError, match=r"diffusion_pytorch_model\.safetensors does not match its digest"):

@@ -24,8 +24,9 @@ from expunge.errors import ExpungeError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification
 from expunge.families import source_digest
 from expunge.logs import get_logger
+from expunge.registry.artifacts import DamagedVersionError, base_of, ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import base_of, champion, ledger
+from expunge.registry.versions import champion
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home, remember
 from expunge.requests.leases import Lease, lease
@@ -247,7 +248,10 @@ def _has_other_base(current: ModelVersion | None, settings: Settings, tracker: T
     """Return whether the champion was trained from other files than the model has: nothing is proven on those."""
     if current is None:
         return False
-    base = base_of(tracker, current)
+    try:
+        base = base_of(tracker, current)
+    except DamagedVersionError:  # whatever it was trained from, its record of verifications is worth nothing
+        return True
     return base is not None and base != source_digest(settings.model(current.name))
 
 

@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from expunge.batch.settle import kept_evidence
 from expunge.batch.webhooks import settle_unconfirmed
 from expunge.errors import ExpungeError, NotFoundError
+from expunge.registry.artifacts import ledger
 from expunge.registry.ledgers import Contents, only_in
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, ledger, promote, record_verification, reinstate
+from expunge.registry.uploading import record_verification
+from expunge.registry.versions import champion, promote, reinstate
 from expunge.requests.leases import lease
 from expunge.requests.outbox import Event, Notice
 from expunge.requests.store import RequestStore

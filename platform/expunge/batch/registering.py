@@ -9,8 +9,10 @@ from expunge.batch.webhooks import settle_unconfirmed
 from expunge.errors import NotFoundError
 from expunge.evaluation.gate import REPRODUCTION
 from expunge.evaluation.rotation import record_verified
+from expunge.registry.artifacts import ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, ledger, promote, register
+from expunge.registry.uploading import register
+from expunge.registry.versions import champion, promote
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.leases import lease
 from expunge.requests.outbox import Notice

@@ -13,8 +13,9 @@ from expunge.batch.plan import plan_night
 from expunge.batch.registering import all_open
 from expunge.errors import InputError, NotFoundError
 from expunge.families import source_digest
+from expunge.registry.artifacts import read_ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, read_ledger
+from expunge.registry.versions import champion
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.home import check_home
 from expunge.requests.store import RequestStore, open_store

@@ -10,10 +10,10 @@ from expunge.errors import InputError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification, record_verified
 from expunge.evaluation.rules import PROTOCOL_VERSION
 from expunge.families import source_digest
+from expunge.registry.artifacts import ledger
 from expunge.registry.ledgers import Contents
 from expunge.registry.seals import ABOUT
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import ledger
 from expunge.requests.blobs import BlobStore
 from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore

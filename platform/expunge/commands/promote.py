@@ -43,9 +43,10 @@ def promote(
     """
     from expunge.batch.promoting import promote_by_hand, weigh
     from expunge.batch.webhooks import deliver_what_waits
+    from expunge.registry.artifacts import checked_files
     from expunge.registry.ledgers import contents
     from expunge.registry.tracking import Tracker
-    from expunge.registry.versions import checked_files, named
+    from expunge.registry.versions import named
 
     if not yes and (as_json or not sys.stdin.isatty()):
         raise InputError("there is nobody to ask for a confirmation", hint="add --yes")

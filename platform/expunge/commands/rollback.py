@@ -23,9 +23,10 @@ def rollback(model: Model, to: To, accept_resurfacing: Accept = False, as_json: 
     """
     from expunge.batch.promoting import roll_back, weigh
     from expunge.batch.webhooks import deliver_what_waits
+    from expunge.registry.artifacts import checked_files
     from expunge.registry.ledgers import contents
     from expunge.registry.tracking import Tracker
-    from expunge.registry.versions import champion, checked_files, former_champions, named
+    from expunge.registry.versions import champion, former_champions, named
 
     opened = open_platform()
     tracker, key = Tracker(opened.settings.tracking), opened.blobs.derive("ledger")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.errors import InputError
 from expunge.families.supported import family_named
+from expunge.registry.artifacts import download
+from expunge.registry.seals import ABOUT
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import ABOUT, download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
