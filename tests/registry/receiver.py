@@ -29,7 +29,7 @@ def receiving(*answers: int) -> Iterator[Receiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             receiver.got.append((dict(self.headers), body))
             if receiver.trickles:
                 self._trickle()
