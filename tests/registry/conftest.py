@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 from expunge.families import load_model
 from expunge.registry import uploading, versions
@@ -28,6 +30,26 @@ from tests.cli.conftest import command
 __all__ = ["command"]
 
 KEY = b"k" * 32
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "word", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Makes a bucket on an S3 server of this machine, to which the variables lead; returns its URL."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"):
+        monkeypatch.setenv(name, f"http://{host}:{port}")
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+
+    def make(bucket: str) -> str:
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
+
+    yield make
+    server.stop()
 
 
 @pytest.fixture(scope="session")

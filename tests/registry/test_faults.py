@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
 
 from expunge.batch.plan import plan_night
@@ -77,12 +78,17 @@ def _pass_on(one: socket.socket, other: socket.socket) -> None:
             each.close()
 
 
+ARTIFACTS_ALONE = {"MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^mlflow-artifacts:/.*$"}
+"""What a server should be started with, so that a version cannot name a file of the server's own."""
+
+
 @contextmanager
-def mlflow_server(database: Path, port: int) -> Iterator[None]:
+def mlflow_server(database: Path, port: int, artifacts: str) -> Iterator[None]:
     uri = f"sqlite:///{database}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--artifacts-destination", str(database.parent / "served"), "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as it:
+    command += ["--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port)]
+    environment, null = {**os.environ, **ARTIFACTS_ALONE}, subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdout=null, stderr=null, start_new_session=True) as it:
         try:
             wait_until(lambda: it.poll() is not None or _listens(port), "MLflow's server")
             yield
@@ -99,16 +105,17 @@ def _listens(port: int) -> bool:
 def test_a_server_that_drops_connections_is_asked_again(
     migrated: Path,
     tmp_path: Path,
+    s3: Callable[[str], str],
     make_job: Callable[..., UnlearnJob],
     make_evidence: Callable[..., Evidence],
 ) -> None:
-    """Without a word to anybody: what is asked again is registered once, and its files are whole."""
+    """Without a word to anybody: what is asked again is registered once, and its files, in a bucket, are whole."""
     database = tmp_path / "server" / "mlflow.db"
     database.parent.mkdir()
     database.write_bytes(migrated.read_bytes())
     port = free_port()
     with ExitStack() as stack:
-        stack.enter_context(mlflow_server(database, port))
+        stack.enter_context(mlflow_server(database, port, s3("mlflow")))
         door = Door(port)
         stack.callback(door.close)
         tracker, job = Tracker(f"http://127.0.0.1:{door.port}"), make_job()
@@ -117,6 +124,8 @@ def test_a_server_that_drops_connections_is_asked_again(
         first = registered(job, evidence, tracker, tmp_path / "hotfix")
         assert door.shut == 0
         door.shut = 2
+        stored = boto3.client("s3").list_objects_v2(Bucket="mlflow")["Contents"]
+        assert any(each["Key"].endswith("hotfix/MLmodel") for each in stored)
         assert versions.promote(tracker, first).aliases == ("candidate", "champion")
         assert registered(job, evidence, tracker, tmp_path / "hotfix").version == "1"
         assert artifacts.download(tracker, first.uri, tmp_path / "copy").joinpath("weights.safetensors").is_file()

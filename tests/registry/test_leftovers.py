@@ -1,10 +1,9 @@
 """Checkpoints that lie in a bucket are pruned like those in the home, and only those of nights that have ended."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from expunge.batch.leftovers import leftovers
 from expunge.errors import StorageError
@@ -16,20 +15,11 @@ from tests.cli.conftest import Command
 from tests.registry.test_commands import request
 
 URL = "s3://checkpoints/nights"
-KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "word", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An S3 server with an empty bucket."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="checkpoints")
-    yield
-    server.stop()
+def bucket(s3: Callable[[str], str]) -> None:
+    s3("checkpoints")
 
 
 def names() -> set[str]:
