@@ -1,6 +1,7 @@
 """The commands that read and move versions, on a registry and a request store as nights leave them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from expunge.batch.promoting import OvertakenError, promote_by_hand, roll_back, weigh
+from expunge.families import resolve_source, source_digest
 from expunge.registry import artifacts, uploading, versions
 from expunge.registry.ledgers import contents
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
-from expunge.settings import TrainingSettings, load_settings
+from expunge.settings import ModelSettings, TrainingSettings, load_settings
 from expunge.types import Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
 from tests import evidence as made
 from tests.cli.conftest import Command
@@ -37,7 +39,14 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
     """Leave what a night does: its requests judged, a version of all that passed, and by default a new champion."""
 
     def leave(
-        number: int, *, new: str, failed: str = "", promoted: bool = True, keep: str = "all", psnr: float = 28.4
+        number: int,
+        *,
+        new: str,
+        failed: str = "",
+        promoted: bool = True,
+        keep: str = "all",
+        psnr: float = 28.4,
+        source: str = "testbed:flags",
     ) -> ModelVersion:
         earlier = artifacts.ledger(tracker, "flags")
         held = [id for id in earlier.requests if keep == "all" or id in keep.split()]
@@ -48,7 +57,8 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
         job = UnlearnJob(
             batch=batch,
             model="flags",
-            source="testbed:flags",
+            source=source,
+            base=source_digest(ModelSettings(source=source)),
             resolution=(32, 48),
             requests=tuple(asked),
             ledger=tuple(request(id) for id in held),
@@ -301,6 +311,22 @@ def test_a_version_that_does_not_pass_is_promoted_only_on_record(
     )
     assert states(store) == {"r-1": ACCEPTED, "r-2": ACCEPTED}
     assert command("ledger", "flags", "--json").json["removals"] == []
+
+
+def test_a_version_of_another_base_model_is_promoted_once_that_is_the_models_own(
+    command: Command, night: Night, tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next night would start from the model's own, and undo the promotion."""
+    other = tmp_path / "other"
+    shutil.copytree(resolve_source("testbed:flags"), other)
+    (other / "model_index.json").write_text((other / "model_index.json").read_text() + " ")
+    night(1, new="r-1", promoted=False, source=str(other))
+    ended = command("promote", "flags", "1", "--yes")
+    assert ended.code == 2
+    assert "set models.flags.source to the base model that it was trained from" in ended.err
+    monkeypatch.setenv("EXPUNGE_MODELS__FLAGS__SOURCE", str(other))
+    assert command("promote", "flags", "1", "--yes").code == 0
+    assert champion(tracker) == "1"
 
 
 def test_nothing_is_promoted_without_a_yes(command: Command, night: Night, tracker: Tracker) -> None:

@@ -9,7 +9,7 @@ from expunge.batch.registering import all_open
 from expunge.errors import InputError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification, record_verified
 from expunge.evaluation.rules import PROTOCOL_VERSION
-from expunge.families import source_digest
+from expunge.families import pinned_source, source_digest
 from expunge.registry.artifacts import ledger
 from expunge.registry.ledgers import Contents
 from expunge.registry.seals import ABOUT
@@ -40,13 +40,16 @@ def is_verified(found: Contents, settings: Settings) -> bool:
     )
 
 
-def check_base(version: ModelVersion, weights: Path, settings: Settings) -> None:
+def check_base(version: ModelVersion, weights: Path, settings: Settings, *, files: bool = False) -> None:
     """Raise InputError if the version was trained from another base model than its model has in the settings.
 
-    The next night would start from the other one again, and undo the promotion of this version.
+    The next night would start from the other one again, and undo the promotion of this version. files: look at the
+    files even where the source is the same; they may have been exchanged, and are not everywhere at hand.
     """
-    known = json.loads((weights / ABOUT).read_bytes()).get("base")
-    if known not in (None, source_digest(settings.model(version.name))):
+    about, options = json.loads((weights / ABOUT).read_bytes()), settings.model(version.name)
+    if about["source"] == pinned_source(options) and not files:
+        return
+    if about.get("base") not in (None, source_digest(options)):
         raise InputError(
             f"{version.uri} was trained from other files than those of model {version.name}",
             hint=f"set models.{version.name}.source to the base model that it was trained from",
@@ -63,7 +66,7 @@ def verify_again(found: Contents, weights: Path, settings: Settings, store: Requ
     """Evaluate the version in `weights` with every request of its ledger; a second call goes on where one was killed.
 
     It loads the model into this process. The pictures that training did not see are those of its own night. Raises
-    NotFoundError if the store lacks a request.
+    InputError if the base model is another one by now, and NotFoundError if the store lacks a request.
     """
     from expunge.batch.judging import prepare_judged
     from expunge.evaluation.measure import measure
@@ -93,6 +96,7 @@ def ledger_after(tracker: Tracker, found: Contents, evidence: Evidence) -> Ledge
 
 
 def _job(found: Contents, weights: Path, settings: Settings, store: RequestStore) -> tuple[UnlearnJob, Hotfix]:
+    check_base(found.version, weights, settings, files=True)
     about = json.loads((weights / ABOUT).read_bytes())
     model, version = found.version.name, found.version
     try:
