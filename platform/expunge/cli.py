@@ -22,11 +22,13 @@ from expunge.commands import (
     promote,
     prune,
     purge,
+    replay,
     report,
     requests,
     rollback,
     submit,
     testbed,
+    webhooks,
 )
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
@@ -68,12 +70,14 @@ app.command("requeue")(requests.requeue)
 app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
+app.command("replay")(replay.replay)
 app.command("ledger")(ledger.ledger)
 app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)
 app.command("export")(export.export)
 app.command("prune")(prune.prune)
 app.command("purge")(purge.purge)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(audit.app, name="audit")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
