@@ -18,7 +18,7 @@ from expunge.files import make_private
 from expunge.requests.locks import writers
 from expunge.requests.vault import Vault
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration. Known without importing Alembic, so that opening a current database stays fast."""
 
 SEALED = "0004"
