@@ -25,8 +25,10 @@ from expunge.commands import (
     report,
     requests,
     rollback,
+    serve,
     submit,
     testbed,
+    tokens,
 )
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
@@ -75,6 +77,8 @@ app.command("export")(export.export)
 app.command("prune")(prune.prune)
 app.command("purge")(purge.purge)
 app.add_typer(audit.app, name="audit")
+app.command("serve")(serve.serve)
+app.add_typer(tokens.app, name="tokens")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

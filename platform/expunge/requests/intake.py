@@ -34,7 +34,7 @@ def accept(
     base: Location | Uploads,
     check: Check | None = None,
 ) -> tuple[RequestRecord, bool]:
-    """Accepts one request; its pictures lie beside `base`, or in it. False means that it was known, and the known one is returned.
+    """Accepts one request, whose pictures lie beside `base` or in it. False: it was known, and that one is returned.
 
     Pictures of a known request that were lost or damaged are stored again.
 
