@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
+from starlette.types import ASGIApp
 
 from expunge.batch.purging import drop_pictures
 from expunge.errors import InputError, NotFoundError
@@ -36,7 +37,7 @@ PROBLEM = {"model": schemas.Problem, "content": {MEDIA_TYPE: {}}, "description":
 
 
 def create_app(settings: Settings, store: RequestStore, blobs: BlobStore, *, docs: bool = False) -> FastAPI:
-    """Makes the app over opened stores. docs: also serves the OpenAPI document and its pages."""
+    """Makes the routes over opened stores. docs: also serves the OpenAPI document and its pages."""
     app = FastAPI(
         title="Expunge",
         version=release(),
@@ -45,14 +46,19 @@ def create_app(settings: Settings, store: RequestStore, blobs: BlobStore, *, doc
         max_body_size=settings.service.max_body,
         responses={"4XX": PROBLEM, "5XX": PROBLEM},
     )
-    metrics = Metrics(store)
     rate = RateLimit(settings.service.rate, settings.service.burst)
-    app.state.platform = Platform(settings, store, blobs, rate, metrics)
-    app.add_middleware(Guard, settings=settings.service, metrics=metrics)
+    app.state.platform = Platform(settings, store, blobs, rate, Metrics(store))
     install(app)
     _removals(app)
     _operations(app)
     return app
+
+
+def create_service(settings: Settings, store: RequestStore, blobs: BlobStore, *, docs: bool = False) -> ASGIApp:
+    """Makes the app with its guard, which has to stand outside of FastAPI's own limit on bodies."""
+    app = create_app(settings, store, blobs, docs=docs)
+    platform: Platform = app.state.platform
+    return Guard(app, settings.service, platform.metrics)
 
 
 def _removals(app: FastAPI) -> None:

@@ -1,6 +1,7 @@
 """Reads multipart bodies in memory: starlette's default would write pictures to temporary files in the clear."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from expunge.service.settings import ServiceSettings
+
+# It warns of malformed bodies, and quotes from them.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _MOST_FIELDS = 200
 _LARGEST_FIELD = 20_000
@@ -53,7 +57,7 @@ async def read_form(request: Request, settings: ServiceSettings) -> Form:
     except MultiPartException:
         raise HTTPException(400, "the body is not well-formed multipart/form-data, or has too many parts") from None
     except TimeoutError:
-        raise HTTPException(408, "the body took too long to arrive", {"Connection": "close"}) from None
+        raise HTTPException(408, "the body took too long to arrive") from None
     fields, uploads = [], []
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):

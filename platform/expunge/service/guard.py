@@ -18,7 +18,7 @@ _HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosni
 
 
 class Guard:
-    """An ASGI middleware, outside of everything else."""
+    """Wraps the whole app."""
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
@@ -28,20 +28,28 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        began, status, unread = time.monotonic(), 0, scope["method"] not in ("GET", "HEAD")
+
+        async def read() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message.get("more_body", False)
+            return message
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 kept = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
-                message = {**message, "headers": [*kept, *_HEADERS]}
+                # Otherwise the server would read the rest of a refused body, only to drop it.
+                hang_up = [(b"connection", b"close")] if unread and status >= 400 else []
+                message = {**message, "headers": [*kept, *_HEADERS, *hang_up]}
             await send(message)
 
         self._running += 1
         try:
             refusal = self._refusal(scope)
-            await (refusal or self._app)(scope, receive, answer)
+            await (refusal or self._app)(scope, read, answer)
         except Exception as error:  # the last line of defence; its text may quote what was sent
             at = error.__traceback__
             while at is not None and at.tb_next is not None:
@@ -58,7 +66,7 @@ class Guard:
         """Refuses what is known to be too much before any of it is read."""
         length = Request(scope).headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._settings.max_body:
-            return problem(413, f"a body may have {self._settings.max_body:,} bytes", headers={"Connection": "close"})
+            return problem(413, f"a body may have {self._settings.max_body:,} bytes")
         if self._running > self._settings.concurrent and scope["path"] not in PROBES:
             return problem(503, "too many requests at a time", headers={"Retry-After": RETRY_S})
         return None

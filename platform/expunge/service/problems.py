@@ -71,6 +71,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, ExpungeError)
         return of_error(error)
 
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        """Answers alone: the guard around the app notes it in the log."""
+        return problem(500, "this was not foreseen, and is in the log")
+
+    app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(ExpungeError, failed)

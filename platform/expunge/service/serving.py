@@ -8,7 +8,7 @@ from expunge.errors import InputError
 from expunge.requests.blobs import BlobStore
 from expunge.requests.store import RequestStore
 from expunge.service import tokens
-from expunge.service.app import create_app
+from expunge.service.app import create_service
 from expunge.settings import Settings
 from expunge.web import is_loopback
 
@@ -26,7 +26,7 @@ def serve(
             hint="make one with `expunge tokens create`, or serve on 127.0.0.1",
         )
     config = uvicorn.Config(
-        create_app(settings, store, blobs, docs=docs),
+        create_service(settings, store, blobs, docs=docs),
         host=host,
         port=port,
         access_log=False,  # it would print paths and queries
