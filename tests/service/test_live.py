@@ -4,9 +4,10 @@ import json
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ import pytest
 
 from expunge.cli import run
 from expunge.requests.store import RequestStore
+from expunge.settings import load_settings
 from tests.service.conftest import Headers, Server, files, is_problem, picture
 
 Token = Callable[..., Headers]
@@ -26,6 +28,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPUNGE_SERVICE__MAX_BODY", "1000000")
     monkeypatch.setenv("EXPUNGE_SERVICE__BODY_SECONDS", "2")
     monkeypatch.setenv("EXPUNGE_SERVICE__BURST", "1000")
+    monkeypatch.setenv("EXPUNGE_SERVICE__CONCURRENT", "12")
 
 
 def test_a_body_is_cut_off_while_it_arrives(server: Server, token: Token, store: RequestStore) -> None:
@@ -62,6 +65,21 @@ def test_a_body_that_does_not_arrive(server: Server, token: Token) -> None:
         head += "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n"
         wire.sendall(f"POST /v1/removals HTTP/1.1\r\nHost: x\r\n{head}\r\n--x".encode())
         assert wire.recv(10_000).decode().startswith("HTTP/1.1 408")
+
+
+def test_only_so_many_at_a_time_but_probes_are_always_answered(server: Server, token: Token) -> None:
+    parts, headers = urlsplit(server.url), token()
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head += "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n"
+    with ExitStack() as wires:
+        for _ in range(12):
+            wire = wires.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=20))
+            wire.sendall(f"POST /v1/removals HTTP/1.1\r\nHost: x\r\n{head}\r\n--x".encode())
+        until = time.monotonic() + 1.5
+        while (answer := httpx2.get(f"{server.url}/v1/removals", headers=headers)).status_code == 200:
+            assert time.monotonic() < until
+        assert is_problem(answer, 503, "too many")
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
 
 
 def test_idempotency(server: Server, token: Token, store: RequestStore) -> None:
@@ -136,7 +154,7 @@ def test_no_marker_is_in_the_log(server: Server, token: Token, store: RequestSto
     secret = headers["Authorization"].split("_", 2)[2]
     for word in (marker, "4711", secret, id):
         assert word not in log
-    home = [path for path in store._home.rglob("*") if path.is_file()]
+    home = [path for path in load_settings().home.rglob("*") if path.is_file()]
     assert len(home) > 3
     assert not [path for path in home if marker.encode() in path.read_bytes()]
 
