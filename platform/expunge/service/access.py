@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from expunge.errors import NotFoundError
@@ -47,13 +49,14 @@ class Visit:
         raise NotFoundError("no such request")
 
 
-def visit(*scopes: Scope) -> Callable[[Request], Visit]:
+def visit(*scopes: Scope) -> Callable[..., Visit]:
     """Makes the dependency of a route that one of these scopes opens."""
 
-    def enter(request: Request) -> Visit:
+    def enter(
+        request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+    ) -> Visit:
         platform: Platform = request.app.state.platform
-        kind, _, text = request.headers.get("authorization", "").partition(" ")
-        caller = tokens.verify(platform.store, text.strip()) if kind.lower() == "bearer" else None
+        caller = None if given is None else tokens.verify(platform.store, given.credentials)
         if caller is None:
             raise HTTPException(401, "a valid token is needed", {"WWW-Authenticate": "Bearer"})
         wait = platform.rate.wait(caller.token)

@@ -33,7 +33,11 @@ Reader = Annotated[Visit, Depends(visit("submit", "review"))]
 Reviewer = Annotated[Visit, Depends(visit("review"))]
 Operator = Annotated[Visit, Depends(visit("admin"))]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key gets the same answer for a day.")]
-PROBLEM = {"model": schemas.Problem, "content": {MEDIA_TYPE: {}}, "description": "A problem, as RFC 9457 has it"}
+PROBLEM = {
+    "content": {MEDIA_TYPE: {"schema": schemas.Problem.model_json_schema()}},
+    "description": "A problem, as RFC 9457 has it",
+}
+KNOWN = {"model": schemas.Accepted, "description": "It was known already"}
 
 
 def create_app(settings: Settings, store: RequestStore, blobs: BlobStore, *, docs: bool = False) -> FastAPI:
@@ -62,7 +66,13 @@ def create_service(settings: Settings, store: RequestStore, blobs: BlobStore, *,
 
 
 def _removals(app: FastAPI) -> None:
-    @app.post("/v1/removals", status_code=201, response_model=schemas.Accepted, openapi_extra=SUBMISSION)
+    @app.post(
+        "/v1/removals",
+        status_code=201,
+        response_model=schemas.Accepted,
+        responses={200: KNOWN},
+        openapi_extra=SUBMISSION,
+    )
     async def submit(request: Request, visit: Submitter, key: Key = None) -> Response:
         """Submit one request: 201 if it is new, 200 if it was known."""
 
