@@ -127,6 +127,7 @@ def test_a_picture_bomb(client: TestClient, mine: Headers) -> None:
         ("multipart/form-data", b"x", 400),
         ("multipart/form-data; boundary=x", b"garbage", 400),
         ("multipart/form-data; boundary=x", b"--x\r\n\r\nno name\r\n--x--\r\n", 400),
+        ("multipart/form-data; boundary=x; charset=unicode_escape", b"--x--\r\n", 415),
         ("", b"", 415),
     ],
 )

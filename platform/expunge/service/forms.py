@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from expunge.service.settings import ServiceSettings
 
@@ -41,8 +43,9 @@ class _InMemory(MultiPartParser):
 async def read_form(request: Request, settings: ServiceSettings) -> Form:
     """Raises HTTPException: 415 for anything but multipart/form-data, 400 if it is malformed, 408 if it is slow, and
     413 as soon as more than `max_body` bytes have arrived."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    # Another charset could make text that is none: half a pair.
+    if kind != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise HTTPException(415, "send multipart/form-data: pictures as files, everything else as fields")
     parser = _InMemory(
         request.headers,
@@ -56,6 +59,8 @@ async def read_form(request: Request, settings: ServiceSettings) -> Form:
             form = await parser.parse()
     except MultiPartException:
         raise HTTPException(400, "the body is not well-formed multipart/form-data, or has too many parts") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended before its end") from None
     except TimeoutError:
         raise HTTPException(408, "the body took too long to arrive") from None
     fields, uploads = [], []

@@ -1,6 +1,6 @@
 """From a form to accepted requests, over the intake that the command line uses: no second implementation."""
 
-from collections import Counter
+import re
 from pathlib import Path
 
 from expunge.errors import InputError
@@ -43,9 +43,9 @@ def accept_many(form: Form, settings: Settings, store: RequestStore, blobs: Blob
     if len(lines) != 1 or len(form.fields) + len(form.uploads) != 1 + sum(u.field == "files" for u in form.uploads):
         raise InputError(f"{LINES}: give it once, and pictures as files", hint="other parts are not known here")
     pictures = [upload for upload in form.uploads if upload.field == "files"]
-    if any(count > 1 for count in Counter(upload.name for upload in pictures).values()):
-        raise InputError("files: two have the same name", hint="give each picture a file name of its own")
     uploads = Uploads({Path(upload.name).as_posix(): upload.data for upload in pictures})
+    if len(uploads.files) < len(pictures):
+        raise InputError("files: two have the same name", hint="give each picture a file name of its own")
     check, told = SubmitCheck(settings), []
     for result in accept_uploaded(lines[0], uploads, settings=settings, store=store, blobs=blobs, check=check):
         error, hint = (text and presentable(text) for text in (result.error, result.hint))
@@ -98,9 +98,7 @@ def _check_model(name: str, settings: Settings) -> None:
 
 def _whole(text: str) -> object:
     """A form has no numbers: what is none is left for the field's own rule to refuse."""
-    return (
-        int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and len(text) < 4 else text
-    )
+    return int(text) if re.fullmatch(r"-?[0-9]{1,3}", text) else text
 
 
 def _tuple(value: object) -> tuple[object, ...]:
