@@ -217,6 +217,16 @@ def test_a_request_in_a_batch_cannot_be_withdrawn(client: TestClient, mine: Head
     assert store.get(id).state is RequestState.BATCHED
 
 
+def test_evidence_is_shown_without_the_operators_set_up(client: TestClient, mine: Headers, store: RequestStore) -> None:
+    id = submit(client, mine)
+    store.drain("night-1")
+    evidence = {"verdict": "passed", "why": "it is gone", "basis": {"calibration": "/srv/secret"}}
+    store.transition(id, RequestState.REMOVED, detail="/srv/secret", evidence=evidence)
+    shown = client.get(f"/v1/removals/{id}", headers=mine)
+    assert shown.json()["evidence"] == {"verdict": "passed", "why": "it is gone"}
+    assert "/srv" not in shown.text
+
+
 def test_a_batch_names_only_what_was_sent_with_it(client: TestClient, mine: Headers, store: RequestStore) -> None:
     lines = [
         {"model": "flags", "images": ["a.png"], "external_id": "1"},

@@ -84,7 +84,9 @@ class Removal(Summary):
     def of(cls, record: RequestRecord) -> Self:
         request = record.request
         events = [Event(at=e.at, previous=e.previous, state=e.state, reason=e.reason) for e in record.history]
-        own = {"prompt": request.prompt, "reason": request.reason, "evidence": record.evidence, "history": events}
+        # What evidence rests on describes the operator's set-up.
+        evidence = record.evidence and {name: value for name, value in record.evidence.items() if name != "basis"}
+        own = {"prompt": request.prompt, "reason": request.reason, "evidence": evidence, "history": events}
         counts = {"images": len(request.images), "surrogates": len(request.surrogates)}
         return cls.model_validate({**_summary(record), **counts, **own})
 
