@@ -26,8 +26,10 @@ from expunge.commands import (
     report,
     requests,
     rollback,
+    serve,
     submit,
     testbed,
+    tokens,
     webhooks,
 )
 from expunge.commands.common import print_error, unexpected
@@ -79,6 +81,8 @@ app.command("prune")(prune.prune)
 app.command("purge")(purge.purge)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(audit.app, name="audit")
+app.command("serve")(serve.serve)
+app.add_typer(tokens.app, name="tokens")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("plan")(plan.plan)

@@ -31,6 +31,10 @@ class Value(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
+DEFAULT_TENANT = "default"
+"""Whose requests are that come over the command line."""
+
+
 class EditSpec(Value):
     """How to make a surrogate: the editor's name, an optional mask (white is edited), and the editor's options."""
 

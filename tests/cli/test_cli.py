@@ -45,6 +45,10 @@ FLAGS = {
     "audit verify": {"--json"},
     "audit show": {"--json"},
     "rollback": {"--to", "--accept-resurfacing", "--json"},
+    "serve": {"--host", "--port", "--docs", "--print-openapi"},
+    "tokens create": {"--tenant", "--scope", "--expires", "--json"},
+    "tokens list": {"--json"},
+    "tokens revoke": {"--json"},
     "version": {"--json"},
     "config show": {"--json"},
     "bench method": {

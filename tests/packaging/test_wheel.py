@@ -95,6 +95,7 @@ def test_it_says_what_it_needs(wheel: Path) -> None:
         "faces",
         "postgres",
         "s3",
+        "serve",
         "surgeries",
         "testbed",
     }

@@ -129,10 +129,13 @@ def _state(text: str) -> "RequestState":
 
 
 def _lines(record: "RequestRecord") -> list[tuple[str, object]]:
+    from expunge.types import DEFAULT_TENANT
+
     request = record.request
     edit = request.edit
     lines: list[tuple[str, object]] = [
         ("id", request.id),
+        ("tenant", None if record.tenant == DEFAULT_TENANT else record.tenant),
         ("external id", request.external_id),
         ("model", request.model),
         ("state", record.state),

@@ -12,6 +12,7 @@ from expunge.requests.box import Size, cut_companion, pixels
 from expunge.requests.imaging import decode, encode
 from expunge.requests.locations import Location, beside, read_location
 from expunge.requests.submission import EditInput, Submission, canonical
+from expunge.requests.uploads import Uploads
 from expunge.settings import Settings
 from expunge.types import EditSpec, RemovalRequest
 
@@ -21,13 +22,17 @@ class Pictures:
     """The pictures of one request as they will be stored, by blob id, and what the checks need to know about them."""
 
     settings: Settings
-    base: Location
+    base: Location | Uploads
+    """Where the request's pictures are: beside this location, or in what was uploaded."""
     pictures: dict[str, bytes] = field(default_factory=dict)
     sizes: list[Size] = field(default_factory=list)
     mask_size: Size | None = None
     mask_is_empty: bool = False
 
     def read(self, picture: Location, name: str) -> Image.Image:
+        if isinstance(self.base, Uploads):
+            data = self.base.read(picture, field=name, max_bytes=self.settings.max_bytes)
+            return decode(data, field=name, max_pixels=self.settings.max_pixels)
         where = beside(self.base, picture)
         data = read_location(where, field=name, max_bytes=self.settings.max_bytes)
         return decode(data, field=f"{name}: {where}", max_pixels=self.settings.max_pixels)

@@ -14,13 +14,13 @@ from expunge.errors import TransitionError
 from expunge.requests import lifecycle, queries
 from expunge.requests.audit import Reason, Trail
 from expunge.requests.tables import batch_requests, batches, request_blobs, requests
-from expunge.types import RemovalBatch, RemovalRequest, RequestState
+from expunge.types import DEFAULT_TENANT, RemovalBatch, RemovalRequest, RequestState
 
 Choose = Callable[[Iterator[RemovalRequest]], Iterator[RemovalRequest]]
 """Yields, of requests that wait, those that a batch takes."""
 
 
-def accept(trail: Trail, request: RemovalRequest, *, due_days: int = 0) -> None:
+def accept(trail: Trail, request: RemovalRequest, *, tenant: str = DEFAULT_TENANT, due_days: int = 0) -> None:
     """Puts a new request into the queue; without a due date of its own, it is due in `due_days`, if that is not 0.
 
     Raises IntegrityError where its id or its external id is taken.
@@ -29,7 +29,8 @@ def accept(trail: Trail, request: RemovalRequest, *, due_days: int = 0) -> None:
     values = {
         **{name: getattr(request, name) for name in ("id", "model", "priority")},
         "due": request.due or (at.date() + timedelta(days=due_days) if due_days else None),
-        "external_id": trail.vault.external_id(request.model, request.external_id),
+        "tenant": tenant,
+        "external_id": trail.vault.external_id(request.model, request.external_id, tenant),
         "data_key": envelope.wrapped,
         "state": RequestState.ACCEPTED,
         "attempts": 0,

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,7 @@ class Database:
     def __init__(self, url: str | URL, *, patience: float = 15.0) -> None:
         self._engine = _engine(url, patience)
         self._patience = patience
+        self._turn = threading.Lock()
         self.name = self._engine.url.render_as_string(hide_password=True)
 
     def with_patience(self, patience: float) -> "Database":
@@ -56,8 +58,22 @@ class Database:
         """One transaction; IntegrityError passes through, because it means a race that the caller can settle."""
         with self._translated(), self._connect() as connection:
             connection = connection.execution_options(expunge_write=True)
-            with connection.begin():
+            with self._in_turn(), connection.begin():
                 yield connection
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Lets the threads of this process write one after the other on SQLite, which is fair to nobody.
+
+        A thread that asks SQLite again and again may find it locked until its patience ends. This only spares it that:
+        SQLite's lock is what protects, so whoever has waited for long enough goes on without.
+        """
+        mine = self._engine.dialect.name == "sqlite" and self._turn.acquire(timeout=self._patience)
+        try:
+            yield
+        finally:
+            if mine:
+                self._turn.release()
 
     def migrate(self, vault: Vault, runs: Path, *, exists: bool = False) -> None:
         """Brings the schema to HEAD; costs one query if it is there. Safe if several processes open at once.

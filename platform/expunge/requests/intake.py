@@ -17,6 +17,7 @@ from expunge.requests.records import RequestRecord
 from expunge.requests.store import RequestStore, check_same
 from expunge.requests.submission import Submission, canonical
 from expunge.requests.together import store_together
+from expunge.requests.uploads import Uploads
 from expunge.settings import Settings
 from expunge.types import RemovalRequest
 
@@ -30,10 +31,10 @@ def accept(
     settings: Settings,
     store: RequestStore,
     blobs: BlobStore,
-    base: Location,
+    base: Location | Uploads,
     check: Check | None = None,
 ) -> tuple[RequestRecord, bool]:
-    """Accepts one request; paths are relative to `base`. False means that it was known, and the known one is returned.
+    """Accepts one request, whose pictures lie beside `base` or in it. False: it was known, and that one is returned.
 
     Pictures of a known request that were lost or damaged are stored again.
 

@@ -14,7 +14,9 @@ from expunge.errors import InputError
 
 KEY_BYTES = 32
 
-Purpose = Literal["manifest", "checkpoint", "cache", "ledger", "audit", "lookup", "data keys", "documents"]
+Purpose = Literal[
+    "manifest", "checkpoint", "cache", "ledger", "audit", "lookup", "data keys", "documents", "tokens", "answers"
+]
 """What a derived key signs, hashes or wraps. No two purposes share a key, and none shares the sealing key."""
 
 

@@ -17,6 +17,7 @@ from expunge.requests.intake import Check, accept
 from expunge.requests.locations import Location, beside, folder_of, read_location, spellings
 from expunge.requests.store import RequestStore
 from expunge.requests.submission import Submission, validated
+from expunge.requests.uploads import Uploads
 from expunge.settings import Settings
 from expunge.text import masked, visible
 
@@ -66,20 +67,41 @@ def accept_jsonl(
     """
     base = folder_of(file)
     with _open(file, settings.max_bytes) as stream:
-        for number, (text, end) in enumerate(_lines(stream, max_line), start=1):
-            if text is not None and not text.strip():
-                continue
-            submission = None
-            try:
-                submission = _submission(text, max_line)
-                record, new = accept(submission, settings=settings, store=store, blobs=blobs, base=base, check=check)
-                yield LineResult(number, end, id=record.request.id, new=new)
-            except InputError as error:
-                said = _without_names(error.message, submission, base) if private else error.message
-                yield LineResult(number, end, error=said, hint=error.hint)
-            except (StorageError, UnavailableError) as error:
-                hint = f"{error.hint or 'fix what it names'}; the lines before it are accepted, submit the file again"
-                raise type(error)(f"line {number}: {error.message}", hint=hint) from None
+        yield from _accept_lines(stream, settings, store, blobs, base, max_line, check, private)
+
+
+def accept_uploaded(
+    lines: bytes, pictures: Uploads, *, settings: Settings, store: RequestStore, blobs: BlobStore, check: Check
+) -> Iterator[LineResult]:
+    """Accepts lines whose pictures were uploaded with them, as `accept_jsonl` does. Raises InputError likewise."""
+    _check_head(lines[:HEAD], "the upload")
+    yield from _accept_lines(BytesIO(lines), settings, store, blobs, pictures, MAX_LINE, check, private=False)
+
+
+def _accept_lines(
+    stream: BinaryIO,
+    settings: Settings,
+    store: RequestStore,
+    blobs: BlobStore,
+    base: Location | Uploads,
+    max_line: int,
+    check: Check | None,
+    private: bool,
+) -> Iterator[LineResult]:
+    for number, (text, end) in enumerate(_lines(stream, max_line), start=1):
+        if text is not None and not text.strip():
+            continue
+        submission = None
+        try:
+            submission = _submission(text, max_line)
+            record, new = accept(submission, settings=settings, store=store, blobs=blobs, base=base, check=check)
+            yield LineResult(number, end, id=record.request.id, new=new)
+        except InputError as error:
+            said = _without_names(error.message, submission, base) if private else error.message
+            yield LineResult(number, end, error=said, hint=error.hint)
+        except (StorageError, UnavailableError) as error:
+            hint = f"{error.hint or 'fix what it names'}; the lines before it are accepted, submit the file again"
+            raise type(error)(f"line {number}: {error.message}", hint=hint) from None
 
 
 def _open(location: Location, max_bytes: int) -> BinaryIO:
@@ -131,9 +153,9 @@ def _check_head(head: bytes, path: Location) -> None:
         )
 
 
-def _without_names(message: str, submission: Submission | None, base: Location) -> str:
+def _without_names(message: str, submission: Submission | None, base: Location | Uploads) -> str:
     """Return an error about a line without the names of its pictures' files."""
-    if submission is None:  # it has not come to them
+    if submission is None or isinstance(base, Uploads):  # it has not come to them, or they are no files
         return message
     mask = submission.edit.mask if submission.edit else None
     pictures = [*submission.images, *submission.surrogates, *([mask] if mask else [])]

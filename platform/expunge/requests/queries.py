@@ -41,12 +41,18 @@ class Wanted:
     model: str | None = None
     state: RequestState | None = None
     batch: str | None = None
+    tenant: str | None = None
+    due_by: date | None = None
 
     def among(self, query: Select) -> Select:
         if self.model is not None:
             query = query.where(requests.c.model == self.model)
         if self.state is not None:
             query = query.where(requests.c.state == self.state)
+        if self.tenant is not None:
+            query = query.where(requests.c.tenant == self.tenant)
+        if self.due_by is not None:
+            query = query.where(requests.c.due <= self.due_by)
         if self.batch is not None:
             members = select(batch_requests.c.request).where(batch_requests.c.batch == self.batch)
             query = query.where(requests.c.id.in_(members))
@@ -68,11 +74,12 @@ def page(
     query = wanted.among(select(columns)).order_by(*order).limit(limit)
     if after is None:
         return query
-    row = connection.execute(select(requests.c.due, requests.c.accepted_at).where(requests.c.id == after)).one_or_none()
+    there = Wanted(tenant=wanted.tenant).among(select(requests.c.due, requests.c.accepted_at))
+    row = connection.execute(there.where(requests.c.id == after)).one_or_none()
     if row is None:
         raise unknown(after)
-    there = [literal(row.due or date.max, Date)] if by_due else []
-    return query.where(tuple_(*order) > tuple_(*there, literal(row.accepted_at, UtcDateTime), literal(after)))
+    last_due = [literal(row.due or date.max, Date)] if by_due else []
+    return query.where(tuple_(*order) > tuple_(*last_due, literal(row.accepted_at, UtcDateTime), literal(after)))
 
 
 def records(connection: Connection, query: Select, vault: Vault, *, history: bool = True) -> list[RequestRecord]:
@@ -90,6 +97,7 @@ def records(connection: Connection, query: Select, vault: Vault, *, history: boo
             batch=row.batch,
             attempts=row.attempts,
             accepted_at=row.accepted_at,
+            tenant=row.tenant,
             due=row.due,
             evidence=None if row.evidence is None else json.loads(envelopes[row.id].open("evidence", row.evidence)),
             history=tuple(histories.get(row.id, ())),

@@ -4,7 +4,7 @@ from datetime import date, datetime
 
 from pydantic import JsonValue
 
-from expunge.types import BlobId, Identifier, RemovalRequest, RequestState, Value
+from expunge.types import DEFAULT_TENANT, BlobId, Identifier, RemovalRequest, RequestState, Value
 
 
 class RequestEvent(Value):
@@ -29,6 +29,7 @@ class RequestRecord(Value):
     batch: Identifier | None
     attempts: int
     accepted_at: datetime
+    tenant: Identifier = DEFAULT_TENANT
     due: date | None = None
     """When it is due: its own date, or else the one that the settings gave it when it was accepted."""
     evidence: dict[str, JsonValue] | None

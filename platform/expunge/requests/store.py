@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -21,7 +21,7 @@ from expunge.requests.records import BatchRecord, RequestRecord
 from expunge.requests.tables import batches, identity, requests
 from expunge.requests.vault import Vault
 from expunge.settings import IDENTIFIER_RULE, Settings
-from expunge.types import BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
+from expunge.types import DEFAULT_TENANT, BlobId, Identifier, RemovalBatch, RemovalRequest, RequestState
 
 Records = list[RequestRecord]
 Batches = list[BatchRecord]
@@ -39,18 +39,31 @@ class RequestStore:
     """Every method is atomic, and raises UnavailableError or StorageError when the database does not serve."""
 
     def __init__(
-        self, database: Database, vault: Vault, home: Path, actor: str, due_days: int = 0, *, announces: bool = False
+        self,
+        database: Database,
+        vault: Vault,
+        home: Path,
+        actor: str,
+        due_days: int = 0,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        announces: bool = False,
     ) -> None:
         """Takes what a connection does not say.
 
         home: where the copy of the audit log's head is kept. actor: who acts, for the audit log. due_days: when a
-        request that names no date is due; 0: never. announces: whether there is a webhook to write notices for.
+        request that names no date is due; 0: never. tenant: whose are the requests that are added and found. announces:
+        whether there is a webhook to write notices for.
         """
-        self.database, self.vault, self.actor = database, vault, actor
+        self.database, self.vault, self.actor, self.tenant = database, vault, actor, tenant
         self._home, self._due_days, self._announces = home, due_days, announces
 
     def close(self) -> None:
         self.database.close()
+
+    def acting(self, actor: str, tenant: str) -> "RequestStore":
+        """Returns the same store for somebody else. `list` and `get` show every tenant's requests all the same."""
+        return RequestStore(self.database, self.vault, self._home, actor, self._due_days, tenant, announces=self._announces)
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction to read all rows at once."""
@@ -73,7 +86,7 @@ class RequestStore:
             return audit.verify(connection, self.vault, recall_anchor(self._home))
 
     def add(self, request: RemovalRequest) -> tuple[RequestRecord, bool]:
-        """Accepts a request. False means that its (model, external_id) was known, and that the known one is returned.
+        """Accepts a request. False means that its (tenant, model, external_id) was known; that one is returned.
 
         Raises InputError if the known one has other content.
         """
@@ -81,7 +94,7 @@ class RequestStore:
         if known is None:
             try:
                 with self._change() as trail:
-                    changes.accept(trail, request, due_days=self._due_days)
+                    changes.accept(trail, request, tenant=self.tenant, due_days=self._due_days)
                 return self.get(request.id), True
             except IntegrityError:  # another process accepted it in between
                 known = self.find(request.model, request.external_id)
@@ -96,8 +109,9 @@ class RequestStore:
             return queries.record(connection, request_id, self.vault)
 
     def find(self, model: str, external_id: str) -> RequestRecord | None:
+        """Returns this tenant's request of that external id."""
         with self.database.read() as connection:
-            hashed = self.vault.external_id(model, external_id)
+            hashed = self.vault.external_id(model, external_id, self.tenant)
             where = (requests.c.model == model) & (requests.c.external_id == hashed)
             return next(iter(queries.records(connection, select(requests).where(where), self.vault)), None)
 
@@ -111,15 +125,18 @@ class RequestStore:
         *,
         history: bool = True,
         by_due: bool = False,
+        tenant: str | None = None,
+        due_by: date | None = None,
     ) -> Records:
         """Returns the oldest first, from the request after `after`; without `history`, each has an empty one.
 
-        With `by_due`, what is due soonest comes first, and what has no due date last.
+        With `by_due`, what is due soonest comes first, and what has no due date last. With `due_by`, lists what is due
+        on that day or earlier.
 
         `batch` finds every request that was ever in it, also those that went back to the queue. Raises NotFoundError
         if there is no request `after`.
         """
-        wanted = queries.Wanted(model, state, batch)
+        wanted = queries.Wanted(model, state, batch, tenant, due_by)
         with self.database.read() as connection:
             query = queries.page(connection, requests, wanted, after, limit, by_due=by_due)
             return queries.records(connection, query, self.vault, history=history)

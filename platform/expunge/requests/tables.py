@@ -51,8 +51,9 @@ requests = Table(
     "requests",
     metadata,
     Column("id", String(63), primary_key=True),
+    Column("tenant", String(63), nullable=False, server_default="default"),
     Column("model", String(63), nullable=False),
-    Column("external_id", String(200), nullable=False),  # a keyed hash
+    Column("external_id", String(200), nullable=False),  # a keyed hash, over the tenant too
     Column("data_key", String(128)),  # wrapped by the sealing key
     Column("state", State, nullable=False),
     Column("batch", String(63), ForeignKey("batches.id")),
@@ -65,6 +66,7 @@ requests = Table(
     UniqueConstraint("model", "external_id"),
     Index("ix_requests_queue", "state", "priority", "due", "accepted_at"),
     Index("ix_requests_arrival", "accepted_at", "id"),
+    Index("ix_requests_tenant", "tenant", "accepted_at", "id"),
 )
 
 batch_requests = Table(
@@ -134,4 +136,27 @@ leases = Table(
     Column("acquired", UtcDateTime, nullable=False),
     Column("heartbeat", UtcDateTime, nullable=False),
     Column("expires", UtcDateTime, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("scopes", String(100), nullable=False),  # sorted, with spaces between them
+    Column("created", UtcDateTime, nullable=False),
+    Column("created_by", String(200), nullable=False),
+    Column("expires", UtcDateTime),
+    Column("revoked", UtcDateTime),
+    Column("mac", String(64), nullable=False),  # over the secret and what it may do; empty once revoked
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("key", String(64), primary_key=True),  # a keyed hash
+    Column("content", String(64), nullable=False),  # a keyed hash
+    Column("created", UtcDateTime, nullable=False, index=True),
+    Column("status", Integer),
+    Column("answer", Text),  # sealed; none while the request is worked on
 )

@@ -14,7 +14,7 @@ from typing import Literal
 from expunge.errors import StorageError
 from expunge.requests import keys
 from expunge.requests.sealing import Seal
-from expunge.types import RemovalRequest
+from expunge.types import DEFAULT_TENANT, RemovalRequest
 
 Field = Literal["body", "evidence", "detail"]
 
@@ -52,6 +52,8 @@ class Vault:
         self.fingerprint = keys.fingerprint(key)
         self.audit = keys.derive(key, "audit")
         self.documents = keys.derive(key, "documents")
+        self.tokens = keys.derive(key, "tokens")
+        self.answers = Seal(keys.derive(key, "answers"))
         self._hashing = keys.derive(key, "lookup")
         self._wrapping = Seal(keys.derive(key, "data keys"))
 
@@ -68,13 +70,21 @@ class Vault:
             raise _closed(request)
         return Envelope(request, wrapped, Seal(key))
 
-    def external_id(self, model: str, external_id: str) -> str:
-        """Returns the keyed hash by which a request is found: 64 hex digits."""
-        return self._hash("external id", model, external_id)
+    def external_id(self, model: str, external_id: str, tenant: str = DEFAULT_TENANT) -> str:
+        """Returns the keyed hash by which a request is found: 64 hex digits.
+
+        That of the default tenant is as it was before there were others.
+        """
+        whose = () if tenant == DEFAULT_TENANT else (tenant,)
+        return self._hash("external id", model, external_id, *whose)
 
     def blob(self, blob: str) -> str:
         """Returns the keyed hash by which the requests that name a blob are found: 64 hex digits."""
         return self._hash("blob", blob)
+
+    def idempotency(self, *parts: str) -> str:
+        """Returns the keyed hash of an Idempotency-Key, or of what was sent with it: 64 hex digits."""
+        return self._hash("idempotency", *parts)
 
     def tombstone(self, request: RemovalRequest) -> RemovalRequest:
         """Returns what a purge leaves: id, model, due date and priority, and keyed digests where the content was."""

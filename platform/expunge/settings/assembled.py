@@ -22,6 +22,7 @@ from expunge.batch.settings import NightSettings, RetentionSettings, WebhookSett
 from expunge.errors import InputError
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
 from expunge.section import IDENTIFIER, IDENTIFIER_RULE
+from expunge.service.settings import ServiceSettings
 from expunge.settings.models import ModelSettings
 from expunge.sources import NESTED, PREFIX, as_written, check_url, expanded, from_json, is_optional, read_config
 from expunge.testbed.settings import MODELS
@@ -90,6 +91,7 @@ class Settings(BaseSettings):
     night: NightSettings = NightSettings()
     retention: RetentionSettings = RetentionSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    service: ServiceSettings = ServiceSettings()
 
     @field_validator("home", mode="before")
     @classmethod
