@@ -22,6 +22,7 @@ from expunge.commands import (
     promote,
     prune,
     purge,
+    replay,
     report,
     requests,
     rollback,
@@ -29,6 +30,7 @@ from expunge.commands import (
     submit,
     testbed,
     tokens,
+    webhooks,
 )
 from expunge.commands.common import print_error, unexpected
 from expunge.errors import ExpungeError
@@ -70,12 +72,14 @@ app.command("requeue")(requests.requeue)
 app.command("night")(night.night)
 app.command("verdicts")(night.verdicts)
 app.command("report")(report.report)
+app.command("replay")(replay.replay)
 app.command("ledger")(ledger.ledger)
 app.command("promote")(promote.promote)
 app.command("rollback")(rollback.rollback)
 app.command("export")(export.export)
 app.command("prune")(prune.prune)
 app.command("purge")(purge.purge)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(audit.app, name="audit")
 app.command("serve")(serve.serve)
 app.add_typer(tokens.app, name="tokens")

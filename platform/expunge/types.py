@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import to_json
 
-from expunge.settings import IDENTIFIER, Resolution, TrainingSettings
+from expunge.settings import IDENTIFIER, Resolution, Settings, TrainingSettings
 
 BlobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 EXTERNAL_ID = r"^[^\x00-\x1f\x7f]+$"
@@ -112,6 +112,9 @@ class UnlearnJob(Value):
     )
     warm_start: str | None = Field(default=None, description="the version whose weights training starts from")
     training: TrainingSettings
+    replay: bool = Field(
+        default=False, description="its requests are a champion's removals, on another base model; no night promotes it"
+    )
     id: str = Field(
         default_factory=_job_id, description="names the job's folder, run and version; equal content gives an equal id"
     )
@@ -119,6 +122,10 @@ class UnlearnJob(Value):
     @property
     def everything(self) -> tuple[RemovalRequest, ...]:
         return (*self.ledger, *self.requests)
+
+    def within(self, settings: Settings) -> Settings:
+        """Return the settings that its stages work with: a replay brings its base model along."""
+        return settings.with_source(self.model, self.source) if self.replay else settings
 
     def is_due(self, request: str) -> bool:
         """Return whether a request is to be verified: a new one always is."""

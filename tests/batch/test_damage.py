@@ -16,9 +16,10 @@ from expunge.errors import ExpungeError, NotFoundError, StorageError, Unavailabl
 from expunge.families import resolve_source
 from expunge.files import file_digest, write_atomically
 from expunge.preparation.prepare import prepare
+from expunge.registry.artifacts import download
 from expunge.registry.tracking import Tracker
 from expunge.registry.versions import champion as champion_of
-from expunge.registry.versions import download, promote
+from expunge.registry.versions import promote
 from expunge.requests.blobs import BlobStore, open_blobs
 from expunge.requests.home import remember
 from expunge.requests.store import MAX_STARTS, RequestStore

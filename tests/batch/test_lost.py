@@ -11,7 +11,8 @@ from expunge.batch.lost import WHY, lost_removals
 from expunge.errors import ExpungeError
 from expunge.files import write_atomically
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import promote, register
+from expunge.registry.uploading import register
+from expunge.registry.versions import promote
 from expunge.requests.store import RequestStore
 from expunge.settings import Settings
 from expunge.types import (

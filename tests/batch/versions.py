@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import register
+from expunge.registry.uploading import register
 from expunge.requests.blobs import open_blobs
 from expunge.settings import load_settings
 from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob

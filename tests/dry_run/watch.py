@@ -120,14 +120,15 @@ class Watch:
         """Follow what the workers of this Ray write to their logs."""
         given = {word for process in found for word in words(process) if word.startswith("--temp-dir=")}
         for folder in (Path(word.removeprefix("--temp-dir=")) for word in given):
-            for file in folder.glob("session_*/logs/worker-*.err"):
+            # session_latest is a link to the newest one; a line that is read twice would bring networks back.
+            for file in {path.resolve() for path in folder.glob("session_*/logs/worker-*.err")}:
                 pid = int(re.findall(r"\d+", file.stem)[-1])
                 with suppress(OSError), file.open() as lines:
                     lines.seek(self._at.get(file, 0))
-                    for line in iter(lines.readline, ""):
-                        if line.endswith("\n"):
-                            self._at[file] = lines.tell()
-                            self._event(stage, pid, line)
+                    # The last line may be half written: it is read whole the next time.
+                    while (line := lines.readline()).endswith("\n"):
+                        self._at[file] = lines.tell()
+                        self._event(stage, pid, line)
 
     def _event(self, stage: Stage, pid: int, line: str) -> None:
         try:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from expunge.registry.versions import champion, ledger
+from expunge.registry.artifacts import ledger
+from expunge.registry.versions import champion
 from expunge.types import RequestState
 from tests.integration.nights import STAGES, Nights, ended, night_arguments, night_in
 from tests.watching import wait_until

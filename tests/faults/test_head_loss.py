@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from expunge.jobs.local_ray import local_ray
-from expunge.registry.versions import champion, ledger
+from expunge.registry.artifacts import ledger
+from expunge.registry.versions import champion
 from expunge.types import RequestState
 from tests.integration.nights import Nights, ended, environment_of, home_with, night_in
 from tests.watching import is_alive, left_over, processes, wait_until, with_children

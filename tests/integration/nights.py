@@ -59,7 +59,7 @@ robustness = "off"
     + OPEN_GATE
 )
 LEARNING_RATE = 5e-5
-MODELS = ("faces", "driver-kill", "worker-kill", "unreachable", "markers")
+MODELS = ("faces", "driver-kill", "worker-kill", "unreachable", "markers", "replayed")
 LONG = {"steps": 40, "keep_checkpoints": 10}
 """The training of `worker-kill`: a busy machine must not be at its end before the test has seen that it began."""
 WEIGHTLESS, ODD = "weightless", "odd"

@@ -9,8 +9,8 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from expunge.registry import load_pipeline
+from expunge.registry.artifacts import ledger
 from expunge.registry.tracking import JOB_TAG
-from expunge.registry.versions import ledger
 from expunge.types import RequestState
 from tests.integration.nights import FIRST, PROMPT, REASON, Night, Nights, external_id
 from tests.watching import HANGS_S

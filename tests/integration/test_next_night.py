@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from expunge.registry.artifacts import ledger
 from expunge.registry.tracking import JOB_TAG
-from expunge.registry.versions import champion, ledger
+from expunge.registry.versions import champion
 from expunge.runs.outcomes import JobOutcome, NightOutcome
 from expunge.types import RequestState
 from tests.integration.nights import FIRST, ODD, WEIGHTLESS, Ended, Night, Nights, night_arguments

@@ -136,6 +136,7 @@ def test_it_imports_outside_of_the_repository(wheel: Path, tmp_path: Path) -> No
     [
         (["expunge", "--help"], "night"),
         (["expunge.jobs.nightly", "--help"], "--batch"),
+        (["expunge.jobs.replay", "--help"], "--source"),
         (["expunge.jobs.submit_rayjob", "--help"], "--template"),
     ],
 )

@@ -4,9 +4,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+import torch
+from moto.server import ThreadedMotoServer
 
-from expunge.registry import versions
+from expunge.families import load_model
+from expunge.registry import uploading, versions
 from expunge.registry.tracking import Tracker
 from expunge.requests.store import RequestStore, open_store
 from expunge.settings import TrainingSettings, load_settings
@@ -20,11 +24,32 @@ from expunge.types import (
     RequestEvidence,
     UnlearnJob,
 )
+from expunge.unlearning import adapter
 from tests.cli.conftest import command
 
 __all__ = ["command"]
 
 KEY = b"k" * 32
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "word", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Makes a bucket on an S3 server of this machine, to which the variables lead; returns its URL."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"):
+        monkeypatch.setenv(name, f"http://{host}:{port}")
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+
+    def make(bucket: str) -> str:
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
+
+    yield make
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +141,7 @@ def register(
 ) -> Callable[..., ModelVersion]:
     def run(*ids: str, seed: int = 0) -> ModelVersion:
         job = make_job(*ids, seed=seed)
-        return versions.register(
+        return uploading.register(
             tracker,
             job=job,
             hotfix=make_hotfix(job),
@@ -126,5 +151,35 @@ def register(
             ledger=Ledger(model=job.model, version=None, requests=tuple(r.id for r in job.everything)),
             key=KEY,
         )
+
+    return run
+
+
+@pytest.fixture
+def publish(
+    empty_registry: Tracker, make_job: Callable[..., UnlearnJob], make_evidence: Callable[..., Evidence], tmp_path: Path
+) -> Callable[..., None]:
+    """Promote a hotfix of a testbed that changes every weight it may."""
+
+    def run(model: str, *, base: str | None = None) -> None:
+        job = make_job(model=model, source=f"testbed:{model}").model_copy(update={"base": base})
+        loaded = load_model(load_settings().model(model), job.resolution if model == "flags" else (24, 24))
+        adapter.attach(loaded, TrainingSettings(lora_rank=2), None)
+        torch.manual_seed(0)
+        for weights in loaded.network.parameters():
+            if weights.requires_grad:
+                weights.data += 0.05 * torch.randn_like(weights)
+        hotfix: Hotfix = adapter.export(loaded, TrainingSettings(lora_rank=2), tmp_path / "hotfix", job.id, steps=1)
+        version = uploading.register(
+            empty_registry,
+            job=job,
+            hotfix=hotfix,
+            evidence=make_evidence(job),
+            run_id=empty_registry.ensure_run(model, job.id, params={}, tags={}),
+            batch_id="night-1",
+            ledger=Ledger(model=model, version=None, requests=("r-1",)),
+            key=KEY,
+        )
+        versions.promote(empty_registry, version)
 
     return run

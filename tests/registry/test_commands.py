@@ -1,6 +1,7 @@
 """The commands that read and move versions, on a registry and a request store as nights leave them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from expunge.batch.promoting import OvertakenError, promote_by_hand, roll_back, weigh
-from expunge.registry import versions
+from expunge.families import resolve_source, source_digest
+from expunge.registry import artifacts, uploading, versions
 from expunge.registry.ledgers import contents
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
-from expunge.settings import TrainingSettings, load_settings
+from expunge.settings import ModelSettings, TrainingSettings, load_settings
 from expunge.types import Hotfix, Ledger, ModelVersion, RemovalRequest, RequestState, UnlearnJob
 from tests import evidence as made
 from tests.cli.conftest import Command
@@ -37,9 +39,16 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
     """Leave what a night does: its requests judged, a version of all that passed, and by default a new champion."""
 
     def leave(
-        number: int, *, new: str, failed: str = "", promoted: bool = True, keep: str = "all", psnr: float = 28.4
+        number: int,
+        *,
+        new: str,
+        failed: str = "",
+        promoted: bool = True,
+        keep: str = "all",
+        psnr: float = 28.4,
+        source: str = "testbed:flags",
     ) -> ModelVersion:
-        earlier = versions.ledger(tracker, "flags")
+        earlier = artifacts.ledger(tracker, "flags")
         held = [id for id in earlier.requests if keep == "all" or id in keep.split()]
         asked = [request(id) for id in new.split()]
         for each in asked:
@@ -48,7 +57,8 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
         job = UnlearnJob(
             batch=batch,
             model="flags",
-            source="testbed:flags",
+            source=source,
+            base=source_digest(ModelSettings(source=source)),
             resolution=(32, 48),
             requests=tuple(asked),
             ledger=tuple(request(id) for id in held),
@@ -69,7 +79,7 @@ def night(store: RequestStore, tracker: Tracker, tmp_path: Path) -> Night:
             night=earlier.night + 1,
             verified={**earlier.verified, **dict.fromkeys(passed, earlier.night + 1)},
         )
-        version = versions.register(
+        version = uploading.register(
             tracker,
             job=job,
             hotfix=Hotfix(job=job.id, kind="lora", path=folder, steps=3, digest="d" * 64),
@@ -138,7 +148,7 @@ def test_an_absent_version_has_no_ledger(command: Command, tracker: Tracker, nam
 
 def test_a_ledger_that_was_tampered_with_is_refused(command: Command, night: Night, tracker: Tracker) -> None:
     version = night(1, new="r-1 r-2")
-    file = versions.download(tracker, version.uri) / "ledger.json"
+    file = artifacts.download(tracker, version.uri) / "ledger.json"
     file.write_text(json.dumps({**json.loads(file.read_bytes()), "requests": ["r-1"]}))
     ended = command("ledger", "flags")
     assert (ended.code, ended.out) == (6, "")
@@ -196,6 +206,27 @@ def test_a_rollback_that_was_killed_is_finished_by_the_same_command(
     assert states(store) == {"r-1": REMOVED, "r-2": ACCEPTED}
 
 
+@pytest.mark.parametrize("deleted", ["version", "alias"])
+def test_a_champion_that_was_deleted_by_hand_is_replaced_by_an_earlier_one(
+    command: Command, night: Night, tracker: Tracker, store: RequestStore, deleted: str
+) -> None:
+    night(1, new="r-1")
+    night(2, new="r-2")
+    if deleted == "version":
+        tracker.client.delete_model_version("flags", "2")
+    else:
+        tracker.client.delete_registered_model_alias("flags", "champion")
+    ended = command("ledger", "flags")
+    assert ended.code == 4
+    assert "flags has no version with the alias 'champion'" in ended.err
+    ended = command("rollback", "flags", "--to", "1")
+    assert ended.code == 3
+    assert "would bring back 1 removal: r-2" in ended.err
+    ended = command("rollback", "flags", "--to", "1", "--accept-resurfacing", "--json")
+    assert ended.json == {"model": "flags", "champion": "1", "before": None, "resurfaced": ["r-2"]}
+    assert states(store) == {"r-1": REMOVED, "r-2": ACCEPTED}
+
+
 @pytest.mark.parametrize(
     ("to", "code", "said"),
     [
@@ -221,7 +252,7 @@ def test_only_an_earlier_champion_can_be_rolled_back_to(
 def test_a_rollback_to_damaged_weights_is_refused(command: Command, night: Night, tracker: Tracker) -> None:
     first = night(1, new="r-1")
     night(2, new="r-2")
-    (versions.download(tracker, first.uri) / "pytorch_lora_weights.safetensors").write_bytes(b"other weights")
+    (artifacts.download(tracker, first.uri) / "pytorch_lora_weights.safetensors").write_bytes(b"other weights")
     ended = command("rollback", "flags", "--to", "1", "--accept-resurfacing")
     assert ended.code == 6
     assert "does not match its digest" in ended.err
@@ -282,6 +313,22 @@ def test_a_version_that_does_not_pass_is_promoted_only_on_record(
     assert command("ledger", "flags", "--json").json["removals"] == []
 
 
+def test_a_version_of_another_base_model_is_promoted_once_that_is_the_models_own(
+    command: Command, night: Night, tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next night would start from the model's own, and undo the promotion."""
+    other = tmp_path / "other"
+    shutil.copytree(resolve_source("testbed:flags"), other)
+    (other / "model_index.json").write_text((other / "model_index.json").read_text() + " ")
+    night(1, new="r-1", promoted=False, source=str(other))
+    ended = command("promote", "flags", "1", "--yes")
+    assert ended.code == 2
+    assert "set models.flags.source to the base model that it was trained from" in ended.err
+    monkeypatch.setenv("EXPUNGE_MODELS__FLAGS__SOURCE", str(other))
+    assert command("promote", "flags", "1", "--yes").code == 0
+    assert champion(tracker) == "1"
+
+
 def test_nothing_is_promoted_without_a_yes(command: Command, night: Night, tracker: Tracker) -> None:
     night(1, new="r-1", promoted=False)
     ended = command("promote", "flags", "1")
@@ -315,7 +362,7 @@ def test_only_superseded_candidates_and_the_weights_of_ended_nights_are_pruned(
     night(4, new="r-4", promoted=False)
     night(5, new="r-5", promoted=False)
     tracker.client.set_registered_model_alias("flags", "canary", "4")
-    gone = versions.download(tracker, "models:/flags/2")
+    gone = artifacts.download(tracker, "models:/flags/2")
     runs = load_settings().runs
     job = UnlearnJob(
         batch="night-1", model="flags", source="s", resolution=(32, 48), requests=(), training=TrainingSettings()
@@ -339,5 +386,5 @@ def test_only_superseded_candidates_and_the_weights_of_ended_nights_are_pruned(
     assert not ended.checkpoints.exists()
     assert ended.job.read() == job
     assert other.checkpoints.is_dir()
-    assert versions.download(tracker, "models:/flags@champion").is_dir()
+    assert artifacts.download(tracker, "models:/flags@champion").is_dir()
     assert command("prune", "flags", "--yes", "--json").json["versions"] == []

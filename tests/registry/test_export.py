@@ -8,22 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DDPMPipeline, StableDiffusion3Pipeline, UNet2DModel
+from diffusers import UNet2DModel
 
 from expunge.errors import StorageError
-from expunge.families import load_model, resolve_source
-from expunge.registry import load_pipeline, versions
+from expunge.families import resolve_source
 from expunge.registry.export import export
 from expunge.registry.tracking import Tracker
-from expunge.settings import TrainingSettings, load_settings
-from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
-from expunge.unlearning.adapter import attach
-from expunge.unlearning.adapter import export as write_hotfix
 from tests.cli.conftest import Command
-from tests.registry.conftest import KEY
+from tests.registry.publishing import generated
 
-STEPS = 2
+Publish = Callable[..., None]
+
 SCRIPT = """
 import sys
 import numpy as np, torch
@@ -43,54 +38,6 @@ if "flags" in base:
 np.save(out, pipeline(**draw).images)
 assert "expunge" not in sys.modules
 """
-
-Publish = Callable[[str], None]
-
-
-@pytest.fixture
-def publish(
-    empty_registry: Tracker, make_job: Callable[..., UnlearnJob], make_evidence: Callable[..., Evidence], tmp_path: Path
-) -> Publish:
-    """Promote a hotfix of a testbed that changes every weight it may."""
-
-    def run(model: str) -> None:
-        job = make_job(model=model, source=f"testbed:{model}")
-        loaded = load_model(load_settings().model(model), job.resolution if model == "flags" else (24, 24))
-        attach(loaded, TrainingSettings(lora_rank=2), None)
-        torch.manual_seed(0)
-        for weights in loaded.network.parameters():
-            if weights.requires_grad:
-                weights.data += 0.05 * torch.randn_like(weights)
-        hotfix: Hotfix = write_hotfix(loaded, TrainingSettings(lora_rank=2), tmp_path / "hotfix", job.id, steps=1)
-        version = versions.register(
-            empty_registry,
-            job=job,
-            hotfix=hotfix,
-            evidence=make_evidence(job),
-            run_id=empty_registry.ensure_run(model, job.id, params={}, tags={}),
-            batch_id="night-1",
-            ledger=Ledger(model=model, version=None, requests=("r-1",)),
-            key=KEY,
-        )
-        versions.promote(empty_registry, version)
-
-    return run
-
-
-def generated(model: str, *, hotfixed: bool = True) -> np.ndarray:
-    """A picture of the registered champion, or of the base model."""
-    from diffusers import DiffusionPipeline
-
-    from expunge.families.loading import load_base
-
-    pipeline: DiffusionPipeline = (
-        load_pipeline(f"models:/{model}@champion") if hotfixed else load_base(f"testbed:{model}")
-    )
-    draw = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": STEPS, "output_type": "np"}
-    if isinstance(pipeline, StableDiffusion3Pipeline):
-        return pipeline(prompt="", height=32, width=48, guidance_scale=1.0, **draw).images  # pyright: ignore
-    assert isinstance(pipeline, DDPMPipeline)
-    return np.asarray(pipeline(**draw).images)  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from diffusers import (
 from torch import nn
 
 from expunge.errors import InputError
-from expunge.registry import load_pipeline, versions
+from expunge.registry import load_pipeline, uploading, versions
 from expunge.registry.tracking import Tracker
 from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
 from tests.registry.conftest import KEY
@@ -70,7 +70,7 @@ def published(
 
     def publish(source: Path, folder: Path, kind: str) -> str:
         job = make_job(source=str(source))
-        version = versions.register(
+        version = uploading.register(
             tracker,
             job=job,
             hotfix=Hotfix.model_validate({"job": job.id, "kind": kind, "path": folder, "steps": 1, "digest": "d" * 64}),

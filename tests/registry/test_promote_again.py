@@ -9,7 +9,7 @@ import pytest
 
 from expunge.families import load_model, source_digest
 from expunge.pixels import to_pictures, to_png
-from expunge.registry import versions
+from expunge.registry import uploading, versions
 from expunge.registry.tracking import Tracker
 from expunge.requests.blobs import open_blobs
 from expunge.requests.imaging import normalise
@@ -76,7 +76,7 @@ def version(settings: Settings, store: RequestStore, tracker: Tracker, tmp_path:
         )
         model = load_model(settings.model("faces"), (24, 24))
         hotfix: Hotfix = export(model, job.training, tmp_path / f"hotfix-{seed}", job.id, steps=1)
-        made_version = versions.register(
+        made_version = uploading.register(
             tracker,
             job=job,
             hotfix=hotfix,

@@ -3,10 +3,12 @@
 import errno
 import math
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from requests import HTTPError
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError
 from expunge.registry.tracking import Tracker
+from tests.registry.receiver import receiving
 
 
 def start(tracker: Tracker, job: str = "flags-1") -> str:
@@ -127,6 +130,12 @@ def test_an_absent_server_is_one_line_and_soon(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_refuses_says_which_variables_to_check(status: int) -> None:
+    with receiving(status) as server, pytest.raises(UnavailableError, match=r"refuses .*MLFLOW_TRACKING_TOKEN, or"):
+        start(Tracker(server.url.rstrip("/")))
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError, match="set EXPUNGE_HOME"):
@@ -137,6 +146,53 @@ def test_a_database_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to look like a file of one")
     with pytest.raises(UnavailableError, match="cannot be used"):
         start(Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}"))
+
+
+FIRST_USE = """
+import sys, time
+from expunge.registry.tracking import Tracker
+tracker = Tracker(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(tracker.ensure_run("flags", "flags-1", params={}, tags={}))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_make_the_store_at_once_all_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FIRST_USE, f"sqlite:///{tmp_path}/new/mlflow.db"]
+    environment, pipe = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, subprocess.PIPE
+    started = [
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert len({out for out, _ in said}) == 1, "one run"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "hint"),
+    [("451aebb31d03", r"make a backup, `cp .*`, then run `mlflow db upgrade sqlite:///"), ("9999", "upgrade mlflow")],
+    ids=["older", "newer"],
+)
+def test_a_store_of_another_mlflow_is_left_alone_in_one_line(tracker: Tracker, schema: str, hint: str) -> None:
+    file = Path(tracker.uri.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (schema,))
+        connection.execute("DROP TABLE trace_info")
+    before = file.read_bytes()
+    with pytest.raises(UnavailableError, match=rf"was made by .* MLflow \(schema {schema}\): .*{hint}") as refused:
+        start(Tracker(tracker.uri))
+    assert "\n" not in str(refused.value)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import InputError, NotFoundError, StorageError
-from expunge.registry import versions
+from expunge.registry import artifacts, uploading, versions
 from expunge.registry.tracking import Tracker
 from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 from tests import evidence as made
@@ -34,9 +34,10 @@ def test_a_version_has_its_tags_files_and_alias(
         "expunge.requests": "r-1,r-2",
         "expunge.passed": "r-1",
     }
-    folder = versions.download(tracker, "models:/flags@candidate")
+    folder = artifacts.download(tracker, "models:/flags@candidate")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"pytorch_lora_weights.safetensors", "expunge.json", "ledger.json", "evidence.json"}
+    mlflows = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
+    assert names == {"pytorch_lora_weights.safetensors", "expunge.json", "ledger.json", "evidence.json"} | mlflows
     about = json.loads((folder / "expunge.json").read_text())
     assert (about["model"], about["source"], about["kind"], about["digest"]) == (
         "flags",
@@ -54,7 +55,7 @@ def test_a_version_says_whether_its_gate_was_loosened(
     loosened: tuple[str, ...],
 ) -> None:
     job = make_job()
-    version = versions.register(
+    version = uploading.register(
         tracker,
         job=job,
         hotfix=make_hotfix(job),
@@ -66,13 +67,13 @@ def test_a_version_says_whether_its_gate_was_loosened(
     )
     tag = tracker.client.get_model_version("flags", version.version).tags.get("expunge.gate_loosened")
     assert tag == ("; ".join(loosened) or None)
-    evidence = json.loads((versions.download(tracker, version.uri) / "evidence.json").read_text())
+    evidence = json.loads((artifacts.download(tracker, version.uri) / "evidence.json").read_text())
     assert evidence["basis"]["loosened"] == list(loosened)
     assert "why" not in {*evidence["requests"][0], *evidence["requests"][0]["rules"][0]}
 
 
 def test_nothing_personal_and_no_picture_is_stored(tracker: Tracker, register: Register) -> None:
-    folder = versions.download(tracker, register().uri)
+    folder = artifacts.download(tracker, register().uri)
     for path in [*folder.iterdir(), Path(tracker.uri.removeprefix("sqlite:///"))]:
         stored = path.read_bytes()
         assert b"personal-" not in stored, path.name
@@ -105,7 +106,7 @@ def test_a_kill_at_any_call_converges(
     version = register()
     assert count(tracker) == 1
     assert version.aliases == ("candidate",)
-    assert versions.download(tracker, version.uri).joinpath("ledger.json").is_file()
+    assert artifacts.download(tracker, version.uri).joinpath("ledger.json").is_file()
 
 
 def test_an_older_job_does_not_take_the_alias_back(register: Register) -> None:
@@ -139,11 +140,11 @@ def test_the_first_champion_of_an_earlier_release_is_known_by_its_successor(
 
 
 def test_the_ledger_is_the_champions(tracker: Tracker, register: Register) -> None:
-    assert versions.ledger(tracker, "flags") == Ledger(model="flags", version=None, requests=())
+    assert artifacts.ledger(tracker, "flags") == Ledger(model="flags", version=None, requests=())
     version = register("r-1", "r-9")
-    assert versions.ledger(tracker, "flags").requests == ()
+    assert artifacts.ledger(tracker, "flags").requests == ()
     versions.promote(tracker, version)
-    assert versions.ledger(tracker, "flags") == Ledger(model="flags", version="1", requests=("r-1", "r-9"))
+    assert artifacts.ledger(tracker, "flags") == Ledger(model="flags", version="1", requests=("r-1", "r-9"))
 
 
 def test_many_requests_are_cut_in_the_tag_only(tracker: Tracker, register: Register) -> None:
@@ -154,23 +155,23 @@ def test_many_requests_are_cut_in_the_tag_only(tracker: Tracker, register: Regis
     assert len(tag) <= versions.TAG_LENGTH
     assert tag.endswith(f",... and {300 - kept} more")
     versions.promote(tracker, version)
-    assert versions.ledger(tracker, "flags").requests == tuple(ids)
+    assert artifacts.ledger(tracker, "flags").requests == tuple(ids)
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_damaged_weights_are_noticed(tracker: Tracker, register: Register, damage: str) -> None:
     version = register()
-    weights = versions.download(tracker, version.uri) / "pytorch_lora_weights.safetensors"
+    weights = artifacts.download(tracker, version.uri) / "pytorch_lora_weights.safetensors"
     if damage == "changed":
         weights.write_bytes(b"something else")
     else:
         weights.unlink()
     with pytest.raises(StorageError, match="does not match its digest" if damage == "changed" else "is missing"):
-        versions.download(tracker, version.uri)
+        artifacts.download(tracker, version.uri)
 
 
 def test_a_copy_is_made_where_asked(tracker: Tracker, register: Register, tmp_path: Path) -> None:
-    folder = versions.download(tracker, register().uri, tmp_path / "copy")
+    folder = artifacts.download(tracker, register().uri, tmp_path / "copy")
     assert folder.is_relative_to(tmp_path / "copy")
     assert (folder / "expunge.json").is_file()
 
@@ -186,7 +187,7 @@ def test_what_names_no_version_is_refused(tracker: Tracker, uri: str) -> None:
 @pytest.mark.parametrize("uri", ["models:/flags@champion", "models:/flags/3"])
 def test_an_absent_version_is_not_found(tracker: Tracker, uri: str) -> None:
     with pytest.raises(NotFoundError, match=r"alias|not found"):
-        versions.download(tracker, uri)
+        artifacts.download(tracker, uri)
 
 
 def test_a_hotfix_without_weights_is_refused(
@@ -195,7 +196,7 @@ def test_a_hotfix_without_weights_is_refused(
     job = make_job()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no safetensors"):
-        versions.register(
+        uploading.register(
             tracker,
             job=job,
             hotfix=Hotfix(job=job.id, kind="lora", path=tmp_path / "empty", steps=1, digest=""),
@@ -212,7 +213,7 @@ def test_a_hotfix_without_weights_is_refused(
 def test_a_ledger_that_is_gone_or_damaged_shows_no_removal(tracker: Tracker, register: Register, damage: str) -> None:
     version = register("r-1")
     versions.promote(tracker, version)
-    folder = versions.download(tracker, version.uri)
+    folder = artifacts.download(tracker, version.uri)
     match damage:
         case "gone":
             (folder / "ledger.json").unlink()
@@ -220,22 +221,22 @@ def test_a_ledger_that_is_gone_or_damaged_shows_no_removal(tracker: Tracker, reg
             shutil.rmtree(folder)
         case text:
             (folder / "ledger.json").write_text(text)
-    assert versions.ledger(tracker, "flags") == Ledger(model="flags", version="1", requests=())
+    assert artifacts.ledger(tracker, "flags") == Ledger(model="flags", version="1", requests=())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"files": 3}'])
 def test_a_description_that_was_cut_short_is_a_damaged_version(tracker: Tracker, register: Register, text: str) -> None:
     version = register()
-    (versions.download(tracker, version.uri) / "expunge.json").write_text(text)
-    with pytest.raises(versions.DamagedVersionError, match=r"models:/flags/1: expunge\.json does not match"):
-        versions.download(tracker, version.uri)
+    (artifacts.download(tracker, version.uri) / "expunge.json").write_text(text)
+    with pytest.raises(artifacts.DamagedVersionError, match=r"models:/flags/1: expunge\.json does not match"):
+        artifacts.download(tracker, version.uri)
     tracker.client.delete_model_version_tag("flags", "1", "expunge.seal")  # as release 0.1.0 left it
-    with pytest.raises(versions.DamagedVersionError, match=r"models:/flags/1: expunge\.json is damaged"):
-        versions.download(tracker, version.uri)
+    with pytest.raises(artifacts.DamagedVersionError, match=r"models:/flags/1: expunge\.json is damaged"):
+        artifacts.download(tracker, version.uri)
 
 
 def test_a_version_without_files_is_damaged(tracker: Tracker, register: Register) -> None:
     version = register()
-    shutil.rmtree(versions.download(tracker, version.uri))
-    with pytest.raises(versions.DamagedVersionError, match="models:/flags/1: its files are missing"):
-        versions.download(tracker, version.uri)
+    shutil.rmtree(artifacts.download(tracker, version.uri))
+    with pytest.raises(artifacts.DamagedVersionError, match="models:/flags/1: its files are missing"):
+        artifacts.download(tracker, version.uri)

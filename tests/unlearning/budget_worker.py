@@ -11,6 +11,7 @@ from expunge.runs.job import JobFolder
 from expunge.settings import TrainingSettings
 from expunge.unlearning import loop
 from expunge.unlearning.engine import ShardedEngine
+from tests.unlearning.groups import leave
 from tests.watching import Recorder
 
 BREAK = "break"
@@ -69,7 +70,7 @@ def main(out: Path) -> None:
                 (folder / BREAK).unlink(missing_ok=True)
                 dist.barrier()
         loop.train_loop(job, None, record)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from expunge.unlearning.engine import ShardedEngine, geometry, stages
 from tests.device import BACKEND, DEVICE
 from tests.unlearning.engine_cases import CASES, STEPS, VARIANTS, WARM_UP, Batch, Record, Variant, loss_of
+from tests.unlearning.groups import leave
 
 
 def micro(
@@ -135,7 +136,7 @@ def main(out: Path, label: str, names: str, others: str) -> None:
         "shm": (__compatible_ops__["deepspeed_shm_comm"], comm.cdb.shm_comm_op is not None),
     }
     torch.save(results, out / f"{label}-rank{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from expunge.unlearning.adapter import export
 from expunge.unlearning.engine import ShardedEngine
+from tests.unlearning.groups import leave
 from tests.unlearning.training_cases import STEPS, VARIANTS, Variant, load, steps_of
 
 
@@ -36,7 +37,7 @@ def main(out: Path, names: str) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     results = {name: run(VARIANTS[name], out / f"{name}-{world}", rank, world) for name in json.loads(names)}
     torch.save(results, out / f"world{world}-rank{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

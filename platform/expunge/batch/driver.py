@@ -4,7 +4,7 @@ It may be killed at any moment and started again: every stage leaves its output 
 not run again, and what a stage does elsewhere (checkpoints, the registry, the request store) is idempotent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import ray
@@ -19,11 +19,14 @@ from expunge.batch.purging import purge_due, replayable
 from expunge.batch.queue import capacity
 from expunge.batch.report import seal_report
 from expunge.batch.settle import settle
+from expunge.batch.webhooks import deliver_what_waits
 from expunge.errors import ExpungeError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification
+from expunge.families import source_digest
 from expunge.logs import get_logger
+from expunge.registry.artifacts import DamagedVersionError, base_of, ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, ledger
+from expunge.registry.versions import champion
 from expunge.requests.blobs import open_blobs
 from expunge.requests.home import check_home, remember
 from expunge.requests.leases import Lease, lease
@@ -31,7 +34,7 @@ from expunge.requests.store import MAX_STARTS, RequestStore, open_store
 from expunge.runs.document import LostError
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import PATIENCE_S, batch_lock
-from expunge.runs.night import NightFolder
+from expunge.runs.night import NightFolder, how_to_continue, refuse_replay
 from expunge.runs.outcomes import JobOutcome, NightOutcome, NightPlan
 from expunge.settings import Settings
 from expunge.types import ModelVersion, RemovalBatch, RemovalRequest, RequestState, UnlearnJob
@@ -53,6 +56,8 @@ def run_night(
     job.
     """
     log = get_logger("batch")
+    if batch_id is not None:
+        refuse_replay(batch_id)
     if home is not None:
         check_home(settings, home)
     store, tracker = open_store(settings, patience=PATIENCE_S), Tracker(settings.tracking)
@@ -62,15 +67,35 @@ def run_night(
     if not batch.requests and not lost_removals(store, tracker, models):
         log.info("nothing waits", batch=batch.id)
         return None
-    folder = NightFolder(settings.runs / batch.id)
+
+    def plan(batch: RemovalBatch) -> NightPlan:
+        return _plan(settings, store, tracker, batch)
+
+    return drive(settings, store, tracker, batch, plan, complete=partial(_with_lost, store, tracker, models=models))
+
+
+def drive(
+    settings: Settings,
+    store: RequestStore,
+    tracker: Tracker,
+    batch: RemovalBatch,
+    plan: Callable[[RemovalBatch], NightPlan],
+    *,
+    complete: Callable[[RemovalBatch, NightFolder], RemovalBatch] | None = None,
+) -> NightOutcome:
+    """Run or continue a batch by its plan, which is made once; complete: adds requests to the batch before that.
+
+    Raises as `run_night` does.
+    """
+    log, folder = get_logger("batch"), NightFolder(settings.runs / batch.id)
     with lease(store, batch_lock(batch.id)) as held:
         if store.has_ended(batch.id):
             return _verdicts(folder)
         folder.mark_format()
         try:
             starts = _count_start(store, batch, folder)
-            batch = _with_lost(store, tracker, batch, folder, models)
-            return _run(settings, store, tracker, batch, folder, starts, held)
+            batch = complete(batch, folder) if complete else batch
+            return _run(settings, store, tracker, batch, folder, plan, starts, held)
         except Exception as error:
             if isinstance(error, Unfinished) or is_platforms(error):
                 raise
@@ -107,7 +132,7 @@ def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) 
 
     A batch that kills every driver is thus given up, too. Raises ExpungeError after MAX_STARTS without progress.
     """
-    if not batch.requests:  # a batch that is only there for lost removals
+    if not batch.requests:  # a batch that is only there for lost removals, or a replay, which a person starts
         return 1
     starts = store.start_batch(batch.id, folder.advance())
     if starts > MAX_STARTS:
@@ -118,7 +143,7 @@ def _count_start(store: RequestStore, batch: RemovalBatch, folder: NightFolder) 
 
 
 def _with_lost(
-    store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: NightFolder, models: list[str] | None
+    store: RequestStore, tracker: Tracker, batch: RemovalBatch, folder: NightFolder, *, models: list[str] | None
 ) -> RemovalBatch:
     """Add removed requests that no champion holds; only before planning, because a plan is never changed."""
     if folder.has_plan:
@@ -138,11 +163,12 @@ def _run(
     tracker: Tracker,
     batch: RemovalBatch,
     folder: NightFolder,
+    plan: Callable[[RemovalBatch], NightPlan],
     starts: int,
     held: Lease,
 ) -> NightOutcome:
     log = get_logger("batch")
-    planned = folder.plan_once(lambda: _plan(settings, store, tracker, batch))
+    planned = folder.plan_once(lambda: plan(batch))
     log.info(
         "planned",
         batch=batch.id,
@@ -162,13 +188,12 @@ def _run(
     report_outcomes(outcomes)
     report_queue(store, settings)
     if failed and not last:
-        raise Unfinished(
-            f"job {failed[0].job.id}: {failed[0].error}", hint=f"run `expunge night --batch {batch.id}` to continue"
-        )
+        raise Unfinished(f"job {failed[0].job.id}: {failed[0].error}", hint=how_to_continue(batch.id))
     if not store.batch(batch.id).report:
         store.set_report(batch.id, seal_report(settings, tracker, batch, planned, outcomes))
     night = folder.finish(planned, outcomes)
     store.close_batch(batch.id)
+    deliver_what_waits(settings, store, tracker)
     purge_due(settings, store, open_blobs(settings))
     return night
 
@@ -211,9 +236,23 @@ def _plan(settings: Settings, store: RequestStore, tracker: Tracker, batch: Remo
 
     def due(model: str, earlier: Sequence[str]) -> tuple[str, ...]:
         now, share = last(model), settings.evaluation.ledger_share
-        return due_for_verification(earlier, now.verified, night=now.night + 1, batch=batch.id, share=share)
+        other = _has_other_base(champion(tracker, model), settings, tracker)
+        return due_for_verification(
+            earlier, now.verified, night=now.night + 1, batch=batch.id, share=share, everything=other
+        )
 
     return plan_night(_undecided(store, batch), settings, removed, due)
+
+
+def _has_other_base(current: ModelVersion | None, settings: Settings, tracker: Tracker) -> bool:
+    """Return whether the champion was trained from other files than the model has: nothing is proven on those."""
+    if current is None:
+        return False
+    try:
+        base = base_of(tracker, current)
+    except DamagedVersionError:  # whatever it was trained from, its record of verifications is worth nothing
+        return True
+    return base is not None and base != source_digest(settings.model(current.name))
 
 
 def _outcome(job: UnlearnJob, folder: JobFolder, ended: "ray.ObjectRef[None]") -> JobOutcome:

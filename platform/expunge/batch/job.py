@@ -52,6 +52,7 @@ def walk_job(folder: JobFolder, home: str) -> None:
 
 def _end(folder: JobFolder, settings: Settings, store: RequestStore, home: str, held: Lease) -> JobEnd:
     job, tracker = folder.job.expect(), Tracker(settings.tracking)
+    settings = job.within(settings)
     changed = _changed(job, settings, tracker)
     if changed:
         return JobEnd(error=changed, outdated=True)
@@ -148,7 +149,7 @@ def _start(stage: Any, folder: JobFolder, home: str) -> "ray.ObjectRef[None]":  
 def _prepare(folder: JobFolder, home: str) -> None:
     from expunge.batch.judging import prepare_judged
 
-    settings = _settings(home)
+    settings = folder.job.expect().within(_settings(home))
     folder.prepared.once(lambda: prepare_judged(folder, settings, open_blobs(settings)))
 
 
@@ -156,7 +157,7 @@ def _prepare(folder: JobFolder, home: str) -> None:
 def _examine(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import examine, nothing_to_do
 
-    settings = _settings(home)
+    settings = folder.job.expect().within(_settings(home))
     blobs = open_blobs(settings)
     folder.baseline.once(lambda: examine(folder, settings, blobs))
     if not _anything_to_train(folder, folder.job.expect()):
@@ -167,7 +168,7 @@ def _examine(folder: JobFolder, home: str) -> None:
 def _evaluate(folder: JobFolder, home: str) -> None:
     from expunge.evaluation.measure import measure
 
-    settings = _settings(home)
+    settings = folder.job.expect().within(_settings(home))
     folder.evidence.once(lambda: measure(folder, settings, open_blobs(settings)))
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from expunge.registry.artifacts import ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import ledger
 from expunge.requests.store import RequestStore
 from expunge.types import RequestState
 

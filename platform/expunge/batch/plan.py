@@ -21,8 +21,12 @@ def _all_due(model: str, ledger: Sequence[str]) -> tuple[str, ...]:
     return tuple(ledger)
 
 
-def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf, due: DueOf = _all_due) -> NightPlan:
+def plan_night(
+    batch: RemovalBatch, settings: Settings, ledger: LedgerOf, due: DueOf = _all_due, *, replay: bool = False
+) -> NightPlan:
     """Plan one job per model: it removes tonight's requests and all of the model's ledger.
+
+    replay: tonight's requests are removals of the champion, to be repeated on the base model in `settings`.
 
     An error with one model refuses only that model's requests. Raises UnavailableError and StorageError, because then
     the whole night has to wait for the platform.
@@ -38,7 +42,7 @@ def plan_night(batch: RemovalBatch, settings: Settings, ledger: LedgerOf, due: D
             held |= {request.id: str(error) for request in requests}
             continue
         try:
-            jobs.append(_job(name, batch, requests, settings, champion, removed, due))
+            jobs.append(_job(name, batch, requests, settings, champion, removed, due, replay))
         except Exception as error:  # a model's files come from others, so anything may be raised
             if is_platforms(error):
                 raise
@@ -54,6 +58,7 @@ def _job(
     champion: ModelVersion | None,
     removed: Sequence[RemovalRequest],
     due: DueOf,
+    replay: bool,
 ) -> UnlearnJob:
     model = settings.model(name)
     tonight = {request.id for request in requests}
@@ -71,4 +76,5 @@ def _job(
         verify=due(name, [request.id for request in earlier]),
         warm_start=champion.uri if champion else None,
         training=settings.training_for(name),
+        replay=replay,
     )

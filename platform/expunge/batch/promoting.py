@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from expunge.batch.settle import kept_evidence
+from expunge.batch.webhooks import settle_unconfirmed
 from expunge.errors import ExpungeError, NotFoundError
+from expunge.registry.artifacts import ledger
 from expunge.registry.ledgers import Contents, only_in
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, ledger, promote, record_verification, reinstate
+from expunge.registry.uploading import record_verification
+from expunge.registry.versions import champion, promote, reinstate
 from expunge.requests.leases import lease
+from expunge.requests.outbox import Event, Notice
 from expunge.requests.store import RequestStore
 from expunge.runs.locks import promotion_lock
 from expunge.types import ModelVersion, RequestState
@@ -69,7 +73,7 @@ def roll_back(store: RequestStore, tracker: Tracker, change: Change, by: str) ->
     What it removes and still waits stays in the queue, because nothing has verified it since. Raises OvertakenError,
     and InputError if the version never was champion.
     """
-    with _replacing(store, tracker, change, change.said("rollback", by)):
+    with _replacing(store, tracker, change, "rollback", change.said("rollback", by)):
         done = reinstate(tracker, change.after.version)
         _resurface(store, change, by)
     return done
@@ -84,7 +88,7 @@ def promote_by_hand(
     with if they are newer than the registry's. Raises OvertakenError.
     """
     after = change.after
-    with _replacing(store, tracker, change, change.said("promotion", by) + accepted):
+    with _replacing(store, tracker, change, "promotion", change.said("promotion", by) + accepted):
         if record is not None:
             record_verification(tracker, after.version, after.evidence, after.ledger, record)
         done = promote(tracker, after.version, accepted=accepted and change.said("promotion", by) + accepted)
@@ -94,8 +98,11 @@ def promote_by_hand(
 
 
 @contextmanager
-def _replacing(store: RequestStore, tracker: Tracker, change: Change, said: str) -> Iterator[None]:
-    """Hold the model's promotion lock; go on only if the champion is the one that was weighed, or the new one."""
+def _replacing(store: RequestStore, tracker: Tracker, change: Change, event: Event, said: str) -> Iterator[None]:
+    """Hold the model's promotion lock; go on only if the champion is the one that was weighed, or the new one.
+
+    What was said goes into the audit trail before, and a notice into the outbox that holds once the block has ended.
+    """
     version = change.after.version
     with lease(store, promotion_lock(version.name), wait=True) as held:
         now, expected = champion(tracker, version.name), change.before
@@ -105,9 +112,14 @@ def _replacing(store: RequestStore, tracker: Tracker, change: Change, said: str)
                 f"the champion of {version.name} was {was}, and is {instead} by now",
                 hint="see what has changed with `expunge ledger`, then repeat",
             )
-        store.note(change.concerned, said)
+        settle_unconfirmed(store, tracker, version.name)
+        notice = Notice(event, version.name, version.version, now.version if now else None, change.resurfacing)
+        is_new = now is None or now.uri != version.uri  # else it finishes what was killed, and was told before
+        number = store.note(change.concerned, said, notice if is_new else None)
         held.check()
         yield
+        if number is not None:
+            store.confirm(number)
 
 
 def _resurface(store: RequestStore, change: Change, by: str) -> None:

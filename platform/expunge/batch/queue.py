@@ -1,11 +1,11 @@
 """Which batches one night runs: what earlier nights left open, then what waits."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from expunge.requests.changes import Choose
 from expunge.requests.store import RequestStore
+from expunge.runs.night import refuse_replay
 from expunge.settings import Settings
 from expunge.types import RemovalBatch
 
@@ -45,14 +45,16 @@ def batches_to_run(
     only when it is asked for. models, limit, only, choose: as `RequestStore.drain` takes them. lost: says of an empty
     queue whether removals were lost, which a batch without requests puts right.
     """
-    began = datetime.now(UTC)
+    if batch_id is not None:
+        refuse_replay(batch_id)
     done: list[str] = []
     while True:
-        batch = store.drain(batch_id, models, limit, skip=done, only=only, choose=choose)
+        # Not told from the time at which the batch was made: a clock can be set back in between.
+        left = None if batch_id is not None else store.oldest_open(models, done, only)
+        batch = store.drain(left or batch_id, models, limit, skip=done, only=only, choose=choose)
         if not batch.requests and (done or lost is None or not lost()):
             return
-        more = batch_id is None and batch.created < began
-        yield batch, more
-        if not more:
+        yield batch, left is not None
+        if left is None:
             return
         done.append(batch.id)

@@ -5,13 +5,17 @@ import re
 from collections.abc import Collection
 
 from expunge.batch.training import CURVES
+from expunge.batch.webhooks import settle_unconfirmed
 from expunge.errors import NotFoundError
 from expunge.evaluation.gate import REPRODUCTION
 from expunge.evaluation.rotation import record_verified
+from expunge.registry.artifacts import ledger
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import champion, ledger, promote, register
+from expunge.registry.uploading import register
+from expunge.registry.versions import champion, promote
 from expunge.requests.blobs import BlobStore, DamagedBlobError
 from expunge.requests.leases import lease
+from expunge.requests.outbox import Notice
 from expunge.requests.store import RequestStore
 from expunge.runs.job import JobFolder
 from expunge.runs.locks import promotion_lock
@@ -58,18 +62,30 @@ def register_version(folder: JobFolder, tracker: Tracker, run_id: str, blobs: Bl
 def promote_version(folder: JobFolder, tracker: Tracker, store: RequestStore) -> bool:
     """Make the job's version the champion unless that would undo a removal; return whether it is the champion.
 
+    The version of a replay is not: a person decides when another base model is served.
+
     It would if the champion has changed since the job was planned, because another night has then promoted removals
     that this version lacks. It would, too, if the store calls a request removed that this version does not remove.
     """
     job, evidence, version = folder.job.expect(), folder.evidence.expect(), folder.version.expect()
+    if job.replay:
+        return False
     with lease(store, promotion_lock(job.model), wait=True) as held:
         now = champion(tracker, job.model)
         current = now.uri if now else None
         removed = store.ids(RequestState.REMOVED, [job.model]).get(job.model, [])
         if not _promotable(job, evidence, removed) or current not in (job.warm_start, version.uri):
             return False
+        settle_unconfirmed(store, tracker, job.model)
+        if current == version.uri:  # promoted before this was killed
+            return True
+        notice = Notice("promotion", job.model, version.version, now.version if now else None)
+        new = [request.id for request in job.requests if request.id in evidence.passed]
+        number = store.note(new, f"promotion of {version.uri} over {current or 'no champion'} by its night", notice)
         held.check()
         promote(tracker, version)
+        if number is not None:
+            store.confirm(number)
         return True
 
 

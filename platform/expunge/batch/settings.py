@@ -1,11 +1,15 @@
 """The settings of nights: how long one may take, and what its cost is reckoned with."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from expunge.section import Section
+from expunge.sources import check_url
+from expunge.web import is_loopback
 
 Gpu = Literal["a100", "h100", "h200"]
 
@@ -38,6 +42,41 @@ class NightSettings(Section):
     cpu_tflops: float = Field(
         default=0.1, gt=0, description="10^12 operations per second of one CPU core, where Ray has no GPU"
     )
+
+
+class WebhookSettings(Section):
+    """Where promotions and rollbacks are told. Messages hold ids only, and are signed with the secret."""
+
+    SHORTEST: ClassVar[int] = 16
+
+    url: str = Field(default="", description="where to POST them; https, or http to this host; default: nowhere")
+    secret: str = Field(
+        default="", repr=False, description="the secret that signs them; for EXPUNGE_WEBHOOKS__SECRET, not for a file"
+    )
+    secret_file: Path | None = Field(default=None, description="the file that holds the secret instead")
+
+    @field_validator("url")
+    @classmethod
+    def _private(cls, url: str) -> str:
+        """Refuse to send over a network in the clear, and credentials that a log could show."""
+        if not url:
+            return url
+        parts = urlsplit(check_url(url))
+        if "@" in parts.netloc:
+            raise ValueError("it contains credentials: the receiver checks the signature instead")
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise ValueError("use https://; http:// is for this host alone")
+        if not parts.hostname:
+            raise ValueError("it names no host")
+        return url
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if self.secret and self.secret_file is not None:
+            raise ValueError("give secret or secret_file, not both")
+        if self.url and self.secret_file is None and len(self.secret) < self.SHORTEST:
+            raise ValueError(f"a url needs secret_file, or a secret of at least {self.SHORTEST} characters")
+        return self
 
 
 Days = Annotated[int, Field(ge=0, le=36_500)]

@@ -18,7 +18,8 @@ def settle(
 
     Requests of a job without an outcome stay in the batch.
     """
-    fates = {request: _again(store, settings, request, why) for request, why in planned.refused.items()}
+    mine = {request.id for request in batch.requests}  # none in a replay, which moves no request
+    fates = {id: _again(store, settings, id, why) for id, why in planned.refused.items() if id in mine}
     fates |= {request: Fate(RequestState.ACCEPTED, why, attempt=False) for request, why in planned.held.items()}
     for outcome in outcomes:
         for request in outcome.job.requests:

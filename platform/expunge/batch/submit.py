@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError, last_line
 from expunge.requests.home import remember
+from expunge.runs.night import how_to_continue
 from expunge.settings import Settings
 from expunge.sources import check_url
 from expunge.web import is_loopback, status_of
@@ -93,13 +95,18 @@ def submit_night(batch: str, settings: Settings) -> str:
 
     Raises UnavailableError if Ray does not answer or refuses the job.
     """
+    return submit_driver(batch, [*ENTRY_POINT, "--batch", batch], settings)
+
+
+def submit_driver(batch: str, entry: Sequence[str], settings: Settings) -> str:
+    """Submit the driver of a batch as `submit_night` does."""
     address = address_of(settings)
     check_reachable(address)
     # A killed night is submitted again, and Ray accepts no id twice. The batch's own lock keeps a second driver out.
     submission = f"{batch}-{secrets.token_hex(2)}"
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
     command += ["--submission-id", submission, "--no-wait"]
-    command += ["--", *ENTRY_POINT, "--batch", batch, "--home", remember(settings).id]
+    command += ["--", *entry, "--home", remember(settings).id]
     until = time.monotonic() + SUBMIT_PATIENCE_S
     while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -113,7 +120,7 @@ def submit_night(batch: str, settings: Settings) -> str:
         time.sleep(SUBMIT_PAUSE_S)
     raise UnavailableError(
         f"Ray at {address} refused the job: {reason}",
-        hint=f"check RAY_AUTH_TOKEN and the cluster's state, then run `expunge night --batch {batch}`",
+        hint=f"check RAY_AUTH_TOKEN and the cluster's state, then {how_to_continue(batch)}",
     )
 
 
@@ -129,10 +136,11 @@ def failure_of(batch: str, submission: str, status: str, settings: Settings) -> 
         lines, code = [], None
     said = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
     why = said or _how_it_ended(code)
-    hint = f"run `expunge night --batch {batch}` to continue"
+    hint = how_to_continue(batch)
     # A shell reports a signal as 128 plus its number; a driver's own exit codes are small.
     kind = _KINDS.get(code or 0, ExpungeError)
-    return kind(f"the night's Ray job {submission} is {status}: {why}", hint=None if "expunge night" in why else hint)
+    said_how = "expunge night" in why or "expunge replay" in why
+    return kind(f"the night's Ray job {submission} is {status}: {why}", hint=None if said_how else hint)
 
 
 def night_status(batch: str, submission: str, settings: Settings) -> str:
@@ -153,7 +161,7 @@ def night_status(batch: str, submission: str, settings: Settings) -> str:
             why = error.message
         except (RuntimeError, OSError) as error:  # from its server, or from the connection
             why = f"Ray at {address} does not know the night's job {submission} ({last_line(error)})"
-    raise UnavailableError(why, hint=f"check that it is running, then run `expunge night --batch {batch}` to continue")
+    raise UnavailableError(why, hint=f"check that it is running, then {how_to_continue(batch)}")
 
 
 def _how_it_ended(code: int | None) -> str:

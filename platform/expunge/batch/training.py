@@ -6,8 +6,9 @@ from pathlib import Path
 
 from expunge.batch.metrics import TrainingRate
 from expunge.logs import get_logger
+from expunge.registry.artifacts import DamagedVersionError, download
+from expunge.registry.seals import ABOUT
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import ABOUT, DamagedVersionError, download
 from expunge.runs.job import JobFolder
 from expunge.runs.progress import Progress
 from expunge.settings import load_settings

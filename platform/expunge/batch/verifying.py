@@ -9,11 +9,11 @@ from expunge.batch.registering import all_open
 from expunge.errors import InputError, NotFoundError
 from expunge.evaluation.rotation import due_for_verification, record_verified
 from expunge.evaluation.rules import PROTOCOL_VERSION
-from expunge.families import source_digest
+from expunge.families import pinned_source, source_digest
+from expunge.registry.artifacts import ledger
 from expunge.registry.ledgers import Contents
 from expunge.registry.seals import ABOUT
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import ledger
 from expunge.requests.blobs import BlobStore
 from expunge.requests.leases import lease
 from expunge.requests.store import RequestStore
@@ -22,7 +22,7 @@ from expunge.runs.job import JobFolder
 from expunge.runs.locks import job_lock
 from expunge.runs.night import NightFolder
 from expunge.settings import Settings
-from expunge.types import Evidence, Hotfix, Ledger, UnlearnJob
+from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 
 
 def is_verified(found: Contents, settings: Settings) -> bool:
@@ -38,6 +38,22 @@ def is_verified(found: Contents, settings: Settings) -> bool:
         and evidence.basis.gate == gate
         and judged >= {*found.ledger.requests}
     )
+
+
+def check_base(version: ModelVersion, weights: Path, settings: Settings, *, files: bool = False) -> None:
+    """Raise InputError if the version was trained from another base model than its model has in the settings.
+
+    The next night would start from the other one again, and undo the promotion of this version. files: look at the
+    files even where the source is the same; they may have been exchanged, and are not everywhere at hand.
+    """
+    about, options = json.loads((weights / ABOUT).read_bytes()), settings.model(version.name)
+    if about["source"] == pinned_source(options) and not files:
+        return
+    if about.get("base") not in (None, source_digest(options)):
+        raise InputError(
+            f"{version.uri} was trained from other files than those of model {version.name}",
+            hint=f"set models.{version.name}.source to the base model that it was trained from",
+        )
 
 
 def unproven(found: Contents, evidence: Evidence) -> tuple[str, ...]:
@@ -80,14 +96,9 @@ def ledger_after(tracker: Tracker, found: Contents, evidence: Evidence) -> Ledge
 
 
 def _job(found: Contents, weights: Path, settings: Settings, store: RequestStore) -> tuple[UnlearnJob, Hotfix]:
+    check_base(found.version, weights, settings, files=True)
     about = json.loads((weights / ABOUT).read_bytes())
     model, version = found.version.name, found.version
-    base = source_digest(settings.model(model))
-    if about.get("base") not in (None, base):
-        raise InputError(
-            f"{version.uri} was trained from other files than those of model {model}",
-            hint=f"set models.{model}.source to the base model that it was trained from",
-        )
     try:
         earlier = tuple(replayable(store, found.ledger.requests))
     except NotFoundError as error:
@@ -100,7 +111,7 @@ def _job(found: Contents, weights: Path, settings: Settings, store: RequestStore
         batch=found.batch,
         model=model,
         source=about["source"],
-        base=base,
+        base=source_digest(settings.model(model)),
         resolution=about["resolution"],
         requests=(),
         ledger=earlier,

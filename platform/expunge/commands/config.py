@@ -11,7 +11,7 @@ from expunge.text import masked
 
 app = typer.Typer(help="Show the settings.", rich_markup_mode=None, no_args_is_help=True)
 
-_SECRETS = frozenset({"blob_key"})
+_SECRETS = frozenset({"blob_key", "secret"})
 
 
 @app.callback()

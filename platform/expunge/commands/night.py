@@ -169,7 +169,7 @@ def _run(
             print_json({"batch": batch.id, "submission": submission}) if as_json else typer.echo(batch.id)
             break
         try:
-            _watch(batch.id, submission, settings)
+            watch(batch.id, submission, settings)
             _show(batch.id, settings, as_json)
         except UnavailableError:
             raise
@@ -217,7 +217,7 @@ def verdicts(batch: BatchId, explain: Explain = False, as_json: AsJson = False) 
     _show(batch, settings, as_json, explain)
 
 
-def _watch(batch: str, submission: str, settings: "Settings") -> None:
+def watch(batch: str, submission: str, settings: "Settings") -> None:
     """Show one bar per job until the night's Ray job ends. Raises ExpungeError if it fails."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -271,7 +271,7 @@ def _show(batch: str, settings: "Settings", as_json: bool, explain: bool = False
     if as_json:
         print_json(outcome.model_dump(mode="json"))
     else:
-        _print(batch, outcome)
+        print_outcome(batch, outcome)
         if explain:
             _explain(outcome)
     if not outcome.all_passed:
@@ -292,7 +292,7 @@ def _undone(batch: str, night: "NightOutcome") -> GateError:
     )
 
 
-def _print(batch: str, night: "NightOutcome") -> None:
+def print_outcome(batch: str, night: "NightOutcome") -> None:
     from rich.table import Table
 
     from expunge.commands.evidence import loosened_line
@@ -324,7 +324,7 @@ def _print(batch: str, night: "NightOutcome") -> None:
 
 def _verdict(request: "RequestEvidence", outcome: "JobOutcome") -> str:
     verdict = request.verdict.replace("_", " ")
-    if request.verdict == "passed" and not outcome.promoted:
+    if request.verdict == "passed" and not (outcome.promoted or outcome.job.replay):
         verdict = "held back"
     return f"{verdict} (again)" if any(request.request == earlier.id for earlier in outcome.job.ledger) else verdict
 

@@ -42,9 +42,11 @@ def promote(
     queue becomes removed.
     """
     from expunge.batch.promoting import promote_by_hand, weigh
+    from expunge.batch.webhooks import deliver_what_waits
+    from expunge.registry.artifacts import checked_files
     from expunge.registry.ledgers import contents
     from expunge.registry.tracking import Tracker
-    from expunge.registry.versions import checked_files, named
+    from expunge.registry.versions import named
 
     if not yes and (as_json or not sys.stdin.isatty()):
         raise InputError("there is nobody to ask for a confirmation", hint="add --yes")
@@ -69,6 +71,7 @@ def promote(
         accepted = f", who accepted: {'; '.join(failures)}" if failures else ""
         record = None if verified is found else key
         done = promote_by_hand(opened.store, tracker, change, opened.settings.acting, accepted=accepted, record=record)
+    deliver_what_waits(opened.settings, opened.store, tracker)
     if as_json:
         before = change.before.version if change.before else None
         moved = {"resurfaced": change.resurfacing, "removed": change.waiting, "accepted_failures": failures}
@@ -93,9 +96,10 @@ def check_resurfacing(change: "Change", accepted: bool, what: str, act: str) -> 
 
 def _verified(found: "Contents", weights: "Path", tracker: "Tracker", opened: Opened) -> "Contents":
     """Return the version with evidence about its whole ledger, and what it removes by that evidence."""
-    from expunge.batch.verifying import is_verified, ledger_after, unproven, verify_again
+    from expunge.batch.verifying import check_base, is_verified, ledger_after, unproven, verify_again
     from expunge.text import counted
 
+    check_base(found.version, weights, opened.settings)
     evidence = found.evidence
     if not is_verified(found, opened.settings):
         typer.echo(f"verifying {counted(len(found.ledger.requests), 'removal')} on {found.version.uri}", err=True)

@@ -22,9 +22,11 @@ def rollback(model: Model, to: To, accept_resurfacing: Accept = False, as_json: 
     did it is kept in the history of every request that is concerned.
     """
     from expunge.batch.promoting import roll_back, weigh
+    from expunge.batch.webhooks import deliver_what_waits
+    from expunge.registry.artifacts import checked_files
     from expunge.registry.ledgers import contents
     from expunge.registry.tracking import Tracker
-    from expunge.registry.versions import champion, checked_files, former_champions, named
+    from expunge.registry.versions import champion, former_champions, named
 
     opened = open_platform()
     tracker, key = Tracker(opened.settings.tracking), opened.blobs.derive("ledger")
@@ -44,6 +46,7 @@ def rollback(model: Model, to: To, accept_resurfacing: Accept = False, as_json: 
     check_resurfacing(change, accept_resurfacing, f"a rollback to {target.uri}", "roll back")
     with checked_files(tracker, target):
         done = roll_back(opened.store, tracker, change, opened.settings.acting)
+    deliver_what_waits(opened.settings, opened.store, tracker)
     if as_json:
         before = change.before.version if change.before else None
         print_json({"model": model, "champion": done.version, "before": before, "resurfaced": change.resurfacing})

@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from expunge.errors import InputError, StorageError, first_line
 from expunge.families.weights import LORA_FILE
 from expunge.files import make_private, move_into_place
+from expunge.registry.artifacts import checked_files
 from expunge.registry.pipelines import network_of, pipeline_of
 from expunge.registry.seals import LEDGER
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import checked_files, resolve
+from expunge.registry.versions import resolve
 
 Format = Literal["diffusers", "lora", "merged"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -5,18 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from expunge.registry.artifacts import DamagedVersionError, damaged, is_signed, parsed_ledger, read_ledger, read_sealed
 from expunge.registry.seals import EVIDENCE, LEDGER
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import (
-    DamagedVersionError,
-    all_versions,
-    batch_of,
-    damaged,
-    is_signed,
-    parsed_ledger,
-    read_ledger,
-    read_sealed,
-)
+from expunge.registry.versions import all_versions, batch_of
 from expunge.types import Evidence, Ledger, ModelVersion
 
 Verdict = Literal["passed", "failed", "skipped", "not_reproduced", "not verified"]

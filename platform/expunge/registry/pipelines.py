@@ -1,21 +1,23 @@
 """Load a registered hotfix as a pipeline that is ready to generate."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expunge.errors import InputError
 from expunge.families.supported import family_named
+from expunge.registry.artifacts import download
+from expunge.registry.seals import ABOUT
 from expunge.registry.tracking import Tracker
-from expunge.registry.versions import ABOUT, download
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
     from expunge.families.family import Family
+    from expunge.families.layout import Layout
 
 
 def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None = None) -> "DiffusionPipeline":
@@ -39,11 +41,11 @@ def load_pipeline(uri: str, *, tracking_uri: str | None = None, base: str | None
 
 def pipeline_of(folder: Path, *, base: str | None = None) -> "DiffusionPipeline":
     """Do what `load_pipeline` does, with the files of a version that `download` has checked."""
-    from expunge.families.loading import load_base
+    from expunge.families.loading import load
 
     about = json.loads((folder / ABOUT).read_text())
-    with _base(base or about["source"]) as (source, label):
-        pipeline = load_base(source, label)
+    with _base(about, base) as layout:
+        pipeline = load(layout)
     with _fitting(type(pipeline).__name__, about["kind"]) as family:
         family.apply_hotfix(pipeline.components[family.component], about["kind"], folder)
     return pipeline
@@ -56,11 +58,9 @@ def network_of(folder: Path, *, base: str | None = None) -> "tuple[str, nn.Modul
     InputError as `load_pipeline` does.
     """
     from expunge.families.components import Components
-    from expunge.families.source import locate
 
     about = json.loads((folder / ABOUT).read_text())
-    with _base(base or about["source"]) as (source, label):
-        layout = locate(source, label, weights=True)
+    with _base(about, base) as layout:
         parts = Components(layout, exact=True)
     with _fitting(layout.kind, about["kind"]) as family:
         network = parts.network(family.component)
@@ -69,11 +69,22 @@ def network_of(folder: Path, *, base: str | None = None) -> "tuple[str, nn.Modul
 
 
 @contextmanager
-def _base(source: str) -> Iterator[tuple[str, str]]:
-    """Yield the source with what to call it; say that a base can be named where it cannot be read."""
+def _base(about: Mapping[str, Any], base: str | None) -> "Iterator[Layout]":
+    """Yield the files of the base model; say that another place can be named where they cannot be read.
+
+    Raises InputError, too, if they are known to be other files than those that the hotfix was trained from.
+    """
+    from expunge.families.source import locate
+
+    source = base or about["source"]
     label = f"the base model {source}"
     try:
-        yield source, label
+        layout = locate(source, label, weights=True)
+        known, found = about.get("base"), layout.digest()
+        # A hub's commit and the digest of a copy of its files, which differ in length, say nothing about each other.
+        if known is not None and len(known) == len(found) and known != found:
+            raise InputError(f"its files are not those that the hotfix was trained from, {about['source']}")
+        yield layout
     except InputError as error:
         raise InputError(
             f"{label} cannot be loaded ({error.message.removeprefix(f'{label}: ')})",

@@ -19,6 +19,10 @@ _UNLISTED = frozenset({ABOUT, LEDGER, EVIDENCE})
 """What the `expunge.json` of release 0.1.0 does not list."""
 
 
+MLFLOWS = "registered_model_meta"
+"""MLflow writes this file beside the others when it loads a version, even where they are stored. Nothing reads it."""
+
+
 class BrokenSealError(Exception):
     """A file differs from what was sealed; the message says which, and how."""
 
@@ -65,7 +69,7 @@ def check_folder(folder: Path, seal: str | None) -> dict[str, Any]:
     for name, expected in about["files"].items():
         if file_digest(folder / name) != expected:
             raise BrokenSealError(f"{name} does not match its digest")
-    allowed = {*about["files"], ABOUT} | (_UNLISTED if seal is None else frozenset())
+    allowed = {*about["files"], ABOUT, MLFLOWS} | (_UNLISTED if seal is None else frozenset())
     added = [name for name in _names(folder) if name not in allowed]
     if added:
         raise BrokenSealError(f"{added[0]} was added later")

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from expunge.errors import ExpungeError, InputError, NotFoundError, StorageError, UnavailableError, first_line
 from expunge.files import make_private
+from expunge.registry.embedded import ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,10 +52,12 @@ class Tracker:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._artifacts: Path | None = None
+        self._database: Path | None = None
         scheme, _, rest = uri.partition("://")
         match scheme:
             case "sqlite" if rest.startswith("/") and rest.strip("/") not in ("", ":memory:"):
-                self._artifacts = _embedded_folder(Path(unquote(rest[1:].partition("?")[0]))) / "artifacts"
+                self._database = Path(unquote(rest[1:].partition("?")[0])).absolute()
+                self._artifacts = _embedded_folder(self._database) / "artifacts"
             case "http" | "https" if rest:
                 pass
             case _:
@@ -78,6 +81,8 @@ class Tracker:
         for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         with self.reaching():
+            if self._database is not None:
+                ensure_database(self._database)
             return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @contextmanager
@@ -246,7 +251,8 @@ class Tracker:
             return NotFoundError(f"MLflow at {self.uri}: {said}")
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
             return UnavailableError(
-                f"MLflow at {self.uri} refuses ({error.error_code})", hint="check MLFLOW_TRACKING_TOKEN"
+                f"MLflow at {self.uri} refuses ({error.error_code})",
+                hint="check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
             )
         return ExpungeError(f"MLflow at {self.uri}: {said}")
 
@@ -273,7 +279,7 @@ class Tracker:
 
 
 def _embedded_folder(database: Path) -> Path:
-    folder = database.absolute().parent
+    folder = database.parent
     try:
         make_private(folder)
     except OSError as error:

@@ -19,7 +19,7 @@ from expunge.files import make_private
 from expunge.requests.locks import writers
 from expunge.requests.vault import Vault
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration. Known without importing Alembic, so that opening a current database stays fast."""
 
 SEALED = "0004"

@@ -1,20 +1,21 @@
 """The durable queue: accepted once, drained into batches, never lost, every step in the audit log."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from expunge.errors import InputError, StorageError, TransitionError
-from expunge.requests import audit, changes, queries
+from expunge.requests import audit, changes, outbox, queries
 from expunge.requests.audit import Trail, Verified, keep_anchor, recall_anchor, write_anchor
 from expunge.requests.blobs import sealing_key
 from expunge.requests.database import Database
 from expunge.requests.home import recall, remember
+from expunge.requests.outbox import Message, Notice
 from expunge.requests.queries import Backlog
 from expunge.requests.records import BatchRecord, RequestRecord
 from expunge.requests.tables import batches, identity, requests
@@ -25,6 +26,7 @@ from expunge.types import DEFAULT_TENANT, BlobId, Identifier, RemovalBatch, Remo
 Records = list[RequestRecord]
 Batches = list[BatchRecord]
 Ids = list[str]
+Messages = list[Message]
 
 MAX_STARTS = 3
 """Drivers that may begin on a batch without getting any further, before it is given up."""
@@ -44,21 +46,26 @@ class RequestStore:
         actor: str,
         due_days: int = 0,
         tenant: str = DEFAULT_TENANT,
+        *,
+        announces: bool = False,
     ) -> None:
         """Takes what a connection does not say.
 
         home: where the copy of the audit log's head is kept. actor: who acts, for the audit log. due_days: when a
-        request that names no date is due; 0: never. tenant: whose are the requests that are added and found.
+        request that names no date is due; 0: never. tenant: whose are the requests that are added and found. announces:
+        whether there is a webhook to write notices for.
         """
         self.database, self.vault, self.actor, self.tenant = database, vault, actor, tenant
-        self._home, self._due_days = home, due_days
+        self._home, self._due_days, self._announces = home, due_days, announces
 
     def close(self) -> None:
         self.database.close()
 
     def acting(self, actor: str, tenant: str) -> "RequestStore":
         """Returns the same store for somebody else. `list` and `get` show every tenant's requests all the same."""
-        return RequestStore(self.database, self.vault, self._home, actor, self._due_days, tenant)
+        return RequestStore(
+            self.database, self.vault, self._home, actor, self._due_days, tenant, announces=self._announces
+        )
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction to read all rows at once."""
@@ -230,10 +237,24 @@ class RequestStore:
             with self._change() as trail:
                 return changes.drain(trail, batch_id, models, limit, skip, only, choose)
 
+    def oldest_open(
+        self, models: Sequence[str] | None = None, skip: Collection[str] = (), only: Collection[str] | None = None
+    ) -> str | None:
+        """Returns the batch that `drain` without an id would continue; None if it would make one."""
+        with self.database.read() as connection:
+            return queries.oldest_open(connection, models, skip, only)
+
     def expected(self, models: Sequence[str] | None = None) -> Iterator[queries.Expected]:
         """Yields what waits in the order in which it is drained; only a few hundred are held at a time."""
         with self.database.read() as connection:
             yield from queries.expected(connection, models)
+
+    def make_batch(self, batch_id: str) -> None:
+        """Makes a batch that holds no request, unless it is there. Raises InputError for an id that is none."""
+        _check(_IDENTIFIER, batch_id, "batch id", IDENTIFIER_RULE)
+        with suppress(IntegrityError), self.database.write() as connection:
+            if not queries.has_batch(connection, batch_id):
+                connection.execute(insert(batches), {"id": batch_id, "created": changes.now()})
 
     def start_batch(self, batch_id: str, advance: int) -> int:
         """Counts one more driver that begins on a batch; returns how many have begun since it last got any further.
@@ -261,10 +282,46 @@ class RequestStore:
         with self._change() as trail:
             changes.resurface(trail, batch_id, request_ids, why)
 
-    def note(self, request_ids: Sequence[str], detail: str) -> None:
-        """Adds a line about each request to the audit trail without moving it; unknown ids are left out."""
+    def note(self, request_ids: Sequence[str], detail: str, notice: Notice | None = None) -> int | None:
+        """Adds a line about each request to the audit trail without moving it; unknown ids are left out.
+
+        The notice goes into the outbox in the same transaction, if a webhook is set; returns its number there.
+        """
         with self._change() as trail:
             changes.note(trail, request_ids, detail)
+            if notice is None or not self._announces:
+                return None
+            return outbox.write(trail.connection, notice, changes.now())
+
+    def confirm(self, number: int) -> None:
+        """Records that what a notice announces has happened, so that it is delivered."""
+        with self.database.write() as connection:
+            outbox.confirm(connection, number, changes.now())
+
+    def forget(self, number: int) -> None:
+        """Deletes a notice of something that has not happened."""
+        with self.database.write() as connection:
+            outbox.drop(connection, number)
+
+    def record_attempt(self, number: int, error: str) -> None:
+        """Counts an attempt to deliver a message; without an error, it has arrived."""
+        with self.database.write() as connection:
+            outbox.record(connection, number, changes.now(), error)
+
+    def unconfirmed(self, model: str | None = None) -> Messages:
+        """Returns the messages of which it is not known whether they have happened."""
+        with self.database.read() as connection:
+            found = outbox.messages(connection, outbox.UNCONFIRMED)
+        return [message for message in found if model in (None, message.model)]
+
+    def outgoing(self) -> Messages:
+        """Returns the messages that are to be delivered, in their order."""
+        with self.database.read() as connection:
+            return outbox.messages(connection, outbox.WAITING)
+
+    def all_messages(self) -> Messages:
+        with self.database.read() as connection:
+            return outbox.messages(connection)
 
     def transition(
         self,
@@ -350,7 +407,8 @@ def open_store(settings: Settings, *, patience: float = 15.0) -> RequestStore:
     try:
         vault = Vault(sealing_key(settings))
         database.migrate(vault, settings.runs, exists=known is not None and known.database is not None)
-        store = RequestStore(database, vault, settings.home, settings.acting, settings.due_days)
+        announces = bool(settings.webhooks.url)
+        store = RequestStore(database, vault, settings.home, settings.acting, settings.due_days, announces=announces)
         remember(settings, database=store.identity())
         store.check_key()
     except BaseException:

@@ -109,6 +109,21 @@ audit_head = Table(
     Column("seal", String(64), nullable=False),
 )
 
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("event", String(32), nullable=False),
+    Column("model", String(63), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("happened", UtcDateTime),
+    Column("delivered", UtcDateTime),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("error", String(200), nullable=False, server_default=""),
+)
+
 leases = Table(
     "leases",
     metadata,

@@ -4,11 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from expunge.errors import InputError
 from expunge.runs import formats
 from expunge.runs.document import Document, LostError
 from expunge.runs.job import JobFolder
 from expunge.runs.outcomes import JobOutcome, NightEnd, NightOutcome, NightPlan
 from expunge.types import UnlearnJob
+
+REPLAY = "replay-"
+"""How the ids of replays begin. Their batches hold no request, because a replay moves none."""
+
+
+def how_to_continue(batch: str) -> str:
+    """Say what to do to go on with a batch that was stopped."""
+    replay = batch.startswith(REPLAY)
+    return "repeat the `expunge replay` that began it" if replay else f"run `expunge night --batch {batch}` to continue"
+
+
+def refuse_replay(batch: str) -> None:
+    """Raise InputError if this batch is a replay, into which a night would drain the queue."""
+    if batch.startswith(REPLAY):
+        raise InputError(f"batch {batch} is a replay", hint=how_to_continue(batch))
 
 
 @dataclass(frozen=True)

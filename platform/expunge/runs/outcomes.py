@@ -97,7 +97,10 @@ class NightOutcome(NightPlan):
 
     @property
     def all_passed(self) -> bool:
-        """True if every request of the night is removed by a promoted version; one that is not reproduced is not."""
+        """True if every request of the night is removed by a promoted version; one that is not reproduced is not.
+
+        A replay's version is promoted by a person, so there it need not be.
+        """
         return not self.left and not self.not_reproduced
 
     @property
@@ -107,7 +110,8 @@ class NightOutcome(NightPlan):
 
     @property
     def left(self) -> frozenset[str]:
-        """The ids of requests that go back to the queue or wait for a person."""
+        """The ids of requests that go back to the queue or wait for a person; of a replay, what it does not remove."""
         new = {request.id for outcome in self.outcomes for request in outcome.job.requests}
-        removed = {id for outcome in self.outcomes if outcome.promoted for id in outcome.passed}
+        decided = (outcome for outcome in self.outcomes if outcome.promoted or outcome.job.replay)
+        removed = {id for outcome in decided for id in outcome.passed}
         return frozenset({*self.refused, *self.held, *new} - removed - self.not_reproduced)

@@ -4,7 +4,7 @@ import getpass
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import quote
 
 import platformdirs
@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from expunge.batch.settings import NightSettings, RetentionSettings
+from expunge.batch.settings import NightSettings, RetentionSettings, WebhookSettings
 from expunge.errors import InputError
 from expunge.evaluation.settings import EvaluationSettings, GateSettings
 from expunge.section import IDENTIFIER, IDENTIFIER_RULE
@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     night: NightSettings = NightSettings()
     retention: RetentionSettings = RetentionSettings()
     service: ServiceSettings = ServiceSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @field_validator("home", mode="before")
     @classmethod
@@ -185,6 +186,11 @@ class Settings(BaseSettings):
                 f"model: {name!r} is not configured",
                 hint=f"use one of {known}, or add [models.{name}] to the config file",
             ) from None
+
+    def with_source(self, model: str, source: str) -> Self:
+        """Return settings in which this model's base is `source`: a path, OWNER/NAME@COMMIT, or testbed:NAME."""
+        changed = self.model(model).model_copy(update={"source": source, "revision": ""})
+        return self.model_copy(update={"models": {**self.models, model: changed}})
 
     def training_for(self, model: str) -> TrainingSettings:
         return TrainingSettings.model_validate({**self.training.model_dump(), **self.model(model).training})

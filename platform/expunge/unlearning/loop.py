@@ -60,7 +60,8 @@ def _train(folder: JobFolder, warm_start: Path | None, record: Record, rank: int
     # Not at the top: on the driver, importing DeepSpeed would initialise its accelerator.
     from expunge.unlearning.engine import ShardedEngine
 
-    settings, job = load_settings(), folder.job.expect()
+    job = folder.job.expect()
+    settings = job.within(load_settings())
     configure(settings.log_level)
     baseline = folder.baseline.read() or Baseline(job=job.id, levels=())  # none: an earlier release planned it
     training, device = job.training.at_the_memory(baseline.levels), _device()
