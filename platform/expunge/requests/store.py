@@ -63,7 +63,9 @@ class RequestStore:
 
     def acting(self, actor: str, tenant: str) -> "RequestStore":
         """Returns the same store for somebody else. `list` and `get` show every tenant's requests all the same."""
-        return RequestStore(self.database, self.vault, self._home, actor, self._due_days, tenant, announces=self._announces)
+        return RequestStore(
+            self.database, self.vault, self._home, actor, self._due_days, tenant, announces=self._announces
+        )
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction to read all rows at once."""

@@ -90,8 +90,8 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     night: NightSettings = NightSettings()
     retention: RetentionSettings = RetentionSettings()
-    webhooks: WebhookSettings = WebhookSettings()
     service: ServiceSettings = ServiceSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @field_validator("home", mode="before")
     @classmethod
