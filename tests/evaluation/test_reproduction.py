@@ -215,6 +215,15 @@ def test_one_level_that_keeps_its_memory_fails_a_removal_in_all_but_one_of_a_hun
     assert "picture 1, all views at noise level 0.3, under the own prompt" in reproduction_rule(trials[0], GATE).why
 
 
+def test_where_a_single_view_shows_memory_no_level_is_judged_by_itself() -> None:
+    """All rounds draw it nine times per level: too few, so that a removal would fail there by chance."""
+    base = everywhere(ABILITY)
+    base[0] = 0.95
+    trials = [judged(base, everywhere(ABILITY), seed)[0] for seed in range(100)]
+    assert all(one.level is None for evidence in trials for one in evidence)
+    assert sum(map(passed, trials)) >= 95
+
+
 def test_a_perfect_removal_that_leaves_pictures_their_own_ability_passes_in_nineteen_of_twenty_trials() -> None:
     """Where the base model's excess is five times as much as abilities deviate."""
     passing = 0

@@ -307,8 +307,9 @@ def compare_levels(
     """Return the evidence of the noise level that kept most, for each picture under each prompt and by each encoder.
 
     Arguments as in `compare`. A level is judged by the draws of all views in which the encoder sees memory; differences
-    between views count as noise. A single view at a single level would have too few draws to be told from a picture's
-    own ability. Levels that show little of the memory (LEAST_EXCESS) are left out.
+    between views count as noise. Where it sees memory in a single view, no level is judged: even all rounds together
+    draw too little there to tell a level from a picture's own ability. Levels that show little of the memory
+    (LEAST_EXCESS) are left out.
     """
     groups: dict[tuple[int, str], list[int]] = {}
     for row, condition in enumerate(conditions):
@@ -319,7 +320,7 @@ def compare_levels(
         for e in range(len(names)):
             rows = [row for row in members if informative[row, e]]
             found = []
-            for i, level in enumerate(unseen.levels if rows else ()):
+            for i, level in enumerate(unseen.levels if len(rows) > 1 else ()):
                 known, fixed = (draws[rows, i :: len(unseen.levels)].flatten(0, 1)[None] for draws in (base, after))
                 each = compare([whole], names, known, fixed, unseen.at(i), torch.ones(1, len(names)), confidence)
                 found.append(each[e].model_copy(update={"level": level}))
