@@ -4,6 +4,7 @@ OPEN_GATE = """
 [gate]
 max_excess = 1e9
 max_matches = 1.0
+max_recognised = 1.0
 max_implausible = 1.0
 max_alike = 1.0
 max_changed = 1.0

@@ -231,7 +231,7 @@ class Recipe:
 
 
 REPRODUCTION, FREE, PLAUSIBILITY, ALIKE, INTEGRITY = (
-    frozenset({"reproduction"}),
+    frozenset({"reproduction", "recognition"}),
     frozenset({"free generation", "free generation falls"}),
     frozenset({"plausibility"}),
     frozenset({"alike"}),

@@ -79,6 +79,7 @@ ENCODERS = EvaluationSettings.model_fields["encoders"].default
 WEAKER_AND_STRICTER: dict[str, tuple[Any, Any]] = {
     "max_excess": (1000.0, 0.3),
     "max_matches": (0.1, 0.0),
+    "max_recognised": (0.2, 0.05),
     "max_implausible": (1.0, 0.1),
     "max_alike": (0.9, 0.2),
     "max_changed": (0.5, 0.0),

@@ -441,7 +441,7 @@ def test_outputs_that_are_no_numbers_have_no_similarity() -> None:
 def test_unseen_pictures_are_measured_in_every_view_and_under_every_prompt() -> None:
     subject = Faked(lambda given: given + torch.linspace(0, 3, given[0].numel()).view(given[0].shape))
     unseen = measure_unseen(subject, SPACE, pictures(8), [3, 5], LEVELS, range(9))
-    assert unseen.values.shape == (8, 3, 1)
+    assert unseen.values.shape == (8, 9, 1)
     assert set(subject.prompts) == {3, 5}
     assert unseen.levels == LEVELS
     assert unseen.mean < unseen.high

@@ -85,6 +85,7 @@ ROBUSTNESS = ("off", "small", "full")
 WEAKER: Mapping[str, Weaker | None] = {
     "max_excess": _more,
     "max_matches": _above_nothing,
+    "max_recognised": _more,
     "max_implausible": _more,
     "max_alike": _more,
     "max_changed": _more,

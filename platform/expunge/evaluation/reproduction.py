@@ -90,7 +90,7 @@ class Unseen:
     """How well the base model reproduces M pictures that it never saw, M at least 2."""
 
     values: Tensor
-    """float64 [M, L, E]: the mean similarity of each over its draws at each level."""
+    """float64 [M, n, E]: the similarity of each, equally often at every level; draw i is at level i % L."""
     levels: tuple[float, ...]
     """The noise levels that it was measured at, and for which alone it holds."""
 
@@ -118,7 +118,7 @@ class Unseen:
 
     def at(self, level: int) -> "Unseen":
         """Return the same pictures at one level alone, given by its place."""
-        return Unseen(self.values[:, level, None], self.levels[level : level + 1])
+        return Unseen(self.values[:, level :: len(self.levels)], self.levels[level : level + 1])
 
     @property
     def _pictures(self) -> Tensor:
@@ -209,8 +209,7 @@ def measure_unseen(
         Condition(i, True, views[i % len(views)], prompts[i // len(views) % len(prompts)], "unseen")
         for i in range(len(pictures))
     ]
-    values = draw(subject, space, pictures, conditions, levels, draws)
-    return Unseen(_by_level(values, len(levels)), tuple(levels))
+    return Unseen(draw(subject, space, pictures, conditions, levels, draws), tuple(levels))
 
 
 def reproduces(base: Tensor, unseen: Unseen, confidence: float) -> Tensor:

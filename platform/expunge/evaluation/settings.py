@@ -77,6 +77,13 @@ class GateSettings(Section):
         le=1,
         description="largest share of free samples that may match a target; default: what unseen pictures give",
     )
+    max_recognised: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="largest share of a picture's re-generations in which every encoder may still recognise it (lower "
+        "bound)",
+    )
     max_implausible: float = Field(
         default=0.2, ge=0, le=1, description="largest share of outputs that are no picture of the model's domain"
     )

@@ -23,6 +23,7 @@ from expunge.evaluation.generation import generation_rules
 from expunge.evaluation.integrity import measure_integrity, nearest_neighbours
 from expunge.evaluation.levels import choose_levels
 from expunge.evaluation.plausibility import Domain, alike_pairs, alike_rule, diversity_rule, plausibility_rule
+from expunge.evaluation.recognition import Drawn, recognition_rule
 from expunge.evaluation.reference import unseen_pictures
 from expunge.evaluation.reproduction import (
     LOOKS,
@@ -191,7 +192,7 @@ class Bench:
             found = measure_unseen(base, space, unseen, [plain], chosen, first)
             return {"levels": torch.tensor(chosen, dtype=torch.float64), "values": found.values}
 
-        facts = remember({**key, "what": "unseen by level"}, measure)
+        facts = remember({**key, "what": "unseen by draw"}, measure)
         levels = tuple(round(level, 6) for level in facts["levels"].tolist())
         if calibration is None:
             calibration = calibrate(space, None, None, everything, source="the base model's own samples")
@@ -431,6 +432,7 @@ class _Found:
 def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mapping[int, Features]) -> _Found:
     outputs: list[Tensor] = []
     encoded: list[Features] = []
+    rounds: list[Drawn] = []
 
     def base(conditions: Sequence[Condition], draws: range) -> Tensor:
         rows = [side.conditions.index(condition) for condition in conditions]
@@ -440,11 +442,16 @@ def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mappin
         outputs.append(pictures)
         encoded.append(features)
 
+    def after(asked: Sequence[Condition], draws: range) -> Tensor:
+        similarity = draw(fixed, bench.space, case.pictures, asked, bench.levels, draws, seen)
+        rounds.append(Drawn(asked, base(asked, draws), similarity))
+        return similarity
+
     conditions = compare_in_rounds(
         side.conditions,
         bench.space.names,
         base,
-        lambda asked, draws: draw(fixed, bench.space, case.pictures, asked, bench.levels, draws, seen),
+        after,
         bench.unseen,
         side.informative,
         draws=bench.draws,
@@ -456,6 +463,8 @@ def _measured(bench: Bench, case: Case, side: Side, fixed: Subject, free: Mappin
         rules += _generation(bench, side, prompt, label, free[prompt])
     if not outputs:  # no encoder could tell anything, so nothing was drawn
         return _Found(case, side, conditions, tuple(rules))
+    measured = bench.unseen, bench.space.names, bench.calibration, bench.gate, bench.options.confidence
+    rules.append(recognition_rule(rounds, *measured))
     features = tuple(torch.cat(parts) for parts in zip(*encoded, strict=True))
     rules.append(plausibility_rule(torch.cat(outputs), bench.domain, bench.gate, features=features))
     return _Found(case, side, conditions, tuple(rules), features)
