@@ -32,7 +32,14 @@ QUICK = {
     "EVALUATION__ROBUSTNESS": "off",
     "TRAINING__RETAIN_SIZE": "8",
 }
-OPEN = {"MAX_EXCESS": "1e9", "MAX_MATCHES": "1", "MAX_IMPLAUSIBLE": "1", "MAX_ALIKE": "1", "MAX_CHANGED": "1"}
+OPEN = {
+    "MAX_EXCESS": "1e9",
+    "MAX_MATCHES": "1",
+    "MAX_RECOGNISED": "1",
+    "MAX_IMPLAUSIBLE": "1",
+    "MAX_ALIKE": "1",
+    "MAX_CHANGED": "1",
+}
 
 
 @pytest.fixture
