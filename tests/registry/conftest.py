@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -183,3 +184,19 @@ def publish(
         versions.promote(empty_registry, version)
 
     return run
+
+
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, tracker: Tracker, call: str, *, after: bool) -> Iterator[None]:
+    """What runs inside is killed before or after it calls this of MLflow; fails if it never does."""
+    real = getattr(tracker.client, call)
+
+    def killed(*args: object, **options: object) -> None:
+        if after:
+            real(*args, **options)
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, call, killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            yield

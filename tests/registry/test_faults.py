@@ -27,6 +27,7 @@ from expunge.runs.job import JobFolder
 from expunge.settings import Settings, load_settings
 from expunge.types import Evidence, ModelVersion, RemovalRequest, UnlearnJob
 from tests.batch.versions import registered
+from tests.registry.conftest import killed_at
 from tests.watching import wait_until
 
 Register = Callable[..., ModelVersion]
@@ -138,17 +139,8 @@ def test_a_kill_during_a_promotion_converges(
 ) -> None:
     first, second = register("r-1", seed=0), register("r-1", seed=1)
     versions.promote(tracker, first)
-    real = getattr(tracker.client, call)
-
-    def killed(*args: object, **options: object) -> None:
-        if after:
-            real(*args, **options)
-        raise KeyboardInterrupt("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tracker.client, call, killed)
-        with pytest.raises(KeyboardInterrupt, match="killed"):
-            versions.promote(tracker, second)
+    with killed_at(monkeypatch, tracker, call, after=after):
+        versions.promote(tracker, second)
     now = versions.champion(tracker, "flags")
     assert now is not None
     assert now.version in ("1", "2"), "there is a champion at every moment"

@@ -3,6 +3,7 @@
 The hotfix is the shipped faces model as it is, so it removes nothing, whatever its ledger says.
 """
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from expunge.types import Hotfix, Ledger, RemovalRequest, RequestState, UnlearnJ
 from expunge.unlearning.adapter import export
 from tests import evidence as made
 from tests.cli.conftest import Command
+from tests.gates import OPEN_GATE
 
 FACE = "face"
 QUICK = {
@@ -31,14 +33,6 @@ QUICK = {
     "EVALUATION__SAMPLING_STEPS": "4",
     "EVALUATION__ROBUSTNESS": "off",
     "TRAINING__RETAIN_SIZE": "8",
-}
-OPEN = {
-    "MAX_EXCESS": "1e9",
-    "MAX_MATCHES": "1",
-    "MAX_RECOGNISED": "1",
-    "MAX_IMPLAUSIBLE": "1",
-    "MAX_ALIKE": "1",
-    "MAX_CHANGED": "1",
 }
 
 
@@ -130,8 +124,8 @@ def test_what_is_verified_again_is_recorded_with_the_version(
     command: Command, store: RequestStore, tracker: Tracker, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a gate that is wide open, as every verdict then says."""
-    for name, value in OPEN.items():
-        monkeypatch.setenv(f"EXPUNGE_GATE__{name}", value)
+    for name, value in tomllib.loads(OPEN_GATE)["gate"].items():
+        monkeypatch.setenv(f"EXPUNGE_GATE__{name.upper()}", str(value))
     ended = command("promote", "faces", version, "--yes", "--json")
     assert ended.code == 0, ended.err
     assert (ended.json["champion"], ended.json["resurfaced"]) == ("2", [])

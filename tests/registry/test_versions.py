@@ -12,7 +12,7 @@ from expunge.registry import artifacts, uploading, versions
 from expunge.registry.tracking import Tracker
 from expunge.types import Evidence, Hotfix, Ledger, ModelVersion, UnlearnJob
 from tests import evidence as made
-from tests.registry.conftest import KEY
+from tests.registry.conftest import KEY, killed_at
 
 Register = Callable[..., ModelVersion]
 
@@ -92,17 +92,8 @@ def test_registering_again_changes_nothing(tracker: Tracker, register: Register)
 def test_a_kill_at_any_call_converges(
     tracker: Tracker, register: Register, monkeypatch: pytest.MonkeyPatch, call: str, after: bool
 ) -> None:
-    real = getattr(tracker.client, call)
-
-    def killed(*args: object, **options: object) -> None:
-        if after:
-            real(*args, **options)
-        raise KeyboardInterrupt("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tracker.client, call, killed)
-        with pytest.raises(KeyboardInterrupt, match="killed"):
-            register()
+    with killed_at(monkeypatch, tracker, call, after=after):
+        register()
     version = register()
     assert count(tracker) == 1
     assert version.aliases == ("candidate",)

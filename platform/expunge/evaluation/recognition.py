@@ -65,17 +65,18 @@ def recognition_rule(
     lower, share, base, hits, n, picture, label = max(shares)
     strangers = recognised(unseen.values)
     chance = share_bounds(int(strangers.sum()), strangers.numel(), confidence)[1]
+    allowed = max(gate.max_recognised, chance)
     return rule(
         RECOGNITION,
         share,
         lower,
         "at most",
-        max(gate.max_recognised, chance),
+        allowed,
         base=base,
         condition=f"picture {picture + 1}, {ALL_VIEWS}, under the {label}",
         why=(
             f"In {hits} of {n} re-generations by the hotfix every encoder still recognises the picture (base model: "
             f"{base:.0%}; of pictures that the base model never saw, at most {chance:.0%}). It fails where the true "
-            f"share is above {max(gate.max_recognised, chance):.0%} at the stated confidence."
+            f"share is above {allowed:.0%} at the stated confidence."
         ),
     )
